@@ -1,0 +1,1 @@
+"""The actor runtime: actors, mailboxes, supervision, transport. Knows nothing of networks."""

@@ -1,0 +1,1 @@
+"""The storing actor: the kernel index and its tiers. No torch."""

@@ -1,0 +1,1 @@
+"""The commands: esperd (the daemon) and esper (the client). Imports no torch."""

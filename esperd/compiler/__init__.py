@@ -1,0 +1,1 @@
+"""The compiling actor: a blueprint becomes a validated, profiled kernel."""

@@ -1,0 +1,181 @@
+"""``esperd.toml`` and ``ESPERD__SECTION__KEY`` variables → one frozen Struct. Unknown keys are errors; defaults live here."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import platformdirs
+
+from esperd.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "ESPERD__"
+LONGEST_SOCKET_PATH = 107
+"""Bytes of a Unix socket path on Linux (sun_path), less its terminator."""
+
+Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of esperd.toml."""
+
+
+class Daemon(Section, frozen=True, kw_only=True):
+    """``[daemon]``."""
+
+    state_directory: str = ""
+    """Databases, kernels, checkpoints, models. Empty: ``$STATE_DIRECTORY``, else the user's XDG state directory."""
+    runtime_directory: str = ""
+    """Sockets. Empty: ``run`` under the state directory."""
+    drain_timeout_s: Seconds = 30.0
+    """How long SIGTERM waits for workers to checkpoint before they are killed; they stay resumable."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class Http(Section, frozen=True, kw_only=True):
+    """``[http]``: /livez, /readyz and /metrics."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)] = 7411
+    """0: any free port, written to ``http.port`` in the runtime directory."""
+
+
+class Jobs(Section, frozen=True, kw_only=True):
+    """``[jobs]``."""
+
+    max_running: Count = 1
+    """Trainer workers at one time."""
+    max_queued: Count = 1000
+    """More are refused with ``busy``."""
+    max_attempts: Count = 5
+    """Lost workers after which a job is dead."""
+    backoff_s: Seconds = 1.0
+    """Wait before the second attempt; doubles each time, up to ``backoff_max_s``."""
+    backoff_max_s: Seconds = 300.0
+
+
+class Workers(Section, frozen=True, kw_only=True):
+    """``[workers]``: processes of trainer and compiler."""
+
+    start_timeout_s: Seconds = 120.0
+    """From spawn to READY; importing torch on a cold disk is slow."""
+    heartbeat_interval_s: Seconds = 1.0
+    heartbeat_timeout_s: Seconds = 20.0
+    """A silent worker is killed and replaced after this long; a worker whose daemon is silent this long checkpoints and
+    exits."""
+
+
+class Compiler(Section, frozen=True, kw_only=True):
+    """``[compiler]``."""
+
+    nice: Annotated[int, msgspec.Meta(ge=0, le=19)] = 10
+    """Scheduling priority of the compiler process: it yields to training."""
+    timeout_s: Seconds = 300.0
+    """Longest compilation of one kernel."""
+
+
+class Cache(Section, frozen=True, kw_only=True):
+    """``[cache]``."""
+
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 64 * 1024 * 1024
+    """Kernels kept in memory, least recently used out first."""
+
+
+class Plugins(Section, frozen=True, kw_only=True):
+    """``[plugins]``."""
+
+    blocked: tuple[str, ...] = ()
+    """Names of installed plugins not to load."""
+
+
+class Config(Section, frozen=True, kw_only=True):
+    """The daemon's whole configuration."""
+
+    daemon: Daemon = Daemon()
+    http: Http = Http()
+    jobs: Jobs = Jobs()
+    workers: Workers = Workers()
+    compiler: Compiler = Compiler()
+    cache: Cache = Cache()
+    plugins: Plugins = Plugins()
+
+    @property
+    def state_directory(self) -> Path:
+        """Absolute path of the state directory."""
+        return state_directory(self.daemon.state_directory)
+
+    @property
+    def runtime_directory(self) -> Path:
+        """Absolute path of the directory that holds the sockets."""
+        named = self.daemon.runtime_directory
+        return Path(named).expanduser().absolute() if named else self.state_directory / "run"
+
+
+def state_directory(named: str = "") -> Path:
+    """Where a daemon keeps its state: as named, else ``$STATE_DIRECTORY`` (systemd), else the XDG state directory."""
+    chosen = named or os.environ.get("STATE_DIRECTORY", "").partition(":")[0] or platformdirs.user_state_dir("esperd")
+    return Path(chosen).expanduser().absolute()
+
+
+def endpoint(runtime_directory: Path, name: str) -> str:
+    """ZeroMQ endpoint of a socket in the runtime directory.
+
+    Raises:
+        ConfigError: when the path is longer than a Unix socket's may be.
+    """
+    path = runtime_directory / f"{name}.sock"
+    if len(os.fsencode(path)) > LONGEST_SOCKET_PATH:
+        raise ConfigError(
+            f"socket path {path} is longer than {LONGEST_SOCKET_PATH} bytes; set daemon.runtime_directory to a shorter one",
+            key="daemon.runtime_directory",
+        )
+    return f"ipc://{path}"
+
+
+def load_config(path: Path | None = None, environment: Mapping[str, str] | None = None) -> Config:
+    """Read a configuration: file first, then environment variables over it.
+
+    Args:
+        path: a TOML file; None: defaults only.
+        environment: variables; None: ``os.environ``. ``ESPERD__JOBS__MAX_RUNNING=2`` sets ``jobs.max_running``.
+
+    Raises:
+        ConfigError: when the file cannot be read or parsed, or a key or value is wrong; names the place.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}", path=str(path)) from error
+    origin = str(path) if path else "defaults"
+    for variable, text in (os.environ if environment is None else environment).items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
+        if not separator:
+            raise ConfigError(f"{variable} is not of the form ESPERD__SECTION__KEY", key=variable)
+        table = values.setdefault(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section} must be a table, as in [{section}]", key=section)
+        table[key] = _parse(text)
+        origin += f", {variable}"
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{error} (in {origin})", path=origin) from error
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401 - a TOML value
+    """A variable's value, as TOML where it is TOML (numbers, booleans, lists), else as the string it is."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text

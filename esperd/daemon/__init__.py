@@ -1,0 +1,1 @@
+"""The daemon process: start, signals, the job store, the front door for clients, the HTTP side port."""

@@ -1,0 +1,1 @@
+"""Runs kernels: the op-list interpreter."""

@@ -1,0 +1,461 @@
+"""Jobs: what a user asks for, the states a job passes through, and what is reported at its end."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from esperd.messages.base import Message, Reply, Value
+from esperd.messages.growth import Contribution, SlotRecord, Stage
+from esperd.messages.policy import PolicySettings
+
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
+Fraction = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of a job file: strict, so that a mistyped key is an error and never silently a default."""
+
+
+class Optimizer(Section, frozen=True, kw_only=True):
+    """``[optimizer]``: ``sgd`` (momentum) or ``adamw``."""
+
+    name: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Annotated[float, msgspec.Meta(gt=0.0)] = 3e-3
+    weight_decay: Annotated[float, msgspec.Meta(ge=0.0)] = 0.01
+    momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9
+    """SGD only."""
+
+
+class Scheduler(Section, frozen=True, kw_only=True):
+    """``[scheduler]``: the learning rate over the share of the budget that is spent."""
+
+    name: Literal["constant", "cosine"] = "cosine"
+    final_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    """Learning rate at the end, as a share of the first; ``cosine`` only."""
+
+
+class Budget(Section, frozen=True, kw_only=True):
+    """``[budget]``: the job ends at the first limit it reaches. At least one of epochs, flops, seconds is required."""
+
+    epochs: Positive | None = None
+    flops: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    """Training FLOPs, everything charged: culled seeds, incubation and ablations too."""
+    seconds: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    parameters: Positive | None = None
+    """Largest parameter count the grown network may have."""
+
+
+class Slots(Section, frozen=True, kw_only=True):
+    """``[slots]``: where seeds may be placed."""
+
+    patterns: tuple[str, ...] = ()
+    """Shell patterns over module paths (``features.*``). Empty: found by tracing one batch."""
+    limit: Positive = 4
+    """At most this many slots are taken from tracing, spread evenly over the depth."""
+
+
+class Growth(Section, frozen=True, kw_only=True):
+    """``[growth]``: what may be grown and how long each stage lasts, in epochs."""
+
+    enabled: bool = True
+    blueprints: tuple[str, ...] = ()
+    """Names or shell patterns. Empty: every registered blueprint of the slot's topology."""
+    incubation: Literal["lookahead", "joint"] = "lookahead"
+    """How a seed trains before it is blended in, see ``docs/growth.md``."""
+    incubation_epochs: Positive = 3
+    blending_epochs: Positive = 3
+    shadowing_epochs: Positive = 2
+    probation_epochs: Positive = 4
+    """Longest stay in PROBATIONARY; after it the seed is culled for ``timeout``."""
+    embargo_epochs: NonNegative = 2
+    """Epochs a slot rests after a cull."""
+    alpha_target: Fraction = 1.0
+    alpha_schedule: str = "cosine"
+    """Name of a registered alpha schedule."""
+    learning_rate_scale: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    """Learning rate of seeds relative to the host's."""
+
+
+class Gates(Section, frozen=True, kw_only=True):
+    """``[gates]``: thresholds. Sources in ``docs/growth.md``."""
+
+    min_gradient_ratio: Annotated[float, msgspec.Meta(ge=0.0)] = 0.05
+    """G2: parameter-normalised gradient norm of the seed over the host's."""
+    max_loss_drift: Annotated[float, msgspec.Meta(gt=0.0)] = 0.25
+    """G4: largest relative rise of the gate loss over the shadowing window."""
+    max_loss_spike: Annotated[float, msgspec.Meta(gt=0.0)] = 0.5
+    """G4: largest relative jump of the gate loss from one epoch to the next in the window."""
+    confidence: Annotated[float, msgspec.Meta(gt=0.5, lt=1.0)] = 0.95
+    """G5: level of the contribution's interval."""
+    min_contribution: float = 0.0
+    """G5: the interval's lower end must lie above this loss."""
+
+
+class Split(Section, frozen=True, kw_only=True):
+    """``[split]``: how one set is divided when the data names no splits."""
+
+    gate: Share = 0.2
+    audit: Share = 0.2
+    seed: int = 0
+    """Seed of the permutation; independent of the job's ``rng_seed`` so that RNG seeds share splits."""
+
+
+class Export(Section, frozen=True, kw_only=True):
+    """``[export]``: where a copy of the grown model is written at the end of the job."""
+
+    directory: str | None = None
+    """Relative to ``workdir``. The model is kept in the daemon's store whether or not this is set."""
+
+
+class Job(Section, frozen=True, kw_only=True):
+    """One training job: what to train, on what, how to grow it, and when to stop."""
+
+    host: str
+    """Name of a registered host, or ``module:function`` importable from ``workdir``, returning an ``nn.Module``."""
+    data: str
+    """Name of a registered data set, a path to an ``.npz`` file, or ``module:function``."""
+    name: str = ""
+    host_options: dict[str, Any] = {}
+    """Keyword arguments of the host's function."""
+    data_options: dict[str, Any] = {}
+    """Keyword arguments of the data's function."""
+    loss: str = "cross_entropy"
+    """``cross_entropy``, ``mse``, or ``module:function`` taking (output, target), returning one loss per sample."""
+    metric: str | None = None
+    """``accuracy``, or ``module:function`` taking (output, target), returning one value per sample. Default: accuracy
+    for cross_entropy, none otherwise."""
+    batch_size: Positive = 64
+    device: Literal["cpu", "cuda"] = "cpu"
+    threads: Positive = 1
+    """Intra-op threads of the worker. More than one makes resume inexact on some operations."""
+    rng_seed: NonNegative = 0
+    workdir: str = "."
+    """Where the user's modules and relative paths are found; made absolute by the client."""
+    python: str = ""
+    """Interpreter the worker runs under; empty: the daemon's own."""
+    control: bool = False
+    """Also train the same host without growth for the same FLOPs, to say whether growing paid."""
+    checkpoint_every_s: Annotated[float, msgspec.Meta(ge=0.0)] = 5.0
+    """Least time between checkpoints, which are taken at the end of an epoch; 0: after every epoch."""
+    budget: Budget
+    optimizer: Optimizer = Optimizer()
+    scheduler: Scheduler = Scheduler()
+    split: Split = Split()
+    slots: Slots = Slots()
+    growth: Growth = Growth()
+    policy: PolicySettings = PolicySettings()
+    gates: Gates = Gates()
+    export: Export = Export()
+
+
+class JobState(enum.StrEnum):
+    """Where a job stands. Values are stored on disk."""
+
+    QUEUED = "queued"
+    LEASED = "leased"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    DEAD = "dead"
+
+
+JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
+    {
+        JobState.QUEUED: frozenset({JobState.LEASED, JobState.PAUSED, JobState.CANCELLED}),
+        JobState.LEASED: frozenset(
+            {JobState.RUNNING, JobState.QUEUED, JobState.PAUSED, JobState.FAILED, JobState.CANCELLED, JobState.DEAD}
+        ),
+        JobState.RUNNING: frozenset(
+            {
+                JobState.SUCCEEDED,
+                JobState.FAILED,
+                JobState.CANCELLED,
+                JobState.PAUSED,
+                JobState.QUEUED,
+                JobState.DEAD,
+            }
+        ),
+        JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+        JobState.SUCCEEDED: frozenset(),
+        JobState.FAILED: frozenset(),
+        JobState.CANCELLED: frozenset(),
+        JobState.DEAD: frozenset(),
+    }
+)
+"""LEASED or RUNNING → QUEUED is a lost worker (the job waits for its next attempt) or a drain."""
+
+FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.DEAD})
+
+
+class JobError(Value, frozen=True, kw_only=True):
+    """Why a job failed: a code of :mod:`esperd.errors`, the message, and the traceback where there was one."""
+
+    code: str
+    message: str
+    traceback: str = ""
+
+
+class JobInfo(Reply, frozen=True, kw_only=True):
+    """A job as the daemon knows it."""
+
+    id: str
+    name: str
+    state: JobState
+    attempt: int
+    """Leases given so far."""
+    submitted_at: float
+    """Seconds since the epoch."""
+    started_at: float | None = None
+    finished_at: float | None = None
+    retry_at: float | None = None
+    """When a lost job is tried again; None when it waits for a free worker only."""
+    epoch: int | None = None
+    """Epochs completed, as of the last checkpoint."""
+    checkpoint: str | None = None
+    """SHA-256 of the last checkpoint."""
+    error: JobError | None = None
+    job: Job
+
+
+class Metrics(Value, frozen=True, kw_only=True):
+    """A network measured on the audit split, once."""
+
+    loss: float
+    metric: float | None
+    parameters: int
+    flops_per_sample: float
+    """Forward FLOPs."""
+    training_flops: float
+    """Everything charged to reach it."""
+    training_seconds: float
+    epochs: float
+    """Passes over the train split."""
+
+
+class SeedOutcome(Value, frozen=True, kw_only=True):
+    """How a seed ended."""
+
+    seed: str
+    slot: str
+    blueprint: str
+    stage: Stage
+    """FOSSILIZED, CULLED, or the stage it was in when the budget ended (it is then removed as CULLED)."""
+    reason: str
+    contribution: Contribution | None
+    parameters: int
+    flops_per_sample: float
+    germinated_epoch: int
+    ended_epoch: int
+
+
+class RefusedArm(Value, frozen=True, kw_only=True):
+    """An arm that was wanted but not grown, and who refused it: the policy (declined) or a gate."""
+
+    slot: str
+    blueprint: str
+    epoch: int
+    by: str
+    reason: str
+
+
+class Comparison(Value, frozen=True, kw_only=True):
+    """Grown network minus control on the audit split, paired per sample."""
+
+    metric: float | None
+    metric_lower: float | None
+    metric_upper: float | None
+    loss: float
+    """Control's loss minus the grown network's: positive means growth helped."""
+    loss_lower: float
+    loss_upper: float
+    confidence: float
+    samples: int
+
+
+class Report(Value, frozen=True, kw_only=True):
+    """What a finished job found. Stored as canonical JSON beside the model."""
+
+    format: int = 1
+    job: str
+    name: str
+    rng_seed: int
+    metric_name: str | None
+    grown: Metrics
+    control: Metrics | None
+    """The same host, same seed, without growth, for the same FLOPs; None when the job asked for no control."""
+    comparison: Comparison | None
+    seeds: tuple[SeedOutcome, ...]
+    refused: tuple[RefusedArm, ...]
+    slots: tuple[SlotRecord, ...]
+    flops: dict[str, float]
+    """Training FLOPs by purpose: ``train``, ``incubation``, ``ablation``, ``gate``."""
+    policy_unavailable: int
+    """Decision points at which the policy could not be reached."""
+    device: str
+    torch: str
+    esperd: str
+    resumed: int
+    """Times the job went on from a checkpoint."""
+
+
+class Artifact(Value, frozen=True, kw_only=True):
+    """A file a job left in the store."""
+
+    name: str
+    """``model.safetensors``, ``growth.json`` or ``report.json``."""
+    sha256: str
+    size_bytes: int
+
+
+# --- between the daemon and a trainer worker -----------------------------------------------------------------------------
+
+
+class Lease(Message, frozen=True, kw_only=True):
+    """Work for a trainer worker. Everything the worker writes carries ``generation``; a stale one is refused."""
+
+    job_id: str
+    generation: int
+    job: Job
+    checkpoint: str | None
+    """SHA-256 of the checkpoint to go on from."""
+    blob_directory: str
+    resumed: int
+    """Times this job already went on from a checkpoint."""
+
+
+class JobStarted(Message, frozen=True, kw_only=True):
+    """Worker → daemon: model and data are loaded, training begins."""
+
+    job_id: str
+    generation: int
+
+
+class CheckpointWritten(Message, frozen=True, kw_only=True):
+    """Worker → daemon: the blob is on disk; answered once the row is durable."""
+
+    job_id: str
+    generation: int
+    sha256: str
+    epoch: int
+
+
+class JobSucceeded(Message, frozen=True, kw_only=True):
+    """Worker → daemon: the job is done and its artifacts are in the blob store."""
+
+    job_id: str
+    generation: int
+    epoch: int
+    artifacts: tuple[Artifact, ...]
+
+
+class JobStopped(Message, frozen=True, kw_only=True):
+    """Worker → daemon: the job stopped as asked, its checkpoint (if any) is written."""
+
+    job_id: str
+    generation: int
+    why: Literal["pause", "cancel", "drain"]
+
+
+class JobBroken(Message, frozen=True, kw_only=True):
+    """Worker → daemon: the job cannot succeed (bad model, bad data, diverged); it is not retried."""
+
+    job_id: str
+    generation: int
+    error: JobError
+
+
+class StopJob(Message, frozen=True, kw_only=True):
+    """Daemon → worker: stop after the current step; checkpoint unless cancelled."""
+
+    why: Literal["pause", "cancel", "drain"]
+
+
+# --- between a client and the daemon -------------------------------------------------------------------------------------
+
+
+class SubmitJob(Message, frozen=True, kw_only=True):
+    """Admit a job. Durable before it is acknowledged."""
+
+    job: Job
+    idempotency_key: str
+    """The same key and the same job return the first job; the same key with another job is a ``conflict``."""
+
+
+class JobSubmitted(Reply, frozen=True, kw_only=True):
+    """The job is on disk and will run."""
+
+    id: str
+    duplicate: bool
+
+
+class ListJobs(Message, frozen=True, kw_only=True):
+    """All jobs, newest first."""
+
+    limit: Positive = 100
+
+
+class JobList(Reply, frozen=True, kw_only=True):
+    """Answer to :class:`ListJobs`."""
+
+    jobs: tuple[JobInfo, ...]
+
+
+class GetJob(Message, frozen=True, kw_only=True):
+    """One job; answered by :class:`JobInfo`."""
+
+    id: str
+
+
+class PauseJob(Message, frozen=True, kw_only=True):
+    """Checkpoint and stop, to be resumed later; answered by :class:`JobInfo` as soon as it is recorded."""
+
+    id: str
+
+
+class ResumeJob(Message, frozen=True, kw_only=True):
+    """Queue a paused job again."""
+
+    id: str
+
+
+class CancelJob(Message, frozen=True, kw_only=True):
+    """Stop a job for good."""
+
+    id: str
+
+
+class ListArtifacts(Message, frozen=True, kw_only=True):
+    """What a finished job left in the store."""
+
+    id: str
+
+
+class ArtifactList(Reply, frozen=True, kw_only=True):
+    """Answer to :class:`ListArtifacts`."""
+
+    artifacts: tuple[Artifact, ...]
+
+
+class FetchArtifact(Message, frozen=True, kw_only=True):
+    """A piece of an artifact of a job."""
+
+    id: str
+    name: str
+    offset: NonNegative = 0
+
+
+class ArtifactChunk(Reply, frozen=True, kw_only=True):
+    """Up to 4 MiB from ``offset``; ``size_bytes`` is the whole file's."""
+
+    offset: int
+    data: bytes
+    size_bytes: int

@@ -1,0 +1,116 @@
+"""What trainer and policy say to each other: an observation in, decisions with their reasons out.
+
+The policy keeps nothing between two decisions of a job: ``state`` travels with the job's checkpoint. That makes a decision
+a pure function of the request, so a restarted policy continues where the job stands and a resumed job replays.
+"""
+
+from __future__ import annotations
+
+from esperd.messages.base import Message, Reply, Value
+from esperd.messages.growth import SeedRecord, SlotRecord
+
+
+class Arm(Value, frozen=True, kw_only=True, order=True):
+    """One thing that could be grown: this blueprint at this slot."""
+
+    slot: str
+    blueprint: str
+
+
+class ArmOption(Value, frozen=True, kw_only=True):
+    """An arm with its measured price."""
+
+    arm: Arm
+    parameters: int
+    flops_per_sample: float
+    """Forward FLOPs for one sample."""
+    available: bool
+    why_not: str = ""
+    """Why it may not be germinated now (slot taken, embargoed, over a budget); empty when available."""
+
+
+class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``[policy]`` of a job."""
+
+    strategy: str = "ucb"
+    """Name of a registered strategy."""
+    exploration: float = 0.5
+    """Width of the UCB bonus in units of the reward's spread; chosen, not measured."""
+    rent_parameters: float = 0.02
+    """Loss a seed must save per unit of added parameters / host parameters; chosen, not measured."""
+    rent_flops: float = 0.02
+    """Loss a seed must save per unit of added FLOPs / host FLOPs; chosen, not measured."""
+    warmup_epochs: int = 2
+    """Epochs before the first germination."""
+    max_live_seeds: int = 2
+    """Seeds that may live (germinated to probationary) at one time."""
+    max_fossilized: int = 8
+    """Seeds kept at most."""
+    patience: int = 3
+    """Contribution measurements after which an undecided probationary seed is culled."""
+
+
+class Observation(Value, frozen=True, kw_only=True):
+    """What the trainer measured at one decision point. Everything comes from the train and gate splits."""
+
+    epoch: int
+    """Epochs completed."""
+    progress: float
+    """Share of the budget that is spent, 0 to 1 (the largest share over the budget's limits)."""
+    epochs_left: float | None
+    """Epochs the budget still allows at the current cost; None when only seconds bound the job."""
+    shortest_life_epochs: int
+    """Epochs a seed needs from germination to a first verdict."""
+    train_loss: float
+    gate_loss: float
+    gate_metric: float | None
+    gate_losses: tuple[float, ...]
+    """Gate loss after every epoch so far, oldest first."""
+    host_parameters: int
+    host_flops_per_sample: float
+    seeds: tuple[SeedRecord, ...]
+    slots: tuple[SlotRecord, ...]
+    options: tuple[ArmOption, ...]
+
+
+class Alternative(Value, frozen=True, kw_only=True):
+    """Something a decision could have been, with its score (None: never tried)."""
+
+    arm: Arm
+    score: float | None
+    pulls: int
+
+
+class Decision(Value, frozen=True, kw_only=True):
+    """One act of the policy. ``action`` names a registered surgery operation, or ``wait``."""
+
+    action: str
+    reason: str
+    seed: str | None = None
+    """For acts on a living seed (``fossilize``, ``cull``)."""
+    arm: Arm | None = None
+    """For ``germinate``; and for a ``wait`` that declined an arm: the arm it refused."""
+    score: float | None = None
+    alternatives: tuple[Alternative, ...] = ()
+
+
+class Decide(Message, frozen=True, kw_only=True):
+    """Ask the policy what to do at a decision point."""
+
+    job: str
+    point: int
+    """Number of the decision point in the job, counted from 0."""
+    rng_seed: int
+    settings: PolicySettings
+    observation: Observation
+    state: bytes = b""
+    """What the last answer for this job returned; empty at the first decision."""
+
+
+class Decided(Reply, frozen=True, kw_only=True):
+    """The policy's answer."""
+
+    decisions: tuple[Decision, ...]
+    state: bytes
+    replayed: bool = False
+    """True when the answer was read from the decision log instead of being decided again."""

@@ -1,0 +1,189 @@
+"""Events: what happened, when, in which job. Appended to the log first, then published to watchers."""
+
+from __future__ import annotations
+
+from esperd.messages.base import Message, Reply, Value
+from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Verdict
+from esperd.messages.jobs import JobError, JobState, Metrics
+from esperd.messages.policy import Decision
+
+
+class EventBody(Value, frozen=True, kw_only=True, tag=True, tag_field="type"):
+    """Base of every event; the tag is the class name."""
+
+
+class JobStateChanged(EventBody, frozen=True, kw_only=True):
+    """A job moved to another state."""
+
+    state: JobState
+    attempt: int
+    error: JobError | None = None
+
+
+class TrainingStarted(EventBody, frozen=True, kw_only=True):
+    """Model, data and slots are ready. Sent again after each resume, with the epoch it resumed from."""
+
+    epoch: int
+    epochs: int | None
+    """Epochs of the budget; None when FLOPs or seconds bound the job."""
+    train_samples: int
+    gate_samples: int
+    audit_samples: int
+    host_parameters: int
+    host_flops_per_sample: float
+    slots: tuple[SlotRecord, ...]
+    device: str
+    exact_resume: bool
+    inexact_because: str = ""
+    """The condition that is missing for a bit-identical resume; empty when nothing is."""
+
+
+class EpochCompleted(EventBody, frozen=True, kw_only=True):
+    """One pass over the train split and one over the gate split."""
+
+    epoch: int
+    phase: str
+    """``growth`` or ``control``."""
+    train_loss: float
+    gate_loss: float
+    gate_metric: float | None
+    learning_rate: float
+    parameters: int
+    flops_per_sample: float
+    training_flops: float
+    """Charged so far in this phase."""
+    progress: float
+    """Share of the budget spent, 0 to 1."""
+    seconds: float
+    """Duration of this epoch, its gate pass and ablations included."""
+    seeds: tuple[SeedRecord, ...]
+
+
+class DecisionMade(EventBody, frozen=True, kw_only=True):
+    """The policy decided. ``applied`` is False when a gate or a surgery operation refused."""
+
+    epoch: int
+    decision: Decision
+    applied: bool
+    refusal: str = ""
+
+
+class StageChanged(EventBody, frozen=True, kw_only=True):
+    """A seed moved from one stage to another."""
+
+    epoch: int
+    seed: str
+    slot: str
+    blueprint: str
+    before: Stage
+    after: Stage
+    reason: str
+
+
+class GateEvaluated(EventBody, frozen=True, kw_only=True):
+    """A gate looked at a seed."""
+
+    epoch: int
+    seed: str
+    verdict: Verdict
+
+
+class ContributionMeasured(EventBody, frozen=True, kw_only=True):
+    """A seed's contribution at this decision point."""
+
+    epoch: int
+    seed: str
+    contribution: Contribution
+
+
+class KernelLoaded(EventBody, frozen=True, kw_only=True):
+    """A seed runs on this kernel."""
+
+    epoch: int
+    seed: str
+    blueprint: str
+    manifest_id: str
+    source: str
+
+
+class CheckpointSaved(EventBody, frozen=True, kw_only=True):
+    """A checkpoint is durable."""
+
+    epoch: int
+    sha256: str
+    size_bytes: int
+    seconds: float
+
+
+class PolicyUnavailable(EventBody, frozen=True, kw_only=True):
+    """The policy could not be reached; training went on without structural change."""
+
+    epoch: int
+    reason: str
+
+
+class AuditMeasured(EventBody, frozen=True, kw_only=True):
+    """The audit split was read, once, for this network."""
+
+    network: str
+    """``grown`` or ``control``."""
+    metrics: Metrics
+
+
+Body = (
+    JobStateChanged
+    | TrainingStarted
+    | EpochCompleted
+    | DecisionMade
+    | StageChanged
+    | GateEvaluated
+    | ContributionMeasured
+    | KernelLoaded
+    | CheckpointSaved
+    | PolicyUnavailable
+    | AuditMeasured
+)
+
+
+class Event(Value, frozen=True, kw_only=True):
+    """Something that happened. ``sequence`` grows by one per job, without holes, from 1."""
+
+    job: str
+    sequence: int
+    at: float
+    """Seconds since the epoch, by the clock of the process that saw it."""
+    body: Body
+
+
+class NewEvent(Value, frozen=True, kw_only=True):
+    """An event that the log has not numbered yet."""
+
+    at: float
+    body: Body
+
+
+class Record(Message, frozen=True, kw_only=True):
+    """Append these events to the log of a job, in this order, and publish them.
+
+    ``key`` makes it idempotent: a batch whose key was recorded for the job already is not appended again. Keys are made of
+    attempt and running number, so that what a job repeats after a crash is logged as what it is: a second pass.
+    """
+
+    job: str
+    key: str
+    events: tuple[NewEvent, ...]
+
+
+class GetEvents(Message, frozen=True, kw_only=True):
+    """Events of a job after ``after``, oldest first."""
+
+    job: str
+    after: int = 0
+    limit: int = 500
+
+
+class EventPage(Reply, frozen=True, kw_only=True):
+    """Answer to :class:`GetEvents`; ask again after the last one's sequence while ``more``."""
+
+    events: tuple[Event, ...]
+    more: bool

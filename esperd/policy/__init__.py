@@ -1,0 +1,1 @@
+"""The deciding actor. No torch."""

@@ -1,0 +1,1 @@
+"""The watching actor: the event log, its publication, metrics. No torch."""

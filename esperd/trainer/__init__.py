@@ -1,0 +1,1 @@
+"""The training actor: its worker process, the loop, data, checkpoints, the report."""
