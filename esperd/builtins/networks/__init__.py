@@ -1,0 +1,1 @@
+"""Torch code of the built-in hosts."""
