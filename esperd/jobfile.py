@@ -1,0 +1,233 @@
+"""Job files: TOML → :class:`~esperd.messages.jobs.Job`, strictly. What is wrong is named with file, line, key and value."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from esperd.errors import InvalidJob
+from esperd.messages.base import Value
+from esperd.messages.jobs import Job, Section
+
+_UNKNOWN_KEY = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
+_MISSING_KEY = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_ASSIGNMENT = re.compile(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=")
+_HEADER = re.compile(r"\s*\[([A-Za-z0-9_\-.\"' ]+)\]\s*(?:#.*)?$")
+_TYPE_NAMES = {
+    "int": "an integer",
+    "float": "a number",
+    "str": "a string",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+    "null": "nothing",
+}
+
+Step = str | int
+
+
+def load_job(path: Path) -> Job:
+    """Read a job file.
+
+    Args:
+        path: a TOML file; see ``docs/jobs.md`` for its keys. A relative ``workdir`` in it is relative to the file's folder.
+
+    Returns:
+        The job, with an absolute ``workdir``.
+
+    Raises:
+        InvalidJob: when the file cannot be read, is not TOML, has an unknown key, lacks a required one, or a value is
+            mistyped or out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InvalidJob(f"cannot read {path}: {error.strerror}", file=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise InvalidJob(f"{path} is not UTF-8: {error}", file=str(path)) from error
+    return parse_job(text, path.absolute().parent, origin=str(path))
+
+
+def parse_job(text: str, directory: Path, *, origin: str) -> Job:
+    """Read a job from TOML text.
+
+    Args:
+        text: the TOML.
+        directory: what a relative ``workdir`` is relative to.
+        origin: how errors call the text: its file name.
+
+    Raises:
+        InvalidJob: as :func:`load_job`.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidJob(f"{origin} is not TOML: {error}", file=origin) from error
+    return job_from(values, directory, origin=origin, text=text)
+
+
+def job_from(values: Mapping[str, Any], directory: Path, *, origin: str = "job", text: str | None = None) -> Job:
+    """Build a job from plain values, as they stand in a TOML file.
+
+    Args:
+        values: tables as dictionaries.
+        directory: what a relative ``workdir`` is relative to.
+        origin: how errors call the values.
+        text: TOML text they come from, so that errors can name the line; None when there is none.
+
+    Raises:
+        InvalidJob: as :func:`load_job`.
+    """
+    try:
+        job = msgspec.convert(dict(values), Job)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), values, origin=origin, text=text) from error
+    _check_budget(job, origin)
+    return msgspec.structs.replace(job, workdir=str((directory / Path(job.workdir).expanduser()).absolute()))
+
+
+def check_job(job: Job, directory: Path) -> Job:
+    """Check a job built in Python as strictly as one read from a file: Structs do not check what they are made of.
+
+    Args:
+        job: the job.
+        directory: what a relative ``workdir`` is relative to.
+
+    Returns:
+        The same job with an absolute ``workdir``.
+
+    Raises:
+        InvalidJob: when a value is mistyped or out of range, or an option is not plain data.
+    """
+    try:
+        values = msgspec.to_builtins(job)
+    except (TypeError, msgspec.ValidationError) as error:
+        raise InvalidJob(f"job: host_options and data_options hold plain values only: {error}") from error
+    return job_from(values, directory)
+
+
+def _check_budget(job: Job, origin: str) -> None:
+    if job.budget.epochs is None and job.budget.flops is None and job.budget.seconds is None:
+        raise InvalidJob(
+            f"{origin}: [budget] sets no end: give at least one of epochs, flops, seconds",
+            file=origin,
+            key="budget",
+        )
+
+
+def _explain(message: str, values: Mapping[str, Any], *, origin: str, text: str | None) -> InvalidJob:
+    """The error a person can act on, from msgspec's text and the values it was given."""
+    place = _PLACE.fullmatch(message)
+    problem, path = (place["problem"], place["path"] or "") if place else (message, "")
+    steps: list[Step] = [name or int(number) for name, number in _STEP.findall(path)]
+    if unknown := _UNKNOWN_KEY.fullmatch(problem):
+        key = unknown["key"]
+        known = _keys_of(steps)
+        told = f"unknown key {key!r}{_within(steps)}; {_suggest(key, known)}"
+        steps = [*steps, key]
+    elif missing := _MISSING_KEY.fullmatch(problem):
+        key = missing["key"]
+        told = f"the key {key!r} is missing{_within(steps) or ' at the top level'}; {_how_to_add(key)}"
+        return InvalidJob(f"{origin}: {told}", file=origin, key=_dotted([*steps, key]))
+    else:
+        told = f"{_dotted(steps) or 'job'}: {_say(problem, steps, values)}"
+    line = _line_of(steps, text)
+    where = origin if line is None else f"{origin}, line {line}"
+    return InvalidJob(f"{where}: {told}", file=origin, key=_dotted(steps), line=line)
+
+
+def _say(problem: str, steps: list[Step], values: Mapping[str, Any]) -> str:
+    """``Expected `int | null`, got `str``` → ``expected an integer, got 'ten'``."""
+    got = f", got {_value_at(steps, values)!r}"
+    if problem.startswith("Invalid enum value"):
+        return f"expected {_choices(steps)}{got}"
+    wanted = re.match(r"Expected `([^`]+)`(?: (?!got)([^,]*))?", problem)
+    if not wanted:
+        return f"{problem[:1].lower()}{problem[1:]}{got}"
+    kinds = [_TYPE_NAMES.get(kind.strip(), kind.strip()) for kind in wanted[1].split("|") if kind.strip() != "null"]
+    limit = f" {wanted[2]}" if wanted[2] else ""
+    return f"expected {' or '.join(kinds)}{limit}{got}"
+
+
+def _suggest(key: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    listed = f"known keys: {', '.join(known)}"
+    return f"did you mean {nearest[0]!r}? ({listed})" if nearest else listed
+
+
+def _how_to_add(key: str) -> str:
+    examples = {
+        "host": 'host = "cnn", or host = "module:function" for your own model',
+        "data": 'data = "digits", a path to an .npz file, or data = "module:function"',
+        "budget": "a [budget] table with at least one of epochs, flops, seconds",
+    }
+    return f"add {examples[key]}" if key in examples else "add it"
+
+
+def _within(steps: list[Step]) -> str:
+    return f" in [{_dotted(steps)}]" if steps else ""
+
+
+def _dotted(steps: list[Step]) -> str:
+    dotted = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
+    return dotted.removeprefix(".")
+
+
+def _value_at(steps: list[Step], values: Any) -> Any:  # noqa: ANN401 - whatever the file holds there
+    for step in steps:
+        values = values[step]
+    return values
+
+
+def _type_at(steps: list[Step]) -> Any:  # noqa: ANN401 - a type annotation
+    """The annotation of the place, without ``Annotated`` and optionality; None where the path leaves the Structs."""
+    here: Any = Job
+    for step in steps:
+        if isinstance(step, int) or not (isinstance(here, type) and issubclass(here, (Section, Value))):
+            return None
+        here = get_type_hints(here).get(step)
+        if get_origin(here) is Annotated:
+            here = get_args(here)[0]
+        if get_origin(here) in (Union, UnionType):
+            here = next(part for part in get_args(here) if part is not type(None))
+    return here
+
+
+def _keys_of(steps: list[Step]) -> list[str]:
+    table = _type_at(steps)
+    return [field.encode_name for field in msgspec.structs.fields(table)] if table is not None else []
+
+
+def _choices(steps: list[Step]) -> str:
+    kind = _type_at(steps)
+    names = [repr(choice) for choice in get_args(kind)] if get_origin(kind) is Literal else []
+    return " or ".join(names) if names else "one of the allowed values"
+
+
+def _line_of(steps: list[Step], text: str | None) -> int | None:
+    """Line on which a key is assigned; None when it is not written plainly as ``key = …`` under its ``[table]``."""
+    wanted = [step for step in steps if isinstance(step, str)]
+    if text is None or not wanted:
+        return None
+    table: list[str] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := _HEADER.match(line):
+            table = _key_parts(header[1])
+            if table == wanted:
+                return number
+        elif (assignment := _ASSIGNMENT.match(line)) and table + _key_parts(assignment[1]) == wanted:
+            return number
+    return None
+
+
+def _key_parts(key: str) -> list[str]:
+    return [part.strip().strip("\"'") for part in key.split(".")]
