@@ -1,0 +1,175 @@
+"""Content-addressed files: a blob's name is the SHA-256 of its bytes, and bytes are checked whenever a whole blob is read.
+
+Synchronous: a trainer worker calls it directly, asynchronous code through ``anyio.to_thread``. Several processes may use
+one directory at the same time, because a name says what must be under it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from esperd.errors import StoreFailed
+from esperd.store.filesystem import Filesystem, RealFilesystem
+
+_NAME = re.compile(r"[0-9a-f]{64}")
+_DIRECTORY_MODE = 0o700
+_FILE_MODE = 0o600
+
+
+class Blobs:
+    """A blob directory: ``objects/ab/abcdef…`` for what is good, ``quarantine/`` for what was found damaged.
+
+    Args:
+        directory: made at the first :meth:`put`, readable by its owner only.
+        filesystem: the disk; tests pass one that fails.
+    """
+
+    def __init__(self, directory: Path, filesystem: Filesystem | None = None) -> None:
+        self.directory = directory
+        self._filesystem: Filesystem = filesystem or RealFilesystem()
+        self._durable_shards: set[Path] = set()
+
+    def path(self, sha256: str) -> Path:
+        """Where a blob lies, whether or not it is there.
+
+        Raises:
+            StoreFailed: when ``sha256`` is not 64 lower-case hexadecimal digits (so no name can leave the directory).
+        """
+        if not _NAME.fullmatch(sha256):
+            raise StoreFailed(f"{sha256!r} is not the name of a blob: 64 lower-case hexadecimal digits", name=sha256)
+        return self.directory / "objects" / sha256[:2] / sha256
+
+    def put(self, data: bytes) -> str:
+        """Store bytes and return their SHA-256 in hexadecimal. When it returns, they survive a power loss.
+
+        Putting what is there already changes nothing; a damaged copy that is there is quarantined and replaced.
+
+        Raises:
+            StoreFailed: when the disk refuses; nothing is left under the blob's name then.
+        """
+        sha256 = hashlib.sha256(data).hexdigest()
+        target = self.path(sha256)
+        with self._reporting("store", target):
+            if self._filesystem.exists(target) and self._filesystem.read(target) != data:
+                self._quarantine(sha256)
+            self._ensure_shard(target.parent)
+            if not self._filesystem.exists(target):
+                self._write(target, data)
+            # Also for a blob that was there: whoever renamed it may have died before this call.
+            self._filesystem.fsync_directory(target.parent)
+        return sha256
+
+    def get(self, sha256: str) -> bytes:
+        """A blob's bytes, after checking that they are the ones named.
+
+        Raises:
+            StoreFailed: when there is no such blob, the disk refuses, or the bytes have another hash: the file is then
+                moved to ``quarantine/``.
+        """
+        path = self.path(sha256)
+        with self._reporting("read", path):
+            data = self._filesystem.read(path)
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            with self._reporting("quarantine", path):
+                quarantined = self._quarantine(sha256)
+            raise StoreFailed(
+                f"blob {sha256} is damaged: its bytes hash to {found}; it was moved to {quarantined}",
+                sha256=sha256,
+                found=found,
+                quarantined=str(quarantined),
+            )
+        return data
+
+    def read_range(self, sha256: str, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes from ``offset``, unchecked: a part has no hash. Empty at or beyond the end.
+
+        Raises:
+            StoreFailed: when there is no such blob, the range is negative, or the disk refuses.
+        """
+        path = self.path(sha256)
+        if offset < 0 or length < 0:
+            raise StoreFailed(f"no bytes can be read at offset {offset}, length {length}", offset=offset, length=length)
+        with self._reporting("read", path):
+            return self._filesystem.read(path, offset, length)
+
+    def size(self, sha256: str) -> int:
+        """Size of a blob in bytes.
+
+        Raises:
+            StoreFailed: when there is no such blob or the disk refuses.
+        """
+        path = self.path(sha256)
+        with self._reporting("measure", path):
+            return self._filesystem.size(path)
+
+    def contains(self, sha256: str) -> bool:
+        """True when a blob of this name is there; its bytes are not checked.
+
+        Raises:
+            StoreFailed: when ``sha256`` is not the name of a blob.
+        """
+        return self._filesystem.exists(self.path(sha256))
+
+    def quarantine(self, sha256: str) -> None:
+        """Move a blob out of the way because what it means turned out wrong; a blob that is not there stays away.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        path = self.path(sha256)
+        with self._reporting("quarantine", path):
+            if self._filesystem.exists(path):
+                self._quarantine(sha256)
+
+    def _write(self, target: Path, data: bytes) -> None:
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+        descriptor = self._filesystem.create(temporary, _FILE_MODE)
+        try:
+            try:
+                self._filesystem.write(descriptor, data)
+                self._filesystem.fsync(descriptor)
+            finally:
+                self._filesystem.close(descriptor)
+            self._filesystem.rename(temporary, target)
+        except OSError as error:
+            try:
+                self._filesystem.unlink(temporary)
+            except OSError as second:
+                error.add_note(f"{temporary} could not be removed either: {second}")
+            raise
+
+    def _ensure_shard(self, shard: Path) -> None:
+        """Make ``objects/ab`` and bring the entries on the way to it to the disk, once per process."""
+        if shard in self._durable_shards:
+            return
+        self._filesystem.make_directory(shard, _DIRECTORY_MODE)
+        for level in (shard.parent, self.directory, self.directory.parent):
+            self._filesystem.fsync_directory(level)
+        self._durable_shards.add(shard)
+
+    def _quarantine(self, sha256: str) -> Path:
+        quarantine = self.directory / "quarantine"
+        self._filesystem.make_directory(quarantine, _DIRECTORY_MODE)
+        target = quarantine / f"{sha256}.{secrets.token_hex(4)}"
+        self._filesystem.rename(self.path(sha256), target)
+        return target
+
+    @contextmanager
+    def _reporting(self, verb: str, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StoreFailed(f"cannot {verb} blob {path.name}: {error.filename} is not there", path=str(path)) from error
+        except OSError as error:
+            code = errno.errorcode.get(error.errno, str(error.errno)) if error.errno is not None else "unknown"
+            raise StoreFailed(
+                f"cannot {verb} blob {path.name} at {path}: {error.strerror or error} ({code})", path=str(path), errno=code
+            ) from error

@@ -1,0 +1,113 @@
+"""The one seam for disks: every call that can fail half-way, so that tests can fail the n-th one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+
+class Filesystem(Protocol):
+    """What the blob store asks of a disk. Every method raises ``OSError`` as the operating system does."""
+
+    def create(self, path: Path, mode: int) -> int:
+        """Create a file that must not exist, for writing; returns its descriptor."""
+        ...
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        """Write all of ``data``."""
+        ...
+
+    def fsync(self, descriptor: int) -> None:
+        """Bring the file's bytes to the disk."""
+        ...
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor."""
+        ...
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Replace ``target`` by ``source`` atomically."""
+        ...
+
+    def fsync_directory(self, path: Path) -> None:
+        """Bring a directory's entries to the disk: without it a rename may be forgotten."""
+        ...
+
+    def make_directory(self, path: Path, mode: int) -> None:
+        """Create a directory and its parents where they are missing; ``mode`` is for those created."""
+        ...
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes:
+        """Up to ``length`` bytes from ``offset`` (None: to the end)."""
+        ...
+
+    def size(self, path: Path) -> int:
+        """Size of a file in bytes."""
+        ...
+
+    def exists(self, path: Path) -> bool:
+        """True when the path is there."""
+        ...
+
+    def unlink(self, path: Path) -> None:
+        """Remove a file."""
+        ...
+
+
+class RealFilesystem:
+    """The operating system's."""
+
+    def create(self, path: Path, mode: int) -> int:
+        """Create with ``O_EXCL``."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+    def write(self, descriptor: int, data: bytes) -> None:
+        """Write until nothing is left: one ``write`` call moves at most 2 GiB."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+    def fsync(self, descriptor: int) -> None:
+        """``fsync(2)``."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """``close(2)``."""
+        os.close(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """``rename(2)``."""
+        source.replace(target)
+
+    def fsync_directory(self, path: Path) -> None:
+        """``fsync(2)`` on the directory."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def make_directory(self, path: Path, mode: int) -> None:
+        """``mkdir -p``; unlike ``Path.mkdir(parents=True)`` the mode also holds for parents."""
+        missing = [level for level in (path, *path.parents) if not level.is_dir()]
+        for level in reversed(missing):
+            level.mkdir(mode, exist_ok=True)
+
+    def read(self, path: Path, offset: int = 0, length: int | None = None) -> bytes:
+        """Seek and read."""
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read() if length is None else file.read(length)
+
+    def size(self, path: Path) -> int:
+        """``stat(2)``."""
+        return path.stat().st_size
+
+    def exists(self, path: Path) -> bool:
+        """``stat(2)``."""
+        return path.exists()
+
+    def unlink(self, path: Path) -> None:
+        """``unlink(2)``."""
+        path.unlink()

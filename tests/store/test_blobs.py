@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import stat
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from esperd.errors import StoreFailed
+from esperd.store.blobs import Blobs
+from esperd.store.filesystem import RealFilesystem
+
+
+class FailingFilesystem(RealFilesystem):
+    """The real one, until the n-th call that changes or syncs something; counts from 1."""
+
+    def __init__(self, fail_at: int | None = None, code: int = errno.EIO) -> None:
+        self.calls: list[str] = []
+        self.fail_at = fail_at
+        self.code = code
+
+    def _count(self, name: str) -> None:
+        self.calls.append(name)
+        if len(self.calls) == self.fail_at:
+            raise OSError(self.code, os.strerror(self.code), name)
+
+    def create(self, path, mode):
+        self._count("create")
+        return super().create(path, mode)
+
+    def write(self, descriptor, data):
+        self._count("write")
+        super().write(descriptor, data)
+
+    def fsync(self, descriptor):
+        self._count("fsync")
+        super().fsync(descriptor)
+
+    def rename(self, source, target):
+        self._count("rename")
+        super().rename(source, target)
+
+    def fsync_directory(self, path):
+        self._count("fsync_directory")
+        super().fsync_directory(path)
+
+    def make_directory(self, path, mode):
+        self._count("make_directory")
+        super().make_directory(path, mode)
+
+
+def put_calls(tmp_path) -> list[str]:
+    filesystem = FailingFilesystem()
+    Blobs(tmp_path / "counted", filesystem).put(b"kernel")
+    return filesystem.calls
+
+
+def files_under(directory) -> list[str]:
+    return sorted(path.name for path in directory.rglob("*") if path.is_file())
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.binary(max_size=10_000))
+def test_a_blob_comes_back_as_it_was_under_the_hash_of_its_bytes(tmp_path_factory, data):
+    blobs = Blobs(tmp_path_factory.mktemp("blobs"))
+    sha256 = blobs.put(data)
+    assert sha256 == hashlib.sha256(data).hexdigest()
+    assert blobs.get(sha256) == data
+    assert blobs.size(sha256) == len(data)
+    assert blobs.contains(sha256)
+
+
+def test_putting_twice_leaves_one_file(tmp_path):
+    blobs = Blobs(tmp_path)
+    assert blobs.put(b"kernel") == blobs.put(b"kernel")
+    assert len(files_under(tmp_path)) == 1
+
+
+def test_blobs_are_readable_by_their_owner_only(tmp_path):
+    blobs = Blobs(tmp_path / "blobs")
+    path = blobs.path(blobs.put(b"kernel"))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert {stat.S_IMODE(level.stat().st_mode) for level in list(path.parents)[:3]} == {0o700}
+
+
+def test_bytes_are_synced_before_they_get_their_name_and_the_name_is_synced_after(tmp_path):
+    calls = put_calls(tmp_path)
+    assert calls[-5:] == ["create", "write", "fsync", "rename", "fsync_directory"]
+
+
+def test_whichever_call_fails_no_wrong_bytes_appear_nothing_is_left_behind_and_a_second_try_succeeds(tmp_path):
+    for number, call in enumerate(put_calls(tmp_path), start=1):
+        directory = tmp_path / f"failing-{number}"
+        with pytest.raises(StoreFailed, match=r"cannot store blob .* \(ENOSPC\)"):
+            Blobs(directory, FailingFilesystem(number, errno.ENOSPC)).put(b"kernel")
+        sha256 = hashlib.sha256(b"kernel").hexdigest()
+        # Only after the rename is there a file at all, and then it is whole.
+        assert files_under(directory) in ([], [sha256]), call
+        blobs = Blobs(directory)
+        assert blobs.put(b"kernel") == sha256
+        assert blobs.get(sha256) == b"kernel"
+
+
+def test_a_blob_found_in_place_is_synced_again_because_its_writer_may_have_died_before(tmp_path):
+    Blobs(tmp_path).put(b"kernel")
+    filesystem = FailingFilesystem()
+    Blobs(tmp_path, filesystem).put(b"kernel")
+    assert filesystem.calls.count("fsync_directory") == 4
+    assert "create" not in filesystem.calls
+
+
+def test_a_damaged_blob_is_quarantined_and_refused_and_can_be_put_again(tmp_path):
+    blobs = Blobs(tmp_path)
+    sha256 = blobs.put(b"kernel")
+    blobs.path(sha256).write_bytes(b"kernal")
+    with pytest.raises(StoreFailed, match="is damaged: its bytes hash to"):
+        blobs.get(sha256)
+    assert not blobs.contains(sha256)
+    assert [path.read_bytes() for path in (tmp_path / "quarantine").iterdir()] == [b"kernal"]
+    blobs.put(b"kernel")
+    assert blobs.get(sha256) == b"kernel"
+
+
+def test_putting_over_a_damaged_copy_replaces_it(tmp_path):
+    blobs = Blobs(tmp_path)
+    sha256 = blobs.put(b"kernel")
+    blobs.path(sha256).write_bytes(b"")
+    blobs.put(b"kernel")
+    assert blobs.get(sha256) == b"kernel"
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+
+
+def test_ranges_end_where_the_blob_ends(tmp_path):
+    blobs = Blobs(tmp_path)
+    sha256 = blobs.put(b"0123456789")
+    assert blobs.read_range(sha256, 0, 4) == b"0123"
+    assert blobs.read_range(sha256, 8, 4) == b"89"
+    assert blobs.read_range(sha256, 10, 4) == b""
+    with pytest.raises(StoreFailed, match="offset -1"):
+        blobs.read_range(sha256, -1, 4)
+
+
+@pytest.mark.parametrize("name", ["", "..", "../../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"])
+def test_no_name_leads_out_of_the_directory(tmp_path, name):
+    blobs = Blobs(tmp_path)
+    for call in (blobs.path, blobs.get, blobs.size, blobs.contains, blobs.quarantine):
+        with pytest.raises(StoreFailed, match="64 lower-case hexadecimal digits"):
+            call(name)
+
+
+def test_a_missing_blob_is_named(tmp_path):
+    blobs = Blobs(tmp_path)
+    missing = "0" * 64
+    assert not blobs.contains(missing)
+    for call in (blobs.get, blobs.size):
+        with pytest.raises(StoreFailed, match=f"blob {missing}.* is not there"):
+            call(missing)
+    blobs.quarantine(missing)
+
+
+def test_a_blob_can_be_moved_out_of_the_way(tmp_path):
+    blobs = Blobs(tmp_path)
+    sha256 = blobs.put(b"kernel")
+    blobs.quarantine(sha256)
+    assert not blobs.contains(sha256)
