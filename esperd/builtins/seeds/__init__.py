@@ -1,0 +1,1 @@
+"""The modules behind the built-in blueprints. They import torch: only workers load them."""
