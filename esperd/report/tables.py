@@ -1,0 +1,131 @@
+"""The final tables of a job: control against grown network, every seed, every refused arm."""
+
+from __future__ import annotations
+
+from esperd.messages.growth import Contribution, Stage
+from esperd.messages.jobs import Metrics, Report
+from esperd.report import numbers
+from esperd.report.grid import Cell, Column, Grid
+
+STAGE_STYLES: dict[Stage, str] = {
+    Stage.DORMANT: "dim",
+    Stage.GERMINATED: "cyan",
+    Stage.TRAINING: "blue",
+    Stage.BLENDING: "magenta",
+    Stage.SHADOWING: "yellow",
+    Stage.PROBATIONARY: "bright_yellow",
+    Stage.FOSSILIZED: "bold green",
+    Stage.CULLED: "red",
+    Stage.EMBARGOED: "dim red",
+    Stage.RESETTING: "dim",
+}
+"""How a stage is coloured wherever it is shown on a terminal."""
+
+
+def report_grids(report: Report) -> tuple[Grid, ...]:
+    """Every table of a report, in reading order."""
+    return (networks_grid(report), seeds_grid(report), refusals_grid(report))
+
+
+def networks_grid(report: Report) -> Grid:
+    """The host alone (control) against the grown network, both measured once on the audit split."""
+    name = report.metric_name
+    differences = {"loss": _loss_difference(report), name: _metric_difference(report)}
+    of_grown = _measured(report.grown, name)
+    if report.control is None:
+        rows = [(title, Cell(value, "bold")) for title, _, value in of_grown]
+        return Grid("Networks", (Column("on the audit split"), Column("grown", "right")), rows)
+    columns = (
+        Column("on the audit split"),
+        Column("host (control)", "right"),
+        Column("grown", "right"),
+        Column("difference", "right"),
+    )
+    compared = [
+        (title, before, Cell(after, "bold"), differences.get(title) or numbers.change(value, value_before))
+        for (title, value_before, before), (_, value, after) in zip(_measured(report.control, name), of_grown, strict=True)
+    ]
+    return Grid("Networks", columns, compared)
+
+
+def _measured(network: Metrics, metric_name: str | None) -> list[tuple[str, float | None, str]]:
+    """What was measured on a network: title, value, and the value as it is shown."""
+    rows: list[tuple[str, float | None, str]] = [
+        ("loss", network.loss, numbers.loss(network.loss)),
+        ("parameters", network.parameters, numbers.count(network.parameters)),
+        ("FLOPs per sample", network.flops_per_sample, numbers.flops(network.flops_per_sample)),
+        ("training FLOPs", network.training_flops, numbers.flops(network.training_flops)),
+        ("training time", network.training_seconds, numbers.duration(network.training_seconds)),
+        ("epochs", network.epochs, f"{network.epochs:.1f}"),
+    ]
+    if metric_name is not None:
+        rows.insert(0, (metric_name, network.metric, numbers.metric(network.metric, metric_name)))
+    return rows
+
+
+def seeds_grid(report: Report) -> Grid:
+    """Every seed that lived, with what it contributed and how it ended."""
+    return Grid(
+        "Seeds",
+        (
+            Column("seed", style="bold"),
+            Column("blueprint"),
+            Column("end"),
+            Column("epochs", "right"),
+            Column("parameters", "right"),
+            Column("contribution to the loss", "right"),
+            Column("reason", widest=44),
+        ),
+        [
+            (
+                seed.seed,
+                seed.blueprint,
+                Cell(str(seed.stage), STAGE_STYLES[seed.stage]),
+                f"{seed.germinated_epoch}-{seed.ended_epoch}",
+                numbers.count(seed.parameters),
+                contribution(seed.contribution),
+                seed.reason,
+            )
+            for seed in report.seeds
+        ],
+        empty="no seed was germinated",
+    )
+
+
+def refusals_grid(report: Report) -> Grid:
+    """What was wanted and not grown."""
+    return Grid(
+        "Refused",
+        (
+            Column("epoch", "right"),
+            Column("slot", style="bold"),
+            Column("blueprint"),
+            Column("by"),
+            Column("reason", widest=60),
+        ),
+        [(str(arm.epoch), arm.slot, arm.blueprint, arm.by, arm.reason) for arm in report.refused],
+        empty="nothing was refused",
+    )
+
+
+def contribution(measured: Contribution | None) -> str:
+    """A contribution with its interval; ``not measured`` when it never was."""
+    if measured is None:
+        return "not measured"
+    return numbers.interval(measured.loss, measured.lower, measured.upper)
+
+
+def _loss_difference(report: Report) -> str:
+    if report.comparison is None:
+        return numbers.UNKNOWN
+    measured = report.comparison
+    return numbers.interval(-measured.loss, -measured.loss_upper, -measured.loss_lower)
+
+
+def _metric_difference(report: Report) -> str:
+    measured = report.comparison
+    if measured is None or measured.metric is None:
+        return numbers.UNKNOWN
+    scale, places = (100.0, 2) if report.metric_name == "accuracy" else (1.0, 4)
+    ends = [None if end is None else end * scale for end in (measured.metric_lower, measured.metric_upper)]
+    return numbers.interval(measured.metric * scale, ends[0], ends[1], places)
