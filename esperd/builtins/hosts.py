@@ -15,7 +15,7 @@ def esperd_hosts() -> Iterable[Host]:
         Host(
             name="cnn",
             factory="esperd.builtins.networks.cnn:cnn",
-            description="stages of conv 3x3, batch norm, ReLU with max pooling between them; options: channels, in_channels, classes",
+            description="stages of conv 3x3, batch norm, ReLU, max pooling between; options: channels, in_channels, classes",
         ),
         Host(
             name="mlp",

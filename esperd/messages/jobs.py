@@ -105,6 +105,8 @@ class Split(Section, frozen=True, kw_only=True):
     audit: Share = 0.2
     seed: int = 0
     """Seed of the permutation; independent of the job's ``rng_seed`` so that RNG seeds share splits."""
+    allow_duplicates: bool = False
+    """Train although a sample of one split (input and target) also stands in another. Holds for every form of data."""
 
 
 class Export(Section, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ def digits() -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingExtra(
-            'the data set "digits" comes from scikit-learn, which is not installed here; install it with: pip install "esperd[digits]"',
+            'the data set "digits" comes from scikit-learn, not installed here; run: pip install "esperd[digits]"',
             extra="digits",
         ) from error
     images, labels = load_digits(return_X_y=True)

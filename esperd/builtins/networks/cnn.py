@@ -72,5 +72,7 @@ def cnn(channels: Sequence[int] = (8, 16), in_channels: int = 1, classes: int = 
         InvalidModel: when an option is not a positive whole number, or ``channels`` is empty.
     """
     return ConvNet(
-        widths("cnn", "channels", channels), positive("cnn", "in_channels", in_channels), positive("cnn", "classes", classes)
+        widths("cnn", "channels", channels),
+        positive("cnn", "in_channels", in_channels),
+        positive("cnn", "classes", classes),
     )

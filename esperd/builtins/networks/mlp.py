@@ -30,7 +30,7 @@ class DenseStage(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Flattens its input; stages named ``features.stage1``, ``features.stage2``, …
+    """Stages named ``features.stage1``, ``features.stage2``, … on the flattened input.
 
     Args:
         in_features: numbers in one sample.
@@ -66,5 +66,7 @@ def mlp(in_features: int = 64, hidden: Sequence[int] = (32, 32), classes: int = 
         InvalidModel: when an option is not a positive whole number, or ``hidden`` is empty.
     """
     return DenseNet(
-        positive("mlp", "in_features", in_features), widths("mlp", "hidden", hidden), positive("mlp", "classes", classes)
+        positive("mlp", "in_features", in_features),
+        widths("mlp", "hidden", hidden),
+        positive("mlp", "classes", classes),
     )
