@@ -1,0 +1,424 @@
+"""Jobs on disk: every step of a job's life is one durable transaction around :mod:`esperd.daemon.job_lifecycle`."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from esperd.config import Jobs
+from esperd.daemon.job_lifecycle import (
+    Broken,
+    CancelAsked,
+    DaemonRestarted,
+    JobEvent,
+    JobStanding,
+    Leased,
+    PauseAsked,
+    ResumeAsked,
+    Started,
+    Stopped,
+    Succeeded,
+    WorkerLost,
+    advance,
+    check_lease,
+)
+from esperd.errors import Busy, Conflict, JobNotFound, StoreFailed, WorkerFailed
+from esperd.messages.jobs import FINAL_JOB_STATES, Artifact, Job, JobError, JobInfo, JobState, StopJob
+from esperd.store.clock import Clock
+from esperd.store.database import Database
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE jobs (
+        number INTEGER PRIMARY KEY,            -- order of admission
+        id TEXT NOT NULL UNIQUE,
+        idempotency_key TEXT NOT NULL UNIQUE,
+        payload_sha256 TEXT NOT NULL,
+        payload BLOB NOT NULL,                 -- the job, msgpack
+        name TEXT NOT NULL,
+        state TEXT NOT NULL,
+        generation INTEGER NOT NULL,           -- leases given; fences every write of a worker
+        lost INTEGER NOT NULL,                 -- workers lost
+        resumed INTEGER NOT NULL,              -- leases given with a checkpoint
+        wish TEXT CHECK (wish IN ('pause', 'cancel')),
+        submitted_at REAL NOT NULL,
+        started_at REAL,
+        finished_at REAL,
+        retry_at REAL,
+        epoch INTEGER,
+        checkpoint TEXT,
+        error BLOB                             -- a JobError, msgpack
+    ) STRICT;
+    CREATE INDEX jobs_by_state ON jobs (state, number);
+    CREATE TABLE artifacts (
+        job TEXT NOT NULL REFERENCES jobs (id),
+        position INTEGER NOT NULL,
+        name TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        size_bytes INTEGER NOT NULL,
+        PRIMARY KEY (job, name)
+    ) STRICT, WITHOUT ROWID
+    """,
+)
+"""Schema of the jobs' database; only ever append."""
+
+BUSY_RETRY_AFTER_S = 5.0
+"""When a refused submission may try again; chosen, not measured."""
+
+
+class Submitted(NamedTuple):
+    """What became of a submission."""
+
+    info: JobInfo
+    duplicate: bool
+
+
+class LeasedJob(NamedTuple):
+    """A job given to a worker."""
+
+    info: JobInfo
+    generation: int
+    resumed: int
+    """Leases given with a checkpoint to go on from, this one included."""
+
+
+class Asked(NamedTuple):
+    """What became of a user's wish."""
+
+    info: JobInfo
+    tell_worker: StopJob | None
+    """What the worker that holds the job must be told; None when nobody holds it."""
+
+
+class JobStore:
+    """The jobs of one daemon.
+
+    Args:
+        database: opened with :data:`MIGRATIONS`.
+        clock: stamps submission, start and end, and the wait after a lost worker.
+        limits: ``max_queued``, ``max_attempts``, ``backoff_s``, ``backoff_max_s`` are used.
+        rng: draws job ids and waits; by default the operating system's.
+    """
+
+    def __init__(self, database: Database, clock: Clock, limits: Jobs | None = None, rng: random.Random | None = None) -> None:
+        self._database = database
+        self._clock = clock
+        self._limits = limits or Jobs()
+        self._rng = rng or random.SystemRandom()
+
+    async def submit(self, job: Job, key: str) -> Submitted:
+        """Admit a job; when this returns it is on disk. The same key with the same job returns the first one.
+
+        Raises:
+            Conflict: when ``key`` was used for another job.
+            Busy: when ``max_queued`` jobs wait already.
+        """
+        payload = msgspec.msgpack.encode(job, order="deterministic")
+        digest = hashlib.sha256(payload).hexdigest()
+        now = self._clock()
+
+        def transaction(connection: sqlite3.Connection) -> Submitted:
+            known = connection.execute("SELECT * FROM jobs WHERE idempotency_key = ?", (key,)).fetchone()
+            if known is not None:
+                if known["payload_sha256"] != digest:
+                    raise Conflict(
+                        f"idempotency key {key!r} was used for job {known['id']} with another content; use a new key",
+                        key=key,
+                        id=known["id"],
+                    )
+                return Submitted(_info(known), duplicate=True)
+            self._refuse_when_full(connection)
+            job_id = self._free_id(connection)
+            connection.execute(
+                "INSERT INTO jobs (id, idempotency_key, payload_sha256, payload, name, state, generation, lost, resumed,"
+                " submitted_at) VALUES (?, ?, ?, ?, ?, ?, 0, 0, 0, ?)",
+                (job_id, key, digest, payload, job.name, JobState.QUEUED.value, now),
+            )
+            return Submitted(_info(_row(connection, job_id)), duplicate=False)
+
+        return await self._database.write(transaction)
+
+    async def get(self, job_id: str) -> JobInfo:
+        """One job.
+
+        Raises:
+            JobNotFound: when there is none of this id.
+        """
+        rows = await self._database.read("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        if not rows:
+            raise _not_found(job_id)
+        return _info(rows[0])
+
+    async def list(self, limit: int = 100) -> tuple[JobInfo, ...]:
+        """The latest ``limit`` jobs, newest first."""
+        return tuple(map(_info, await self._database.read("SELECT * FROM jobs ORDER BY number DESC LIMIT ?", (limit,))))
+
+    async def lease(self, now: float) -> LeasedJob | None:
+        """Give the oldest queued job whose wait is over to a worker; None when there is none."""
+
+        def transaction(connection: sqlite3.Connection) -> LeasedJob | None:
+            row = connection.execute(
+                "SELECT * FROM jobs WHERE state = ? AND (retry_at IS NULL OR retry_at <= ?) ORDER BY number LIMIT 1",
+                (JobState.QUEUED.value, now),
+            ).fetchone()
+            if row is None:
+                return None
+            self._advance(connection, row, Leased())
+            connection.execute("UPDATE jobs SET resumed = resumed + (checkpoint IS NOT NULL) WHERE number = ?", (row["number"],))
+            leased = _row(connection, row["id"])
+            return LeasedJob(_info(leased), leased["generation"], leased["resumed"])
+
+        return await self._database.write(transaction)
+
+    async def started(self, job_id: str, generation: int) -> JobInfo:
+        """The worker begins to train.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        now = self._clock()
+
+        def record(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
+            connection.execute(
+                "UPDATE jobs SET started_at = coalesce(started_at, ?), error = NULL WHERE number = ?", (now, row["number"])
+            )
+
+        return await self._step(job_id, Started(generation), record)
+
+    async def checkpoint(self, job_id: str, generation: int, sha256: str, epoch: int) -> JobInfo:
+        """Remember the checkpoint the job goes on from; its blob must be on disk already.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> JobInfo:
+            row = _row(connection, job_id)
+            check_lease(_standing(row), generation)
+            connection.execute(
+                "UPDATE jobs SET checkpoint = ?, epoch = ? WHERE number = ? AND generation = ?",
+                (sha256, epoch, row["number"], generation),
+            )
+            return _info(_row(connection, job_id))
+
+        return await self._database.write(transaction)
+
+    async def succeeded(self, job_id: str, generation: int, epoch: int, artifacts: Sequence[Artifact]) -> JobInfo:
+        """The job is done; its artifacts become visible with its end.
+
+        Raises:
+            Conflict: when the lease has ended.
+            IllegalTransition: when the worker never said that it started.
+            JobNotFound: when there is no such job.
+        """
+
+        def record(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
+            connection.execute("UPDATE jobs SET epoch = ? WHERE number = ?", (epoch, row["number"]))
+            connection.executemany(
+                "INSERT INTO artifacts (job, position, name, sha256, size_bytes) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (job_id, position, artifact.name, artifact.sha256, artifact.size_bytes)
+                    for position, artifact in enumerate(artifacts)
+                ],
+            )
+
+        return await self._step(job_id, Succeeded(generation), record)
+
+    async def stopped(self, job_id: str, generation: int, why: Literal["pause", "cancel", "drain"]) -> JobInfo:
+        """The worker stopped as it was told to: the job goes where the user wants it, else back to the queue.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        return await self._step(job_id, Stopped(generation, why))
+
+    async def broken(self, job_id: str, generation: int, error: JobError) -> JobInfo:
+        """The job cannot succeed.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        return await self._step(job_id, Broken(generation), _record_error(error))
+
+    async def worker_lost(self, job_id: str, generation: int, reason: str) -> JobInfo:
+        """The worker died or fell silent: the job waits for another attempt, or is dead after the last one.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        error = JobError(code=WorkerFailed.code, message=reason)
+        return await self._step(job_id, WorkerLost(generation, self._clock()), _record_error(error))
+
+    async def pause(self, job_id: str) -> Asked:
+        """Let a job rest: at once when it is queued, when its worker has stopped when it is held.
+
+        Raises:
+            IllegalTransition: when it is paused, finished, or being cancelled.
+            JobNotFound: when there is no such job.
+        """
+        return await self._ask(job_id, PauseAsked())
+
+    async def resume(self, job_id: str) -> Asked:
+        """Queue a paused job, or take back a pause that its worker has not carried out yet.
+
+        Raises:
+            IllegalTransition: when it is not paused.
+            JobNotFound: when there is no such job.
+        """
+        return await self._ask(job_id, ResumeAsked())
+
+    async def cancel(self, job_id: str) -> Asked:
+        """End a job: at once when nobody holds it, when its worker has stopped otherwise.
+
+        Raises:
+            IllegalTransition: when it is finished.
+            JobNotFound: when there is no such job.
+        """
+        return await self._ask(job_id, CancelAsked())
+
+    async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
+        """What a job left in the blob store; empty until it has succeeded.
+
+        Raises:
+            JobNotFound: when there is no such job.
+        """
+        await self.get(job_id)
+        rows = await self._database.read("SELECT * FROM artifacts WHERE job = ? ORDER BY position", (job_id,))
+        return tuple(Artifact(name=row["name"], sha256=row["sha256"], size_bytes=row["size_bytes"]) for row in rows)
+
+    async def recover(self) -> tuple[JobInfo, ...]:
+        """At the start of a daemon: whatever was held goes back to the queue, or where its user wanted it, without
+        spending an attempt. Returns the jobs it moved.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> tuple[JobInfo, ...]:
+            held = connection.execute(
+                "SELECT * FROM jobs WHERE state IN (?, ?) ORDER BY number", (JobState.LEASED.value, JobState.RUNNING.value)
+            ).fetchall()
+            for row in held:
+                self._advance(connection, row, DaemonRestarted())
+            return tuple(_info(_row(connection, row["id"])) for row in held)
+
+        return await self._database.write(transaction)
+
+    async def _step(
+        self, job_id: str, event: JobEvent, record: Callable[[sqlite3.Connection, sqlite3.Row], None] | None = None
+    ) -> JobInfo:
+        """One event, and what is recorded with it, in one transaction."""
+
+        def transaction(connection: sqlite3.Connection) -> JobInfo:
+            row = _row(connection, job_id)
+            self._advance(connection, row, event)
+            if record is not None:
+                record(connection, row)
+            return _info(_row(connection, job_id))
+
+        return await self._database.write(transaction)
+
+    async def _ask(self, job_id: str, event: JobEvent) -> Asked:
+        def transaction(connection: sqlite3.Connection) -> Asked:
+            told = self._advance(connection, _row(connection, job_id), event)
+            return Asked(_info(_row(connection, job_id)), told[0] if told else None)
+
+        return await self._database.write(transaction)
+
+    def _advance(self, connection: sqlite3.Connection, row: sqlite3.Row, event: JobEvent) -> tuple[StopJob, ...]:
+        """Move a row as the lifecycle says; returns what its worker must be told."""
+        before = _standing(row)
+        moved = advance(before, event, self._limits, self._rng)
+        standing = moved.standing
+        finished_at = self._clock() if standing.state in FINAL_JOB_STATES else None
+        changed = connection.execute(
+            "UPDATE jobs SET state = ?, generation = ?, lost = ?, wish = ?, retry_at = ?, finished_at = ?"
+            " WHERE number = ? AND generation = ? AND state = ?",
+            (
+                standing.state.value,
+                standing.generation,
+                standing.lost,
+                standing.wish,
+                standing.retry_at,
+                finished_at,
+                row["number"],
+                before.generation,
+                before.state.value,
+            ),
+        ).rowcount
+        if changed != 1:
+            raise Conflict(f"job {row['id']} moved on meanwhile; nothing was written", id=row["id"])
+        return moved.tell_worker
+
+    def _refuse_when_full(self, connection: sqlite3.Connection) -> None:
+        queued = connection.execute("SELECT count(*) FROM jobs WHERE state = ?", (JobState.QUEUED.value,)).fetchone()[0]
+        if queued >= self._limits.max_queued:
+            raise Busy(
+                f"{queued} jobs wait already, the limit is jobs.max_queued = {self._limits.max_queued}; try again in"
+                f" {BUSY_RETRY_AFTER_S:g} s",
+                retry_after_s=BUSY_RETRY_AFTER_S,
+                queued=queued,
+            )
+
+    def _free_id(self, connection: sqlite3.Connection) -> str:
+        while True:
+            job_id = f"j{self._rng.getrandbits(32):08x}"
+            if connection.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is None:
+                return job_id
+
+
+def _record_error(error: JobError) -> Callable[[sqlite3.Connection, sqlite3.Row], None]:
+    def record(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
+        connection.execute("UPDATE jobs SET error = ? WHERE number = ?", (msgspec.msgpack.encode(error), row["number"]))
+
+    return record
+
+
+def _row(connection: sqlite3.Connection, job_id: str) -> sqlite3.Row:
+    row: sqlite3.Row | None = connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise _not_found(job_id)
+    return row
+
+
+def _not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(f"no job is called {job_id!r}; `esper jobs` lists them", id=job_id)
+
+
+def _standing(row: sqlite3.Row) -> JobStanding:
+    return JobStanding(
+        state=JobState(row["state"]),
+        generation=row["generation"],
+        lost=row["lost"],
+        wish=row["wish"],
+        retry_at=row["retry_at"],
+    )
+
+
+def _info(row: sqlite3.Row) -> JobInfo:
+    try:
+        job = msgspec.msgpack.decode(row["payload"], type=Job)
+        error = msgspec.msgpack.decode(row["error"], type=JobError) if row["error"] is not None else None
+    except (msgspec.MsgspecError, ValueError, RecursionError) as unreadable:
+        raise StoreFailed(f"the stored job {row['id']} cannot be read: {unreadable}", id=row["id"]) from unreadable
+    return JobInfo(
+        id=row["id"],
+        name=row["name"],
+        state=JobState(row["state"]),
+        attempt=row["generation"],
+        submitted_at=row["submitted_at"],
+        started_at=row["started_at"],
+        finished_at=row["finished_at"],
+        retry_at=row["retry_at"],
+        epoch=row["epoch"],
+        checkpoint=row["checkpoint"],
+        error=error,
+        job=job,
+    )
