@@ -1,0 +1,515 @@
+"""Talk to a daemon: :class:`Client` (async) and :class:`SyncClient` (blocking). What user scripts import; torch-free."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, aclosing, closing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import anyio
+import anyio.from_thread
+import anyio.to_thread
+import msgspec
+
+from esperd import __version__
+from esperd.actors.publication import Subscriber
+from esperd.actors.requests import RequestClient
+from esperd.config import endpoint as socket_endpoint
+from esperd.config import load_config
+from esperd.errors import InvalidJob, MalformedMessage, NothingToShow, ProtocolMismatch, StoreFailed
+from esperd.jobfile import check_job, job_from, load_job
+from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
+from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
+from esperd.messages.jobs import (
+    FINAL_JOB_STATES,
+    Artifact,
+    ArtifactChunk,
+    ArtifactList,
+    CancelJob,
+    FetchArtifact,
+    GetJob,
+    Job,
+    JobInfo,
+    JobList,
+    JobSubmitted,
+    ListArtifacts,
+    ListJobs,
+    PauseJob,
+    Report,
+    ResumeJob,
+    SubmitJob,
+)
+from esperd.messages.kernels import KernelList, ListKernels
+from esperd.messages.telemetry import Event, EventPage, GetEvents, JobStateChanged
+
+ReplyT = TypeVar("ReplyT", bound=Reply)
+ResultT = TypeVar("ResultT")
+
+ENDPOINT_VARIABLE = "ESPERD_ENDPOINT"
+REPORT = "report.json"
+POLL_INTERVAL_S = 2.0
+"""How long a watcher waits for a published event before it looks into the log itself; chosen, not measured."""
+
+
+def default_endpoint() -> str:
+    """Where the daemon of this user listens: ``$ESPERD_ENDPOINT``, else the socket in the configured runtime directory.
+
+    Raises:
+        ConfigError: when an ``ESPERD__…`` variable is wrong or the socket's path is too long.
+    """
+    return os.environ.get(ENDPOINT_VARIABLE) or socket_endpoint(load_config().runtime_directory, "control")
+
+
+class Client:
+    """An async connection to a daemon, used as ``async with Client() as esper``.
+
+    Args:
+        endpoint: ZeroMQ endpoint of the daemon; None: :func:`default_endpoint`.
+        timeout_s: longest wait for one answer, in seconds.
+
+    Raises:
+        DaemonUnreachable: on entering, when no daemon answers.
+        ProtocolMismatch: on entering, when the daemon speaks another protocol version.
+    """
+
+    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0) -> None:
+        self.endpoint = endpoint or default_endpoint()
+        self.timeout_s = timeout_s
+        self._requests = RequestClient(self.endpoint, timeout_s)
+        self._open = AsyncExitStack()
+        self._welcome: Welcome | None = None
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as opening:
+            await opening.enter_async_context(self._requests)
+            hello = Hello(protocol=PROTOCOL_VERSION, version=__version__)
+            welcome = await self.ask(hello, Welcome)
+            if welcome.protocol != PROTOCOL_VERSION:
+                older = "client" if welcome.protocol > PROTOCOL_VERSION else "daemon"
+                raise ProtocolMismatch(
+                    f"this client speaks protocol {PROTOCOL_VERSION} and the daemon {welcome.protocol} "
+                    f"(esperd {welcome.version}); upgrade the {older}",
+                    client=PROTOCOL_VERSION,
+                    daemon=welcome.protocol,
+                )
+            self._welcome = welcome
+            self._open = opening.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._open.aclose()
+
+    @property
+    def daemon(self) -> Welcome:
+        """What the daemon said of itself: version, process id, where it publishes events.
+
+        Raises:
+            RuntimeError: when the client is not open.
+        """
+        if self._welcome is None:
+            raise RuntimeError("the client is not open; use it as `async with Client() as esper`")
+        return self._welcome
+
+    async def ask(self, message: Message, answer: type[ReplyT]) -> ReplyT:
+        """Send a request and return its answer.
+
+        Raises:
+            EsperError: whatever the daemon answers with, as the class its code names.
+            AskTimeout: when nothing answers within ``timeout_s``.
+        """
+        reply = await self._requests.request(message)
+        if not isinstance(reply, answer):
+            raise ProtocolMismatch(
+                f"the daemon answered {type(message).__name__} with {type(reply).__name__}, not {answer.__name__}; "
+                "client and daemon are of different versions"
+            )
+        return reply
+
+    async def submit(
+        self, job: Job | Mapping[str, Any] | os.PathLike[str] | str, *, idempotency_key: str | None = None
+    ) -> JobHandle:
+        """Hand a job to the daemon; it is durable when this returns.
+
+        Args:
+            job: a Job, the path of a job file, or its tables as a dictionary. A relative ``workdir`` is relative to the
+                file's folder, else to the current one.
+            idempotency_key: submitting the same job under the same key again returns the first one. None: a fresh key.
+
+        Raises:
+            InvalidJob: when the job is malformed or its ``workdir`` is no directory.
+            Conflict: when the key was used with another job.
+            Busy: when the daemon's queue is full.
+        """
+        checked = _read_job(job)
+        if not await anyio.Path(checked.workdir).is_dir():
+            raise InvalidJob(f"workdir {checked.workdir} is not a directory", key="workdir", value=checked.workdir)
+        key = idempotency_key or str(uuid.uuid4())
+        submitted = await self.ask(SubmitJob(job=checked, idempotency_key=key), JobSubmitted)
+        return JobHandle(self, submitted.id, duplicate=submitted.duplicate)
+
+    async def jobs(self, limit: int = 100) -> tuple[JobInfo, ...]:
+        """Jobs, newest first, at most ``limit``."""
+        return (await self.ask(ListJobs(limit=limit), JobList)).jobs
+
+    def job(self, job_id: str) -> JobHandle:
+        """A handle on a job by its id; whether it exists shows at the first request."""
+        return JobHandle(self, job_id)
+
+    async def actors(self) -> ActorList:
+        """Every actor of the daemon, and its dead letters by reason."""
+        return await self.ask(ListActors(), ActorList)
+
+    async def kernels(self) -> KernelList:
+        """Every kernel in the daemon's cache, and the cache's counters."""
+        return await self.ask(ListKernels(), KernelList)
+
+    async def plugins(self) -> PluginList:
+        """Every plugin the daemon loaded or failed to load."""
+        return await self.ask(ListPlugins(), PluginList)
+
+
+class JobHandle:
+    """One job of a daemon. Every method raises ``JobNotFound`` when no job has the id."""
+
+    def __init__(self, client: Client, job_id: str, *, duplicate: bool = False) -> None:
+        self._client = client
+        self.id = job_id
+        self.duplicate = duplicate
+        """True when submitting found the job already there, under the same idempotency key."""
+
+    async def info(self) -> JobInfo:
+        """The job as the daemon knows it."""
+        return await self._client.ask(GetJob(id=self.id), JobInfo)
+
+    async def pause(self) -> JobInfo:
+        """Checkpoint and stop, to be resumed later.
+
+        Raises:
+            IllegalTransition: when the job is over.
+        """
+        return await self._client.ask(PauseJob(id=self.id), JobInfo)
+
+    async def resume(self) -> JobInfo:
+        """Queue a paused job again.
+
+        Raises:
+            IllegalTransition: when the job is not paused.
+        """
+        return await self._client.ask(ResumeJob(id=self.id), JobInfo)
+
+    async def cancel(self) -> JobInfo:
+        """Stop the job for good.
+
+        Raises:
+            IllegalTransition: when the job is over.
+        """
+        return await self._client.ask(CancelJob(id=self.id), JobInfo)
+
+    async def events(self, after: int = 0) -> tuple[Event, ...]:
+        """Events in the daemon's log with a sequence above ``after``, oldest first."""
+        return tuple([event async for event in self._logged(after)])
+
+    async def watch(self, after: int = 0) -> AsyncGenerator[Event, None]:
+        """Events as they happen, each exactly once and in order, until the job is over.
+
+        What happened before is read from the log. Publication may lose events (a slow watcher, a restarted daemon), so a
+        gap in the sequence, or silence, sends the watcher back to the log.
+
+        Args:
+            after: skip events up to this sequence.
+        """
+        seen = after
+        job_was_over = False
+        async with Subscriber(self._client.daemon.events_endpoint, [f"job/{self.id}"]) as publication:
+            await self.info()  # an unknown job is an error, not an endless silence
+            look = True
+            while True:
+                if look:
+                    async for event in self._logged(seen):
+                        seen = event.sequence
+                        yield event
+                        if _is_final(event):
+                            return
+                    if job_was_over:
+                        return
+                published = await _next_event(publication)
+                look = published is None or published.sequence > seen + 1
+                if published is None:
+                    job_was_over = (await self.info()).state in FINAL_JOB_STATES
+                elif published.sequence == seen + 1:
+                    seen = published.sequence
+                    yield published
+                    if _is_final(published):
+                        return
+
+    async def wait(self) -> JobInfo:
+        """Wait until the job is over, however it ends."""
+        async with aclosing(self.watch()) as events:
+            async for _ in events:
+                pass
+        return await self.info()
+
+    async def report(self) -> Report:
+        """What the finished job found.
+
+        Raises:
+            NothingToShow: when it has not succeeded (yet).
+        """
+        return msgspec.json.decode(await self.fetch(REPORT), type=Report)
+
+    async def artifacts(self) -> tuple[Artifact, ...]:
+        """Files the job left in the daemon's store; empty before it succeeds."""
+        return (await self._client.ask(ListArtifacts(id=self.id), ArtifactList)).artifacts
+
+    async def fetch(self, name: str) -> bytes:
+        """One artifact's content, verified against its hash.
+
+        Raises:
+            NothingToShow: when the job has no artifact of this name (yet).
+            StoreFailed: when the content that arrived is not what was stored.
+        """
+        artifacts = await self.artifacts()
+        wanted = next((artifact for artifact in artifacts if artifact.name == name), None)
+        if wanted is None:
+            raise await self._missing(name, artifacts)
+        return await self._download(wanted)
+
+    async def export(self, directory: os.PathLike[str] | str) -> tuple[Path, ...]:
+        """Write the grown model and its records into a directory, which is made when it does not exist.
+
+        ``esperd.load(directory)`` rebuilds the model with no daemon.
+
+        Raises:
+            NothingToShow: when the job has not succeeded (yet).
+            OSError: when the directory cannot be written.
+        """
+        artifacts = await self.artifacts()
+        if not artifacts:
+            raise await self._missing("model.safetensors", artifacts)
+        target = Path(directory)
+        written: list[Path] = []
+        for artifact in artifacts:
+            content = await self._download(artifact)
+            written.append(await anyio.to_thread.run_sync(_write, target, artifact.name, content))
+        return tuple(written)
+
+    async def _logged(self, after: int) -> AsyncGenerator[Event, None]:
+        more = True
+        while more:
+            page = await self._client.ask(GetEvents(job=self.id, after=after), EventPage)
+            for event in page.events:
+                after = event.sequence
+                yield event
+            more = page.more and bool(page.events)
+
+    async def _download(self, artifact: Artifact) -> bytes:
+        content = bytearray()
+        while len(content) < artifact.size_bytes:
+            request = FetchArtifact(id=self.id, name=artifact.name, offset=len(content))
+            chunk = await self._client.ask(request, ArtifactChunk)
+            if not chunk.data:
+                break
+            content += chunk.data
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != artifact.sha256:
+            raise StoreFailed(
+                f"{artifact.name} of job {self.id} arrived damaged: its hash is {digest}, not {artifact.sha256}",
+                job=self.id,
+                name=artifact.name,
+            )
+        return bytes(content)
+
+    async def _missing(self, name: str, artifacts: tuple[Artifact, ...]) -> NothingToShow:
+        state = (await self.info()).state
+        if artifacts:
+            there = ", ".join(artifact.name for artifact in artifacts)
+            message = f"job {self.id} left no {name}; there are: {there}"
+        else:
+            message = f"job {self.id} is {state}; it has no {name} before it has succeeded"
+        return NothingToShow(message, job=self.id, state=str(state), name=name)
+
+
+class SyncClient:
+    """:class:`Client` for code without an event loop: the same methods, blocking. Used as ``with SyncClient() as esper``.
+
+    Args:
+        endpoint: as for :class:`Client`.
+        timeout_s: as for :class:`Client`.
+    """
+
+    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0) -> None:
+        self._arguments = (endpoint, timeout_s)
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opening:
+            self._portal = opening.enter_context(anyio.from_thread.start_blocking_portal())
+            self._client = opening.enter_context(self._entered(Client(*self._arguments)))
+            self._open = opening.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self._open.close()
+
+    @property
+    def daemon(self) -> Welcome:
+        """As :attr:`Client.daemon`."""
+        return self._client.daemon
+
+    def submit(
+        self, job: Job | Mapping[str, Any] | os.PathLike[str] | str, *, idempotency_key: str | None = None
+    ) -> SyncJobHandle:
+        """As :meth:`Client.submit`."""
+
+        async def submit() -> JobHandle:
+            return await self._client.submit(job, idempotency_key=idempotency_key)
+
+        return SyncJobHandle(self._portal, self._portal.call(submit))
+
+    def jobs(self, limit: int = 100) -> tuple[JobInfo, ...]:
+        """As :meth:`Client.jobs`."""
+        return self._portal.call(self._client.jobs, limit)
+
+    def job(self, job_id: str) -> SyncJobHandle:
+        """As :meth:`Client.job`."""
+        return SyncJobHandle(self._portal, self._client.job(job_id))
+
+    def actors(self) -> ActorList:
+        """As :meth:`Client.actors`."""
+        return self._portal.call(self._client.actors)
+
+    def kernels(self) -> KernelList:
+        """As :meth:`Client.kernels`."""
+        return self._portal.call(self._client.kernels)
+
+    def plugins(self) -> PluginList:
+        """As :meth:`Client.plugins`."""
+        return self._portal.call(self._client.plugins)
+
+    def _entered(self, client: Client) -> AbstractContextManager[Client]:
+        return self._portal.wrap_async_context_manager(client)
+
+
+class SyncJobHandle:
+    """:class:`JobHandle`, blocking."""
+
+    def __init__(self, portal: anyio.from_thread.BlockingPortal, handle: JobHandle) -> None:
+        self._portal = portal
+        self._handle = handle
+
+    @property
+    def id(self) -> str:
+        """The job's id."""
+        return self._handle.id
+
+    @property
+    def duplicate(self) -> bool:
+        """As :attr:`JobHandle.duplicate`."""
+        return self._handle.duplicate
+
+    def info(self) -> JobInfo:
+        """As :meth:`JobHandle.info`."""
+        return self._portal.call(self._handle.info)
+
+    def pause(self) -> JobInfo:
+        """As :meth:`JobHandle.pause`."""
+        return self._portal.call(self._handle.pause)
+
+    def resume(self) -> JobInfo:
+        """As :meth:`JobHandle.resume`."""
+        return self._portal.call(self._handle.resume)
+
+    def cancel(self) -> JobInfo:
+        """As :meth:`JobHandle.cancel`."""
+        return self._portal.call(self._handle.cancel)
+
+    def events(self, after: int = 0) -> tuple[Event, ...]:
+        """As :meth:`JobHandle.events`."""
+        return self._portal.call(self._handle.events, after)
+
+    def watch(self, after: int = 0) -> Generator[Event, None, None]:
+        """As :meth:`JobHandle.watch`, as a plain generator."""
+        events = self._handle.watch(after)
+
+        async def following() -> Event | None:
+            return await anext(events, None)
+
+        with closing(_Closing(self._portal, events)):
+            while (event := self._portal.call(following)) is not None:
+                yield event
+
+    def wait(self) -> JobInfo:
+        """As :meth:`JobHandle.wait`."""
+        return self._portal.call(self._handle.wait)
+
+    def report(self) -> Report:
+        """As :meth:`JobHandle.report`."""
+        return self._portal.call(self._handle.report)
+
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """As :meth:`JobHandle.artifacts`."""
+        return self._portal.call(self._handle.artifacts)
+
+    def fetch(self, name: str) -> bytes:
+        """As :meth:`JobHandle.fetch`."""
+        return self._portal.call(self._handle.fetch, name)
+
+    def export(self, directory: os.PathLike[str] | str) -> tuple[Path, ...]:
+        """As :meth:`JobHandle.export`."""
+        return self._portal.call(self._handle.export, directory)
+
+
+class _Closing:
+    """Closes an async generator from a thread."""
+
+    def __init__(self, portal: anyio.from_thread.BlockingPortal, events: AsyncGenerator[Event, None]) -> None:
+        self._portal = portal
+        self._events = events
+
+    def close(self) -> None:
+        self._portal.call(self._events.aclose)
+
+
+def _read_job(job: Job | Mapping[str, Any] | os.PathLike[str] | str) -> Job:
+    if isinstance(job, Job):
+        return check_job(job, Path.cwd())
+    if isinstance(job, Mapping):
+        return job_from(job, Path.cwd())
+    return load_job(Path(job))
+
+
+async def _next_event(publication: Subscriber) -> Event | None:
+    """The next published event; None after :data:`POLL_INTERVAL_S` of silence."""
+    with anyio.move_on_after(POLL_INTERVAL_S):
+        topic, payload = await anext(publication)
+        try:
+            return msgspec.msgpack.decode(payload, type=Event)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise MalformedMessage(f"what was published under {topic} is not an event: {error}", topic=topic) from error
+    return None
+
+
+def _is_final(event: Event) -> bool:
+    return isinstance(event.body, JobStateChanged) and event.body.state in FINAL_JOB_STATES
+
+
+def _write(directory: Path, name: str, content: bytes) -> Path:
+    """Write a file whole or not at all; its name may not lead out of the directory."""
+    if Path(name).name != name:
+        raise StoreFailed(f"the daemon named an artifact {name!r}, which is not a file name", name=name)
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / name
+    partial = directory / f".{name}.{uuid.uuid4().hex}"
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,182 @@
+"""A daemon's two sockets, real, answering from a script. For tests of what talks to a daemon."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import msgspec
+import synthetic_job
+
+from esperd import __version__
+from esperd.actors.publication import Publisher
+from esperd.actors.requests import RequestServer
+from esperd.errors import Conflict, JobNotFound, ProtocolMismatch
+from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
+from esperd.messages.control import (
+    ActorList,
+    ActorState,
+    ActorStatus,
+    Hello,
+    ListActors,
+    ListPlugins,
+    PluginList,
+    PluginRecord,
+    Welcome,
+)
+from esperd.messages.jobs import (
+    Artifact,
+    ArtifactChunk,
+    ArtifactList,
+    CancelJob,
+    FetchArtifact,
+    GetJob,
+    JobInfo,
+    JobList,
+    JobState,
+    JobSubmitted,
+    ListArtifacts,
+    ListJobs,
+    PauseJob,
+    ResumeJob,
+    SubmitJob,
+)
+from esperd.messages.kernels import KernelKey, KernelList, KernelRow, ListKernels, Profile
+from esperd.messages.telemetry import Event, EventPage, GetEvents
+
+ACTORS = ActorList(
+    actors=(
+        ActorStatus(
+            name="policy",
+            state=ActorState.RUNNING,
+            pid=4242,
+            generation=1,
+            restarts=0,
+            mailbox_depth=0,
+            mailbox_bytes=0,
+            handled=17,
+        ),
+        ActorStatus(
+            name="compiler",
+            state=ActorState.WAITING,
+            pid=None,
+            generation=2,
+            restarts=1,
+            mailbox_depth=3,
+            mailbox_bytes=2100,
+            handled=4,
+            last_error="exit status -9",
+        ),
+    ),
+    dead_letters={"actor_unavailable": 2},
+)
+KERNELS = KernelList(
+    kernels=(
+        KernelRow(
+            manifest_id="c0ffee" * 10 + "abcd",
+            key=KernelKey(blueprint="conv_residual", source="ab" * 32, shape=(16, 8, 8)),
+            parameters=2368,
+            flops_per_sample=294_912.0,
+            size_bytes=12_345,
+            hits=3,
+            created_at=1_700_000_000.0,
+            last_used_at=1_700_000_100.0,
+            profile=Profile(batch=64, forward_us=410.0, backward_us=900.0),
+        ),
+    ),
+    hits=3,
+    misses=1,
+    quarantined=0,
+)
+PLUGINS = PluginList(
+    plugins=(
+        PluginRecord(name="builtins.hosts", distribution=None, registered={"hosts": ["cnn", "mlp"]}),
+        PluginRecord(
+            name="broken",
+            distribution="esperd-broken 0.1",
+            registered={},
+            error="Traceback (most recent call last):\nImportError: no module named 'nowhere'\n",
+        ),
+    )
+)
+CHUNK_BYTES = 1000
+
+
+@dataclass
+class ScriptedDaemon:
+    """Answers as a daemon with one job would; what it answers are its fields, changed by tests as they go."""
+
+    directory: Path
+    protocol: int = PROTOCOL_VERSION
+    state: JobState = JobState.RUNNING
+    log: list[Event] = field(default_factory=list)
+    page_size: int = 7
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    asked: list[Message] = field(default_factory=list)
+    corrupt: bool = False
+
+    def __post_init__(self) -> None:
+        self.endpoint = f"ipc://{self.directory}/control.sock"
+        self.publisher = Publisher(f"ipc://{self.directory}/events.sock")
+        self._keys: dict[str, object] = {}
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[ScriptedDaemon]:
+        async with self.publisher, RequestServer(self.endpoint, self._answer):
+            yield self
+
+    async def publish(self, events: Sequence[Event]) -> None:
+        for event in events:
+            await self.publisher.publish(f"job/{event.job}", msgspec.msgpack.encode(event))
+
+    def info(self) -> JobInfo:
+        return synthetic_job.info(self.state)
+
+    async def _answer(self, client: bytes, message: Message) -> Reply:
+        self.asked.append(message)
+        if getattr(message, "id", synthetic_job.JOB_ID) != synthetic_job.JOB_ID:
+            raise JobNotFound(f"there is no job {message.id!r}; `esper jobs` lists them", job=message.id)
+        match message:
+            case Hello():
+                if message.protocol != self.protocol:
+                    raise ProtocolMismatch(f"the daemon speaks protocol {self.protocol}", daemon=self.protocol)
+                return Welcome(protocol=self.protocol, version=__version__, pid=1, events_endpoint=self.publisher.endpoint)
+            case SubmitJob():
+                before = self._keys.setdefault(message.idempotency_key, message.job)
+                if before != message.job:
+                    raise Conflict(f"key {message.idempotency_key!r} was used with another job")
+                again = sum(isinstance(asked, SubmitJob) for asked in self.asked) > 1
+                return JobSubmitted(id=synthetic_job.JOB_ID, duplicate=again)
+            case ListJobs():
+                return JobList(jobs=(self.info(),))
+            case GetJob() | PauseJob() | ResumeJob() | CancelJob():
+                return self.info()
+            case GetEvents():
+                later = [event for event in self.log if event.sequence > message.after]
+                page = later[: min(self.page_size, message.limit)]
+                return EventPage(events=tuple(page), more=len(later) > len(page))
+            case ListArtifacts() | FetchArtifact():
+                return self._artifact(message)
+            case ListActors():
+                return ACTORS
+            case ListKernels():
+                return KERNELS
+            case ListPlugins():
+                return PLUGINS
+        raise AssertionError(f"not in the script: {message!r}")
+
+    def _artifact(self, message: ListArtifacts | FetchArtifact) -> Reply:
+        if isinstance(message, ListArtifacts):
+            listed = [
+                Artifact(name=name, sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+                for name, content in self.artifacts.items()
+            ]
+            return ArtifactList(artifacts=tuple(listed))
+        content = self.artifacts[message.name]
+        if self.corrupt:
+            content = b"\x00" * len(content)
+        chunk = content[message.offset : message.offset + CHUNK_BYTES]
+        return ArtifactChunk(offset=message.offset, data=chunk, size_bytes=len(content))
