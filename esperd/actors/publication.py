@@ -1,0 +1,183 @@
+"""Events to whoever watches: a publisher that never waits for slow watchers, and a subscriber that knows when it hears.
+
+Lossy by design: a watcher that does not read loses messages beyond the high-water mark. Publications carry their own
+sequence numbers, so a watcher sees the hole and fetches what it missed from the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from types import TracebackType
+from typing import Self
+
+import anyio
+import zmq
+import zmq.asyncio
+
+from esperd.actors.sockets import open_socket, require_listener, socket_path, unreachable
+from esperd.errors import MalformedMessage
+
+HIGH_WATER_MARK = 10_000
+"""Publications queued per watcher before it starts to lose some."""
+SUBSCRIBE_TIMEOUT_S = 10.0
+
+TERMINATOR = b"\x00"
+"""Ends every topic on the wire: ZeroMQ matches prefixes, and ``job-1`` must not match ``job-10``."""
+ECHO = b"\x00echo:"
+"""Subscribing to a topic of this form makes the publisher publish on it once. A publisher reads one peer's subscriptions
+in order, so hearing the echo proves that all earlier ones are in force. No text topic begins with the terminator."""
+
+
+def _on_wire(topic: str) -> bytes:
+    encoded = topic.encode()
+    if not encoded or TERMINATOR in encoded:
+        raise MalformedMessage(f"topic {topic!r} must be a non-empty text without NUL", topic=topic)
+    return encoded + TERMINATOR
+
+
+class Publisher:
+    """Publishes bytes under topics on an XPUB socket. ``async with Publisher(endpoint):`` binds and unbinds.
+
+    Args:
+        endpoint: ``ipc://`` path in a directory that only this user may enter and whose lock the caller holds.
+    """
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._socket: zmq.asyncio.Socket | None = None
+        self._watched: set[bytes] = set()
+        self._run = self._running()
+
+    async def __aenter__(self) -> Self:
+        await self._run.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._run.__aexit__(kind, error, trace)
+
+    def is_watched(self, topic: str) -> bool:
+        """Whether anybody subscribed to this topic, or to everything."""
+        return b"" in self._watched or _on_wire(topic) in self._watched
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Hand a publication to every watcher of the topic; never waits for them.
+
+        Raises:
+            MalformedMessage: when the topic is empty or contains NUL.
+            RuntimeError: when the publisher is not open.
+        """
+        if self._socket is None:
+            raise RuntimeError("this publisher is not open; use `async with`")
+        await self._socket.send_multipart([_on_wire(topic), payload])
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None, None]:
+        socket_path(self.endpoint)
+        with contextlib.closing(open_socket(zmq.XPUB, high_water_mark=HIGH_WATER_MARK)) as socket:
+            socket.bind(self.endpoint)
+            self._socket = socket
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._read_subscriptions, socket)
+                try:
+                    yield
+                finally:
+                    self._socket = None
+                    tasks.cancel_scope.cancel()
+
+    async def _read_subscriptions(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frame = (await socket.recv_multipart())[0]
+            subscribed, topic = frame[:1] == b"\x01", frame[1:]
+            if topic.startswith(ECHO):
+                if subscribed:
+                    await socket.send_multipart([topic, b""])
+            elif subscribed:
+                self._watched.add(topic)
+            else:
+                self._watched.discard(topic)
+
+
+class Subscriber:
+    """Publications as they come: ``async for topic, payload in subscriber``. One reader at a time.
+
+    Once :meth:`open` has returned, everything published from then on arrives, up to the high-water mark.
+
+    Args:
+        endpoint: ``ipc://`` path of a publisher.
+        topics: exact topics; empty: everything.
+        timeout_s: how long :meth:`open` waits for the publisher.
+    """
+
+    def __init__(self, endpoint: str, topics: Sequence[str] = (), *, timeout_s: float = SUBSCRIBE_TIMEOUT_S) -> None:
+        self.endpoint = endpoint
+        self.topics = tuple(topics)
+        self._timeout_s = timeout_s
+        self._socket: zmq.asyncio.Socket | None = None
+        self._early: list[tuple[str, bytes]] = []
+
+    async def open(self) -> None:
+        """Connect and wait until the subscription is in force.
+
+        Raises:
+            DaemonUnreachable: when nobody publishes at the endpoint, or it does not respond in time.
+            MalformedMessage: when a topic is empty or contains NUL.
+        """
+        wanted = [_on_wire(topic) for topic in self.topics] or [b""]
+        require_listener(self.endpoint)
+        echo = ECHO + secrets.token_hex(8).encode()
+        socket = open_socket(zmq.SUB, high_water_mark=HIGH_WATER_MARK)
+        try:
+            for topic in (*wanted, echo):
+                socket.subscribe(topic)
+            socket.connect(self.endpoint)
+            await self._hear(socket, echo)
+            socket.unsubscribe(echo)
+        except BaseException:
+            socket.close(linger=0)
+            raise
+        self._socket = socket
+
+    async def close(self) -> None:
+        """Disconnect. Safe to call twice."""
+        if self._socket is not None:
+            self._socket.close(linger=0)
+            self._socket = None
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    def __aiter__(self) -> AsyncIterator[tuple[str, bytes]]:
+        return self
+
+    async def __anext__(self) -> tuple[str, bytes]:
+        """The next publication.
+
+        Raises:
+            StopAsyncIteration: when the subscriber was closed.
+        """
+        if self._early:
+            return self._early.pop(0)
+        while self._socket is not None:
+            topic, *payload = await self._socket.recv_multipart()
+            if not topic.startswith(ECHO) and len(payload) == 1:
+                return topic.removesuffix(TERMINATOR).decode(errors="replace"), payload[0]
+        raise StopAsyncIteration
+
+    async def _hear(self, socket: zmq.asyncio.Socket, echo: bytes) -> None:
+        """Read until the echo; keep what was published meanwhile."""
+        with anyio.move_on_after(self._timeout_s):
+            while True:
+                topic, *payload = await socket.recv_multipart()
+                if topic == echo:
+                    return
+                if not topic.startswith(ECHO) and len(payload) == 1:
+                    self._early.append((topic.removesuffix(TERMINATOR).decode(errors="replace"), payload[0]))
+        raise unreachable(self.endpoint, f"its publisher did not respond within {self._timeout_s:g} s")

@@ -1,0 +1,311 @@
+"""Requests from outside: the daemon's server end and the client's end. Every request is answered, also with an error."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import math
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import anyio
+import anyio.abc
+import zmq
+import zmq.asyncio
+
+from esperd.actors.codec import UNKNOWN_ID, Codec, Kind
+from esperd.actors.outcome import answer_of, error_reply, result_of
+from esperd.actors.sockets import bind_router, connect_dealer, require_listener, unreachable
+from esperd.errors import AskTimeout, Busy, EsperError, MalformedMessage
+from esperd.messages import Message, Reply
+
+Handler = Callable[[bytes, Message], Awaitable[Reply | None]]
+"""Takes a client's id and its request; returns the answer (None: ``Done``) or raises."""
+
+SERVER = "daemon"
+"""The name requests are addressed to."""
+MAX_IN_FLIGHT = 256
+RETRY_AFTER_S = 0.5
+DRAIN_S = 1.0
+"""How long requests in hand may finish when the server closes; chosen, not measured."""
+TIMEOUT_S = 10.0
+
+
+class RequestStatistics(NamedTuple):
+    """A server since it was opened."""
+
+    in_flight: int
+    #: requests being handled now
+    answered: int
+    #: answers handed to ZeroMQ, errors included
+    malformed: int
+    #: frames that were no request of this protocol version
+    refused: int
+    #: requests turned away with ``busy``
+    undeliverable: int
+    #: answers whose client was gone or did not read
+
+
+class RequestServer:
+    """Answers clients on a ROUTER socket, several at a time.
+
+    ``async with RequestServer(endpoint, handler):`` serves until the block ends; requests in hand then get ``drain_s`` to
+    finish. A handler's exception is the client's answer.
+
+    Args:
+        endpoint: ``ipc://`` path in a directory that only this user may enter and whose lock the caller holds.
+        handler: called once per request, concurrently.
+        codec: message types and protocol version.
+        max_in_flight: requests handled at one time; more are answered with ``busy``.
+        drain_s: seconds given to requests in hand at the end.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        handler: Handler,
+        *,
+        codec: Codec | None = None,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        drain_s: float = DRAIN_S,
+    ) -> None:
+        self.endpoint = endpoint
+        self._handler = handler
+        self._codec = codec or Codec()
+        self._max_in_flight = max_in_flight
+        self._drain_s = drain_s
+        self._in_flight = 0
+        self._idle = anyio.Event()
+        self._answered = 0
+        self._malformed = 0
+        self._refused = 0
+        self._undeliverable = 0
+        self._run = self._running()
+
+    def statistics(self) -> RequestStatistics:
+        """Counters now."""
+        return RequestStatistics(
+            in_flight=self._in_flight,
+            answered=self._answered,
+            malformed=self._malformed,
+            refused=self._refused,
+            undeliverable=self._undeliverable,
+        )
+
+    async def __aenter__(self) -> Self:
+        await self._run.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._run.__aexit__(kind, error, trace)
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None, None]:
+        with contextlib.closing(bind_router(self.endpoint)) as socket:
+            async with anyio.create_task_group() as answers:
+                reading = anyio.CancelScope()
+                answers.start_soon(self._read, socket, answers, reading)
+                try:
+                    yield
+                finally:
+                    reading.cancel()
+                    with anyio.move_on_after(self._drain_s, shield=True):
+                        await self._finish_in_hand()
+                    answers.cancel_scope.cancel()
+
+    async def _finish_in_hand(self) -> None:
+        while self._in_flight:
+            self._idle = anyio.Event()
+            await self._idle.wait()
+
+    async def _read(self, socket: zmq.asyncio.Socket, answers: anyio.abc.TaskGroup, reading: anyio.CancelScope) -> None:
+        with reading:
+            while True:
+                client, *frames = await socket.recv_multipart()
+                try:
+                    head, message = self._codec.decode(frames)
+                    if head.kind is not Kind.ASK:
+                        raise MalformedMessage(f"a client may only ask; got a {head.kind.name.lower()}")
+                except EsperError as error:
+                    self._malformed += 1
+                    opening = self._codec.opening(frames)
+                    answer = error_reply(error, actor=SERVER, message=None)
+                    await self._send(socket, client, opening.id if opening else UNKNOWN_ID, answer)
+                    continue
+                if self._in_flight >= self._max_in_flight:
+                    self._refused += 1
+                    await self._send(socket, client, head.id, error_reply(self._busy(), actor=SERVER, message=message))
+                    continue
+                self._in_flight += 1
+                answers.start_soon(self._answer, socket, client, head.id, message)
+
+    async def _answer(self, socket: zmq.asyncio.Socket, client: bytes, request: int, message: Message) -> None:
+        try:
+            try:
+                returned = await self._handler(client, message)
+                answer = answer_of(returned, actor=SERVER, message=message)
+            except Exception as error:  # noqa: BLE001 - whatever a handler raises is the client's answer
+                answer = error_reply(error, actor=SERVER, message=message)
+            await self._send(socket, client, request, answer)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def _send(self, socket: zmq.asyncio.Socket, client: bytes, request: int, answer: Reply) -> None:
+        head = self._codec.head(Kind.REPLY, request, to="", sender=SERVER)
+        try:
+            frames = self._codec.encode(head, answer)
+        except MalformedMessage as error:
+            frames = self._codec.encode(head, error_reply(error, actor=SERVER, message=answer))
+        try:
+            await socket.send_multipart([client, *frames], flags=zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            self._undeliverable += 1
+        else:
+            self._answered += 1
+
+    def _busy(self) -> Busy:
+        return Busy(
+            f"the daemon handles {self._max_in_flight} requests already; try again in {RETRY_AFTER_S} s",
+            retry_after_s=RETRY_AFTER_S,
+            in_flight=self._in_flight,
+        )
+
+
+class RequestClient:
+    """Asks a daemon. Opened by ``async with`` or by :meth:`open` and :meth:`close`; any number of requests at a time.
+
+    Args:
+        endpoint: ``ipc://`` path of the daemon's request socket.
+        timeout_s: how long a request waits for its answer unless it says otherwise.
+        codec: message types and protocol version.
+        sender: how the client names itself.
+    """
+
+    def __init__(
+        self, endpoint: str, timeout_s: float = TIMEOUT_S, *, codec: Codec | None = None, sender: str = "client"
+    ) -> None:
+        self.endpoint = endpoint
+        self.timeout_s = timeout_s
+        self._codec = codec or Codec()
+        self._sender = sender
+        self._ids = itertools.count(1)
+        self._open: dict[int, asyncio.Future[Reply]] = {}
+        self._heard = False
+        self._socket: zmq.asyncio.Socket | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect.
+
+        Raises:
+            DaemonUnreachable: when nobody listens at the endpoint.
+        """
+        self._socket = connect_dealer(self.endpoint)
+        # A plain task: a client may be opened and closed by different tasks, which a task group does not allow.
+        self._reader = asyncio.create_task(self._read(self._socket), name=f"replies from {self.endpoint}")
+
+    async def close(self) -> None:
+        """Disconnect; requests still open fail with ``daemon_unreachable``. Safe to call twice."""
+        reader, socket = self._reader, self._socket
+        self._reader = self._socket = None
+        if reader is not None:
+            reader.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader
+        if socket is not None:
+            socket.close()
+        self._fail_open(unreachable(self.endpoint, "this client was closed"))
+
+    async def __aenter__(self) -> Self:
+        await self.open()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+    async def request(self, message: Message, *, timeout_s: float | None = None) -> Reply:
+        """Send a request and wait for its answer.
+
+        Args:
+            message: the request.
+            timeout_s: seconds to wait; None: the client's own.
+
+        Raises:
+            DaemonUnreachable: when nobody answers, or the client is not open.
+            AskTimeout: when the daemon is there but does not answer this request in time.
+            EsperError: of whatever class the daemon answered with.
+        """
+        if self._socket is None:
+            raise unreachable(self.endpoint, "this client is not open")
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        request = next(self._ids)
+        deadline_ms = None if math.isinf(limit_s) else int(limit_s * 1000)
+        head = self._codec.head(Kind.ASK, request, to=SERVER, sender=self._sender, deadline_ms=deadline_ms)
+        frames = self._codec.encode(head, message)
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._open[request] = answer
+        try:
+            with anyio.move_on_after(limit_s):
+                await self._socket.send_multipart(frames)
+                return result_of(await answer)
+        finally:
+            self._open.pop(request, None)
+        raise self._late(message, limit_s)
+
+    def _late(self, message: Message, limit_s: float) -> EsperError:
+        if not self._heard:
+            return unreachable(self.endpoint, f"no answer within {limit_s:g} s")
+        try:
+            require_listener(self.endpoint)
+        except EsperError as error:
+            return error
+        return AskTimeout(
+            f"the daemon at {self.endpoint} did not answer {type(message).__name__} within {limit_s:g} s",
+            endpoint=self.endpoint,
+            message_type=type(message).__name__,
+            timeout_s=limit_s,
+        )
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            self._heard = True
+            self._settle(frames)
+
+    def _settle(self, frames: Sequence[bytes]) -> None:
+        """Give an answer to whoever waits for it. One that nobody waits for any more came too late."""
+        opening = self._codec.opening(frames)
+        request = opening.id if opening else UNKNOWN_ID
+        error: EsperError | None = None
+        reply: Message | None = None
+        try:
+            _, reply = self._codec.decode(frames)
+            if not isinstance(reply, Reply):
+                error = MalformedMessage(f"the daemon answered with a {type(reply).__name__}, which is no reply")
+            elif request == UNKNOWN_ID:
+                result_of(reply)
+        except EsperError as failure:
+            error = failure
+        if request == UNKNOWN_ID and error is not None:
+            self._fail_open(error)
+            return
+        answer = self._open.get(request)
+        if answer is None or answer.done():
+            return
+        if error is not None:
+            answer.set_exception(error)
+        elif isinstance(reply, Reply):
+            answer.set_result(reply)
+
+    def _fail_open(self, error: EsperError) -> None:
+        for answer in self._open.values():
+            if not answer.done():
+                answer.set_exception(error)

@@ -1,0 +1,108 @@
+"""ZeroMQ sockets as this house opens them: ipc only, bounded queues, bounded messages, bounded farewell, heartbeats."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from pathlib import Path
+
+import zmq
+import zmq.asyncio
+
+from esperd.errors import ConfigError, DaemonUnreachable
+
+LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
+"""A peer that sends more is disconnected by ZeroMQ before the bytes reach us."""
+HIGH_WATER_MARK = 1_000
+"""Messages queued per peer and direction."""
+LINGER_MS = 1_000
+"""How long a closed socket may still try to deliver its last words."""
+HEARTBEAT_INTERVAL_MS = 2_000
+HEARTBEAT_TIMEOUT_MS = 6_000
+"""ZMTP heartbeats notice a peer that vanished; a hung Python loop still answers them, hence our own Heartbeat message."""
+
+IPC = "ipc://"
+
+
+def socket_path(endpoint: str) -> Path:
+    """The file behind an ipc endpoint.
+
+    Raises:
+        ConfigError: when the endpoint is not ``ipc://PATH``. Sockets that reach beyond this machine need keys, which this
+            version does not have.
+    """
+    path = endpoint.removeprefix(IPC)
+    if not endpoint.startswith(IPC) or not path:
+        raise ConfigError(f"endpoint {endpoint!r} is not of the form ipc:///path/to/name.sock", endpoint=endpoint)
+    return Path(path)
+
+
+def unreachable(endpoint: str, why: str) -> DaemonUnreachable:
+    """The error that says that nobody answers here, and how to change that."""
+    return DaemonUnreachable(
+        f"no daemon answers at {endpoint}: {why}; start one with `esperd run`", endpoint=endpoint, reason=why
+    )
+
+
+def require_listener(endpoint: str) -> None:
+    """Check that some process listens behind an ipc endpoint; ZeroMQ itself would retry in silence.
+
+    Raises:
+        DaemonUnreachable: when the socket file is missing, or was left behind by a dead process.
+        ConfigError: when the endpoint is not ipc.
+    """
+    path = socket_path(endpoint)
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as probe:
+        probe.settimeout(0)
+        try:
+            probe.connect(str(path))
+        except FileNotFoundError:
+            raise unreachable(endpoint, "there is no such socket") from None
+        except BlockingIOError:
+            return  # the listener's backlog is full: it is there, and busy
+        except OSError as error:
+            raise unreachable(endpoint, error.strerror or str(error)) from error
+
+
+def open_socket(kind: int, *, high_water_mark: int = HIGH_WATER_MARK) -> zmq.asyncio.Socket:
+    """A socket with every bound set, neither bound nor connected."""
+    opened: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(kind)
+    opened.setsockopt(zmq.LINGER, LINGER_MS)
+    opened.setsockopt(zmq.SNDHWM, high_water_mark)
+    opened.setsockopt(zmq.RCVHWM, high_water_mark)
+    opened.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
+    opened.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
+    opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    return opened
+
+
+def bind_router(endpoint: str) -> zmq.asyncio.Socket:
+    """A bound ROUTER that refuses to drop: an unknown peer or a full queue is an error for the sender.
+
+    The caller holds the lock of the directory: a second bind to a live ipc path would succeed and steal it.
+    """
+    socket_path(endpoint)
+    router = open_socket(zmq.ROUTER)
+    router.setsockopt(zmq.ROUTER_MANDATORY, 1)
+    router.setsockopt(zmq.ROUTER_HANDOVER, 0)
+    try:
+        router.bind(endpoint)
+    except zmq.ZMQError:
+        router.close(linger=0)
+        raise
+    return router
+
+
+def connect_dealer(endpoint: str, identity: bytes | None = None) -> zmq.asyncio.Socket:
+    """A connecting DEALER that queues nothing for a peer that is not there.
+
+    Raises:
+        DaemonUnreachable: when nobody listens at the endpoint.
+    """
+    require_listener(endpoint)
+    dealer = open_socket(zmq.DEALER)
+    dealer.setsockopt(zmq.IMMEDIATE, 1)
+    if identity is not None:
+        dealer.setsockopt(zmq.IDENTITY, identity)
+    dealer.connect(endpoint)
+    return dealer
