@@ -1,0 +1,220 @@
+"""Out again: a grown network as ``model.safetensors`` and ``growth.json``, and back, without a daemon and without plugins.
+
+Loading runs no code from the files: weights are safetensors, seeds are rebuilt from their op lists. The host is code, so a
+host that is not built in is only imported when the caller says so, or handed in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import safetensors.torch
+import torch
+from torch import nn
+
+from esperd.declarations import resolve
+from esperd.errors import ExportRejected
+from esperd.execution.oplist import load_kernel
+from esperd.growth.alpha import Ramp
+from esperd.growth.lifecycle import Life
+from esperd.growth.network import GrowingNetwork, Seed
+from esperd.messages.growth import SlotRecord, Stage
+from esperd.messages.jobs import SeedOutcome
+
+FORMAT = 1
+WEIGHTS = "model.safetensors"
+STRUCTURE = "growth.json"
+BUILTIN_HOSTS = "esperd.builtins.networks."
+"""Hosts under this prefix ship with esperd: importing them runs no foreign code."""
+
+
+class HostReference(msgspec.Struct, frozen=True, kw_only=True):
+    """How the host is built."""
+
+    factory: str
+    """``module:function``."""
+    options: dict[str, Any]
+
+
+class ExportedSeed(msgspec.Struct, frozen=True, kw_only=True):
+    """One fossilized seed."""
+
+    name: str
+    slot: SlotRecord
+    blueprint: str
+    alpha: float
+    parameters: int
+    flops_per_sample: float
+    germinated_epoch: int
+    kernel: str | None
+    graph: str
+    """Canonical JSON op list of its module."""
+
+
+class GrowthFile(msgspec.Struct, frozen=True, kw_only=True):
+    """``growth.json``."""
+
+    format: int
+    esperd: str
+    torch: str
+    host: HostReference
+    slots: tuple[SlotRecord, ...]
+    seeds: tuple[ExportedSeed, ...]
+    history: tuple[SeedOutcome, ...]
+    manifest: dict[str, Any]
+    """Where it comes from: job, rng_seed, data, digest of the job."""
+    weights_sha256: str
+
+
+def encode(
+    network: GrowingNetwork,
+    *,
+    host: HostReference,
+    history: tuple[SeedOutcome, ...] = (),
+    manifest: dict[str, Any] | None = None,
+    version: str,
+) -> tuple[bytes, bytes]:
+    """Encode a grown network.
+
+    Args:
+        network: every seed in it must be fossilized and run on a portable kernel.
+        host: how its host is built.
+        history: how every seed that ever lived ended.
+        manifest: provenance, plain values.
+        version: version of esperd that writes it.
+
+    Returns:
+        The bytes of ``model.safetensors`` and of ``growth.json``.
+
+    Raises:
+        ExportRejected: a seed is still on trial, or has no portable kernel.
+    """
+    for seed in network.seeds():
+        if seed.stage is not Stage.FOSSILIZED:
+            raise ExportRejected(f"seed {seed.name} is {seed.stage}; only fossilized seeds are exported", seed=seed.name)
+        if seed.graph is None:
+            raise ExportRejected(f"seed {seed.name} runs as a plain module and has no portable kernel", seed=seed.name)
+    weights = safetensors.torch.save(_unshared(network.state_dict()))
+    structure = GrowthFile(
+        format=FORMAT,
+        esperd=version,
+        torch=torch.__version__,
+        host=host,
+        slots=network.slots,
+        seeds=tuple(
+            ExportedSeed(
+                name=seed.name,
+                slot=seed.record,
+                blueprint=seed.blueprint,
+                alpha=seed.alpha,
+                parameters=seed.parameters_added,
+                flops_per_sample=seed.flops_per_sample,
+                germinated_epoch=seed.epoch,
+                kernel=seed.kernel,
+                graph=seed.graph or "",
+            )
+            for seed in network.seeds()
+        ),
+        history=history,
+        manifest=manifest or {},
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    return weights, msgspec.json.format(msgspec.json.encode(structure, order="deterministic"), indent=2)
+
+
+def _unshared(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Contiguous copies: tied parameters share storage, which safetensors refuses."""
+    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+
+
+def read(path: Path) -> tuple[GrowthFile, dict[str, torch.Tensor]]:
+    """Read and verify an export.
+
+    Args:
+        path: the directory, or its ``growth.json``.
+
+    Raises:
+        ExportRejected: files missing or malformed, an unknown format version, or weights that are not the ones described.
+    """
+    directory = path.parent if path.name == STRUCTURE else path
+    try:
+        text, weights = (directory / STRUCTURE).read_bytes(), (directory / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise ExportRejected(f"{directory} holds no grown model: {error}", path=str(directory)) from error
+    try:
+        version = msgspec.json.decode(text, type=dict[str, Any]).get("format")
+        if version != FORMAT:
+            raise ExportRejected(f"{STRUCTURE} has format {version}; this esperd reads {FORMAT}", format=str(version))
+        structure = msgspec.json.decode(text, type=GrowthFile)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise ExportRejected(f"{directory / STRUCTURE} is malformed: {error}", path=str(directory)) from error
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != structure.weights_sha256:
+        raise ExportRejected(
+            f"{WEIGHTS} has SHA-256 {digest}, but {STRUCTURE} describes {structure.weights_sha256}", path=str(directory)
+        )
+    return structure, safetensors.torch.load(weights)
+
+
+def load(
+    path: str | Path, *, host: nn.Module | Callable[..., nn.Module] | None = None, import_host: bool = False
+) -> GrowingNetwork:
+    """Rebuild a grown network from an export. No daemon, no plugin, no blueprint code is needed.
+
+    Args:
+        path: the directory that holds ``model.safetensors`` and ``growth.json``, or its ``growth.json``.
+        host: the host's module, or the function that builds it (called with the recorded options). Needed for a host that is
+            not built in, unless ``import_host`` is true.
+        import_host: import and call the ``module:function`` named in the file. Only for files you trust.
+
+    Returns:
+        The network in eval mode, on the CPU; its outputs equal the trained network's to the bit on the same machine.
+
+    Raises:
+        ExportRejected: malformed files, weights that do not match, or a host that must be given.
+        KernelRejected: a seed's op list is not allowed.
+    """
+    structure, tensors = read(Path(path))
+    with torch.random.fork_rng(devices=[]):
+        network = GrowingNetwork(_host(structure.host, host, import_host=import_host), structure.slots)
+    for exported in structure.seeds:
+        seed = Seed(
+            name=exported.name,
+            blueprint=exported.blueprint,
+            module=load_kernel(exported.graph.encode(), None),
+            record=exported.slot,
+            parameters_added=exported.parameters,
+            flops_per_sample=exported.flops_per_sample,
+            epoch=exported.germinated_epoch,
+            kernel=exported.kernel,
+            graph=exported.graph,
+        )
+        seed.life = Life(stage=Stage.FOSSILIZED)
+        seed.alpha, seed.ramp = exported.alpha, Ramp(target=exported.alpha)
+        network.insert(seed)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ExportRejected(f"the weights do not fit the host: {error}", path=str(path)) from error
+    return network.eval()
+
+
+def _host(
+    reference: HostReference, given: nn.Module | Callable[..., nn.Module] | None, *, import_host: bool
+) -> nn.Module:
+    if isinstance(given, nn.Module):
+        return given
+    if given is None:
+        if not reference.factory.startswith(BUILTIN_HOSTS) and not import_host:
+            raise ExportRejected(
+                f"this model's host is {reference.factory!r}, which is not part of esperd. Pass host=<your module or function>, "
+                "or import_host=True to import it by that name (only for files you trust)",
+                host=reference.factory,
+            )
+        given = resolve(reference.factory)
+    host: nn.Module = given(**reference.options)
+    return host

@@ -1,0 +1,192 @@
+"""The gates: pure checks of evidence. What was never measured fails; a number near its threshold says so."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from esperd.messages.growth import Contribution, Verdict
+from esperd.messages.jobs import Gates
+
+NEAR = 0.1
+"""A number within this share of its threshold is near it."""
+
+LARGEST_VANISHED_SHARE = 0.5
+"""G2: most parameter tensors of a healthy seed receive a gradient. Chosen, not measured."""
+
+SMALLEST_GATE_SAMPLE = 30
+"""G5: pairs below which a t interval of per-sample losses is not trusted. Chosen, not measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What three steps of a freshly germinated seed showed, on real activations. The seed is put back afterwards."""
+
+    shape_kept: bool
+    dtype_kept: bool
+    device_kept: bool
+    finite: bool
+    identity_error: float
+    """Largest difference the seed makes at alpha 0."""
+    tensors: int
+    """Parameter tensors of the seed."""
+    tensors_with_gradient_first: int
+    tensors_with_gradient_third: int
+    """Of them, how many had received a non-zero gradient by the first and by the third step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything gates may look at. None means it was never measured."""
+
+    blueprint: str
+    slot: str
+    epoch: int
+    min_gradient_ratio: float | None = None
+    """The blueprint's own threshold for G2; None: the job's."""
+    unfit: str = ""
+    """Why blueprint and slot do not go together; empty when they do."""
+    slot_free: bool = True
+    probe: Probe | None = None
+    gradient_ratio: float | None = None
+    vanished_share: float | None = None
+    incubation_loss: float | None = None
+    """Mean lookahead loss of the last epoch, with the seed at its target alpha."""
+    train_loss: float | None = None
+    """Mean loss of the last epoch, with the seed at its alpha."""
+    isolated: bool = True
+    """Whether the seed trains behind the host, so that its lookahead loss says something of its own."""
+    alpha: float = 0.0
+    alpha_target: float = 1.0
+    alpha_at_rest: bool = False
+    gate_losses: tuple[float, ...] = ()
+    """Gate loss when the seed reached its target alpha, and after every epoch since."""
+    contribution: Contribution | None = None
+
+
+GateCheck = Callable[[Evidence, Gates], Verdict]
+
+
+def _near(value: float | None, threshold: float) -> bool:
+    return value is not None and abs(value - threshold) <= NEAR * abs(threshold)
+
+
+def existence(evidence: Evidence, _settings: Gates) -> Verdict:
+    """G0: blueprint and slot exist, go together, and the slot is free."""
+    if evidence.unfit:
+        return Verdict(gate="G0", passed=False, reason=evidence.unfit)
+    if not evidence.slot_free:
+        return Verdict(gate="G0", passed=False, reason=f"slot {evidence.slot} is taken or at rest")
+    return Verdict(gate="G0", passed=True, reason=f"{evidence.blueprint} fits {evidence.slot}")
+
+
+def fitness(evidence: Evidence, _settings: Gates) -> Verdict:
+    """G1: shape, dtype and device kept, identity at alpha 0, a gradient at step 1 and everywhere by step 3."""
+    probe = evidence.probe
+    if probe is None:
+        return Verdict(gate="G1", passed=False, reason="the seed was never probed")
+    numbers: dict[str, float | None] = {
+        "identity_error": probe.identity_error,
+        "tensors": probe.tensors,
+        "with_gradient_first": probe.tensors_with_gradient_first,
+        "with_gradient_third": probe.tensors_with_gradient_third,
+    }
+    problems = [
+        text
+        for wrong, text in (
+            (not probe.shape_kept, "it changes the slot's shape"),
+            (not probe.dtype_kept, "it changes the slot's dtype"),
+            (not probe.device_kept, "it answers on another device"),
+            (not probe.finite, "its output is not finite"),
+            (probe.identity_error != 0.0, f"it moves the host by {probe.identity_error:.2g} at alpha 0"),
+            (probe.tensors == 0, "it has no parameters"),
+            (probe.tensors > 0 and probe.tensors_with_gradient_first == 0, "no parameter receives a gradient at step 1"),
+            (
+                probe.tensors_with_gradient_third < probe.tensors,
+                f"only {probe.tensors_with_gradient_third} of {probe.tensors} parameter tensors learn by step 3",
+            ),
+        )
+        if wrong
+    ]
+    reason = "; ".join(problems) or f"identity at alpha 0, all {probe.tensors} parameter tensors learn"
+    return Verdict(gate="G1", passed=not problems, reason=reason, numbers=numbers)
+
+
+def readiness(evidence: Evidence, settings: Gates) -> Verdict:
+    """G2: the seed still learns, relative to its host, and would not harm the network at its target alpha."""
+    threshold = settings.min_gradient_ratio if evidence.min_gradient_ratio is None else evidence.min_gradient_ratio
+    rise = None
+    if evidence.isolated and evidence.incubation_loss is not None and evidence.train_loss:
+        rise = evidence.incubation_loss / evidence.train_loss - 1.0
+    numbers = {
+        "gradient_ratio": evidence.gradient_ratio,
+        "min_gradient_ratio": threshold,
+        "vanished_share": evidence.vanished_share,
+        "lookahead_rise": rise,
+    }
+    near = _near(evidence.gradient_ratio, threshold)
+    if evidence.gradient_ratio is None or evidence.vanished_share is None:
+        reason, passed = "its gradients were never measured", False
+    elif evidence.isolated and rise is None:
+        reason, passed = "its lookahead loss was never measured", False
+    elif evidence.gradient_ratio < threshold:
+        reason, passed = f"gradient ratio {evidence.gradient_ratio:.3g} is below {threshold:.3g}", False
+    elif evidence.vanished_share > LARGEST_VANISHED_SHARE:
+        reason, passed = f"{evidence.vanished_share:.0%} of its gradients have vanished", False
+    elif rise is not None and not rise <= settings.max_loss_drift:
+        reason, passed = f"switched on it would raise the loss by {rise:.0%}", False
+    else:
+        change = "" if rise is None else f", lookahead loss {rise:+.1%}"
+        reason, passed = f"gradient ratio {evidence.gradient_ratio:.3g}{change}", True
+    return Verdict(gate="G2", passed=passed, reason=reason, near=near, numbers=numbers)
+
+
+def completion(evidence: Evidence, _settings: Gates) -> Verdict:
+    """G3: alpha rests on its target."""
+    complete = evidence.alpha_at_rest and evidence.alpha == evidence.alpha_target
+    reason = f"alpha {evidence.alpha:.3g} of {evidence.alpha_target:.3g}"
+    numbers: dict[str, float | None] = {"alpha": evidence.alpha, "alpha_target": evidence.alpha_target}
+    return Verdict(gate="G3", passed=complete, reason=reason, numbers=numbers)
+
+
+def stability(evidence: Evidence, settings: Gates) -> Verdict:
+    """G4: over the shadowing window the gate loss neither drifts up nor spikes."""
+    window = evidence.gate_losses
+    if len(window) < 2:
+        return Verdict(gate="G4", passed=False, reason="the gate loss was not measured over the window")
+    floor = max(window[0], 1e-12)
+    drift = window[-1] / floor - 1.0
+    spike = max(after / max(before, 1e-12) - 1.0 for before, after in itertools.pairwise(window))
+    numbers: dict[str, float | None] = {"drift": drift, "spike": spike}
+    near = _near(drift, settings.max_loss_drift) or _near(spike, settings.max_loss_spike)
+    if not drift <= settings.max_loss_drift:
+        reason, passed = f"the gate loss drifted by {drift:+.0%} over {len(window) - 1} epochs", False
+    elif not spike <= settings.max_loss_spike:
+        reason, passed = f"the gate loss jumped by {spike:+.0%} in one epoch", False
+    else:
+        reason, passed = f"stable: drift {drift:+.1%}, largest jump {spike:+.1%}", True
+    return Verdict(gate="G4", passed=passed, reason=reason, near=near, numbers=numbers)
+
+
+def proof(evidence: Evidence, settings: Gates) -> Verdict:
+    """G5: a fresh contribution whose interval lies above the threshold."""
+    contribution = evidence.contribution
+    if contribution is None or contribution.epoch != evidence.epoch:
+        return Verdict(gate="G5", passed=False, reason="its contribution was not measured at this decision point")
+    numbers: dict[str, float | None] = {
+        "contribution": contribution.loss,
+        "lower": contribution.lower,
+        "upper": contribution.upper,
+        "samples": contribution.samples,
+        "min_contribution": settings.min_contribution,
+    }
+    interval = f"{contribution.loss:+.4f} [{contribution.lower:+.4f}, {contribution.upper:+.4f}]"
+    if contribution.samples < SMALLEST_GATE_SAMPLE:
+        reason, passed = f"{contribution.samples} samples are too few, {SMALLEST_GATE_SAMPLE} are needed", False
+    elif not contribution.lower > settings.min_contribution:
+        reason, passed = f"contribution {interval} is not above {settings.min_contribution:g}", False
+    else:
+        reason, passed = f"contribution {interval}", True
+    near = _near(contribution.lower, settings.min_contribution)
+    return Verdict(gate="G5", passed=passed, reason=reason, near=near, numbers=numbers)

@@ -1,0 +1,235 @@
+"""Everything a grower knows, as data: one Struct and one flat dictionary of tensors. Restoring it continues to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from esperd.errors import CheckpointRejected
+from esperd.growth.alpha import Ramp
+from esperd.growth.grower import Grower, Incubation
+from esperd.growth.gradients import GradientRatio
+from esperd.growth.lifecycle import Life
+from esperd.growth.network import Seed
+from esperd.growth.optimizer import HOST_GROUP, add_group
+from esperd.messages.growth import Contribution, SlotRecord, Stage, Verdict
+from esperd.messages.jobs import SeedOutcome
+
+Rebuild = Callable[[str], nn.Module]
+"""Portable graph → module with the same parameter names, weights to be loaded."""
+
+
+class SeedState(msgspec.Struct, frozen=True, kw_only=True):
+    """One seed, without its tensors."""
+
+    name: str
+    blueprint: str
+    slot: SlotRecord
+    parameters: int
+    flops_per_sample: float
+    epoch: int
+    kernel: str | None
+    graph: str | None
+    stage: Stage
+    epochs_in_stage: int
+    reason: str
+    alpha: float
+    ramp_start: float
+    ramp_target: float
+    ramp_steps: int
+    ramp_done: int
+    ramp_curve: str
+    contribution: Contribution | None
+    verdict: Verdict | None
+    gradient_ratio: float | None
+    incubation_loss: float | None
+
+
+class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
+    """A grower, without its tensors."""
+
+    slots: tuple[SlotRecord, ...]
+    seeds: tuple[SeedState, ...]
+    resting: tuple[SeedState, ...]
+    germinated: int
+    outcomes: tuple[SeedOutcome, ...]
+    windows: dict[str, list[float]]
+    incubations: dict[str, tuple[int, int]]
+    """Samples of the gradient ratio and lookahead passes, by seed."""
+    groups: tuple[str, ...]
+    """Names of the optimiser's groups, in order."""
+    scalars: dict[str, float]
+    """Optimiser state that is not a tensor, by the same keys as tensors."""
+    epoch: int
+    step: int
+    train_loss: float | None
+    gate_loss: float | None
+    fused: bool | None
+    spent: dict[str, float]
+    costs: dict[str, float]
+
+
+def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
+    """Describe a grower.
+
+    Returns:
+        Its state, and its tensors by name: ``model.*``, ``optimizer.<group>.<index>.<key>``, ``incubation.<seed>.*``. The
+        tensors are the live ones: write them before the next step.
+
+    Raises:
+        CheckpointRejected: a seed runs as a plain module, so nothing could rebuild it.
+    """
+    plain = [seed.name for seed in grower.network.seeds() if seed.graph is None]
+    if plain:
+        raise CheckpointRejected(f"seeds {', '.join(plain)} have no portable kernel, so they could not be rebuilt", seeds=plain)
+    tensors = {f"model.{name}": tensor for name, tensor in grower.network.state_dict().items()}
+    scalars: dict[str, float] = {}
+    for group in grower.optimizer.param_groups:
+        for index, parameter in enumerate(group["params"]):
+            for key, value in grower.optimizer.state.get(parameter, {}).items():
+                name = f"optimizer.{group['name']}.{index}.{key}"
+                if isinstance(value, torch.Tensor):
+                    tensors[name] = value
+                elif value is not None:
+                    scalars[name] = float(value)
+    for seed, gathered in grower.incubations.items():
+        if gathered.ratio.average is not None:
+            tensors[f"incubation.{seed}.average"] = gathered.ratio.average
+            tensors[f"incubation.{seed}.vanished"] = torch.stack(gathered.ratio.vanished)
+        if gathered.loss_sum is not None:
+            tensors[f"incubation.{seed}.loss_sum"] = gathered.loss_sum
+    state = GrowerState(
+        slots=grower.network.slots,
+        seeds=tuple(_seed_state(seed) for seed in grower.network.seeds()),
+        resting=tuple(_seed_state(seed) for seed in grower.resting.values()),
+        germinated=grower.network.germinated,
+        outcomes=tuple(grower.outcomes),
+        windows=grower.windows,
+        incubations={name: (gathered.ratio.samples, gathered.passes) for name, gathered in grower.incubations.items()},
+        groups=tuple(group["name"] for group in grower.optimizer.param_groups),
+        scalars=scalars,
+        epoch=grower.epoch,
+        step=grower.step,
+        train_loss=grower.train_loss,
+        gate_loss=grower.gate_loss,
+        fused=grower.fused,
+        spent=grower.ledger.spent,
+        costs=grower.ledger.costs,
+    )
+    return state, tensors
+
+
+def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor], rebuild: Rebuild) -> None:
+    """Bring a fresh grower (same host, same slots, no seeds, no step taken) to a saved state.
+
+    Raises:
+        CheckpointRejected: the state does not fit the host: other slots, other parameter names or shapes.
+    """
+    if grower.network.slots != state.slots:
+        raise CheckpointRejected(
+            "the checkpoint was taken of a host with other slots: "
+            f"{[slot.slot for slot in state.slots]}, now {[slot.slot for slot in grower.network.slots]}"
+        )
+    seeds = [_rebuild_seed(saved, rebuild) for saved in state.seeds]
+    device = next(grower.network.parameters()).device
+    for seed in seeds:
+        grower.network.insert(seed.to(device))
+    model = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    try:
+        grower.network.load_state_dict(model)
+    except RuntimeError as error:
+        raise CheckpointRejected(f"the checkpoint does not fit the host: {error}") from error
+    _restore_optimizer(grower, state, tensors, {seed.name: seed for seed in seeds})
+    grower.resting = {saved.slot.slot: _rebuild_seed(saved, lambda _graph: nn.Identity()) for saved in state.resting}
+    for name, (samples, passes) in state.incubations.items():
+        ratio = GradientRatio(
+            host_parameters=grower.host_parameters,
+            seed_parameters=grower.network.seed(name).parameters_added,
+            samples=samples,
+            average=tensors.get(f"incubation.{name}.average"),
+            vanished=list(tensors.get(f"incubation.{name}.vanished", torch.empty(0)).unbind()),
+        )
+        grower.incubations[name] = Incubation(
+            ratio=ratio, loss_sum=tensors.get(f"incubation.{name}.loss_sum"), passes=passes
+        )
+    grower.network.germinated = state.germinated
+    grower.outcomes = list(state.outcomes)
+    grower.windows = {name: list(window) for name, window in state.windows.items()}
+    grower.epoch, grower.step, grower.fused = state.epoch, state.step, state.fused
+    grower.train_loss, grower.gate_loss = state.train_loss, state.gate_loss
+    grower.ledger.spent, grower.ledger.costs = dict(state.spent), dict(state.costs)
+
+
+def _restore_optimizer(
+    grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor], seeds: dict[str, Seed]
+) -> None:
+    for name in state.groups:
+        if name != HOST_GROUP:
+            add_group(grower.optimizer, name, seeds[name].parameters(), grower.growth.learning_rate_scale)
+    parameters = {
+        (group["name"], index): parameter
+        for group in grower.optimizer.param_groups
+        for index, parameter in enumerate(group["params"])
+    }
+    values: dict[str, Any] = {**{k: v for k, v in tensors.items() if k.startswith("optimizer.")}, **state.scalars}
+    for name, value in values.items():
+        group, index, key = name.removeprefix("optimizer.").rsplit(".", 2)
+        grower.optimizer.state[parameters[group, int(index)]][key] = value
+
+
+def _seed_state(seed: Seed) -> SeedState:
+    return SeedState(
+        name=seed.name,
+        blueprint=seed.blueprint,
+        slot=seed.record,
+        parameters=seed.parameters_added,
+        flops_per_sample=seed.flops_per_sample,
+        epoch=seed.epoch,
+        kernel=seed.kernel,
+        graph=seed.graph,
+        stage=seed.life.stage,
+        epochs_in_stage=seed.life.epochs_in_stage,
+        reason=seed.life.reason,
+        alpha=seed.alpha,
+        ramp_start=seed.ramp.start,
+        ramp_target=seed.ramp.target,
+        ramp_steps=seed.ramp.steps,
+        ramp_done=seed.ramp.done,
+        ramp_curve=seed.ramp.curve,
+        contribution=seed.contribution,
+        verdict=seed.verdict,
+        gradient_ratio=seed.gradient_ratio,
+        incubation_loss=seed.incubation_loss,
+    )
+
+
+def _rebuild_seed(saved: SeedState, rebuild: Rebuild) -> Seed:
+    seed = Seed(
+        name=saved.name,
+        blueprint=saved.blueprint,
+        module=rebuild(saved.graph or ""),
+        record=saved.slot,
+        parameters_added=saved.parameters,
+        flops_per_sample=saved.flops_per_sample,
+        epoch=saved.epoch,
+        kernel=saved.kernel,
+        graph=saved.graph,
+    )
+    seed.life = Life(stage=saved.stage, epochs_in_stage=saved.epochs_in_stage, reason=saved.reason)
+    seed.ramp = Ramp(
+        start=saved.ramp_start,
+        target=saved.ramp_target,
+        steps=saved.ramp_steps,
+        done=saved.ramp_done,
+        curve=saved.ramp_curve,
+    )
+    seed.alpha = saved.alpha
+    seed.contribution = saved.contribution
+    seed.verdict = saved.verdict
+    seed.gradient_ratio = saved.gradient_ratio
+    seed.incubation_loss = saved.incubation_loss
+    return seed
