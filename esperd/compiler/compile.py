@@ -13,11 +13,11 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from esperd.compiler.export import export_oplist
+from esperd.compiler.export import export_graph
 from esperd.declarations import Blueprint, resolve
 from esperd.errors import BlueprintRejected, EsperError, KernelRejected
-from esperd.execution.kernel import TORCH_DTYPES, KernelModule, load_kernel
-from esperd.execution.oplist import FLOATING
+from esperd.execution.graph import FLOATING
+from esperd.execution.oplist import TORCH_DTYPES, KernelModule, load_kernel
 from esperd.growth.flops import count_flops
 from esperd.messages.kernels import KernelCompiled, KernelKey, KernelManifest, Profile, SelfTest
 
@@ -53,7 +53,7 @@ def compile_kernel(key: KernelKey, blueprint: Blueprint, clock: Callable[[], flo
         module = build(blueprint, key.shape).to(device, dtype)
         example = torch.randn(2, *key.shape, device=device, dtype=dtype)
         parameters, flops = check_formulas(blueprint, key.shape, module, example)
-        graph = export_oplist(blueprint.name, module, example).encode()
+        graph = export_graph(blueprint.name, module, example).encode()
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
         kernel = load_kernel(graph, weights).to(device)
         error = self_test(blueprint.name, module, kernel, key)

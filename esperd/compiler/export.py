@@ -17,14 +17,14 @@ from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
 from esperd.errors import BlueprintRejected, KernelRejected
+from esperd.execution.graph import TRAINING, Argument, Graph, Step, check_graph
 from esperd.execution.operations import IN_PLACE, OPERATIONS, VIEWS
-from esperd.execution.oplist import TRAINING, Argument, OpList, Step, check_oplist
 
 INPUT = "%x"
 _RESHAPING = frozenset({"aten.view.default", "aten.reshape.default", "aten.expand.default"})
 
 
-def export_oplist(blueprint: str, module: nn.Module, example: torch.Tensor) -> OpList:
+def export_graph(blueprint: str, module: nn.Module, example: torch.Tensor) -> Graph:
     """Export a module.
 
     Args:
@@ -37,7 +37,7 @@ def export_oplist(blueprint: str, module: nn.Module, example: torch.Tensor) -> O
             things in training and in evaluation. Names operation and blueprint.
     """
     _check_tensors(blueprint, module)
-    graphs = [_Graph(blueprint, _export(blueprint, module, example, training=mode)) for mode in (True, False)]
+    graphs = [_Exported(blueprint, _export(blueprint, module, example, training=mode)) for mode in (True, False)]
     trained, evaluated = graphs
     if evaluated.counters:
         raise BlueprintRejected(
@@ -45,7 +45,7 @@ def export_oplist(blueprint: str, module: nn.Module, example: torch.Tensor) -> O
             " training",
             blueprint=blueprint,
         )
-    oplist = OpList(
+    graph = Graph(
         format=1,
         inputs=[INPUT],
         parameters={name: (tuple(tensor.shape), _dtype(tensor)) for name, tensor in module.named_parameters()},
@@ -55,10 +55,10 @@ def export_oplist(blueprint: str, module: nn.Module, example: torch.Tensor) -> O
         mutations=trained.counters,
     )
     try:
-        check_oplist(oplist)
+        check_graph(graph)
     except KernelRejected as error:
         raise BlueprintRejected(f"blueprint {blueprint!r} has no portable form: {error}", blueprint=blueprint) from error
-    return oplist
+    return graph
 
 
 def _dtype(tensor: torch.Tensor) -> str:
@@ -135,7 +135,7 @@ def _merge(blueprint: str, trained: list[Step], evaluated: list[Step]) -> list[S
     return merged
 
 
-class _Graph:
+class _Exported:
     """One exported graph as steps.
 
     Nodes that share memory through an in-place operation share a root; a reference to any of them is a reference to what was

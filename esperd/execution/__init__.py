@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from esperd.execution.kernel import KernelModule, load_kernel
+from esperd.execution.oplist import KernelModule, load_kernel
 
 __all__ = ["KernelModule", "load_kernel"]

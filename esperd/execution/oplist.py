@@ -1,218 +1,219 @@
-"""The portable form of a kernel: a list of operations as canonical JSON. It is data; reading it runs nothing.
-
-A document of format 1::
-
-    {"format":1,
-     "inputs":["%x"],
-     "parameters":{"conv.weight":[[8,8,3,3],"float32"]},
-     "buffers":{"norm.running_mean":[[8],"float32"]},
-     "ops":[["%0","aten.conv2d.default",["%x","conv.weight",null,[1,1],[1,1]],{}],...],
-     "output":"%3",
-     "mutations":{"norm.num_batches_tracked":1}}
-
-Strings among the arguments are references: to a parameter or buffer by its dotted name, to the input or to the result of an
-earlier operation by its name with ``%``, or ``%training``. Everything else is a literal: integer, finite float, boolean,
-null or a list of integers. ``mutations`` names counters: integer buffers and what is added to them at each forward in training.
-
-Canonical means: fields in this order, parameters and buffers in module order (which fixes the order of ``parameters()``),
-values numbered from 0, no spaces. Equal modules give equal bytes.
-"""
+"""Runs a kernel: a module that interprets an op list, equal to the eager module it was exported from to the bit."""
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from typing import Literal
+import functools
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import msgspec
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
 
 from esperd.errors import KernelRejected
-from esperd.execution.operations import OPERATIONS, Operation
-from esperd.messages.kernels import KERNEL_FORMAT
+from esperd.execution.graph import TRAINING, Graph, Step, decode_graph
+from esperd.execution.operations import OPERATIONS
 
-LARGEST_DOCUMENT_BYTES = 1024 * 1024
-LARGEST_ELEMENTS = 2**28
-"""Elements all parameters and buffers may have together: 1 GiB of float32."""
-MAX_OPERATIONS = 512
-MAX_TENSORS = 1024
-"""Parameters and buffers together."""
-MAX_DIMENSIONS = 8
-LARGEST_INTEGER = 2**31 - 1
+TORCH_DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "bool": torch.bool,
+}
 
-TRAINING = "%training"
-"""Reference to the module's mode: true in training."""
-
-_VALUE_NAME = re.compile(r"%[a-z0-9_]{1,32}", re.ASCII)
-_TENSOR_NAME = re.compile(r"[A-Za-z0-9_]{1,64}(\.[A-Za-z0-9_]{1,64}){0,15}", re.ASCII)
-
-Argument = int | float | bool | None | str | list[int]
-TensorSpec = tuple[tuple[int, ...], str]
-"""Shape and dtype."""
-
-FLOATING = ("float32", "float64", "float16", "bfloat16")
-DTYPES = (*FLOATING, "int64", "int32", "bool")
+_Instruction = tuple[Callable[..., Tensor], Callable[[list[Any]], Any], int]
+"""What to call, how to pick its arguments from the registers, and the register its result goes to."""
 
 
-class Step(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """One operation: the name of its result, what it is, and its arguments."""
+class _Container(nn.Module):
+    """A node of the module tree; it only holds parameters, buffers and other nodes under the eager module's names."""
 
-    name: str
-    operation: str
-    arguments: list[Argument]
-    keywords: dict[str, int | float | bool | None]
-
-
-class OpList(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A kernel's graph, as in the module's docstring."""
-
-    format: Literal[1]
-    inputs: list[str]
-    parameters: dict[str, TensorSpec]
-    buffers: dict[str, TensorSpec]
-    ops: list[Step]
-    output: str
-    mutations: dict[str, int]
-
-    def encode(self) -> bytes:
-        """Canonical JSON."""
-        return msgspec.json.encode(self)
+    def forward(self) -> None:
+        """A container computes nothing; the kernel does."""
+        raise NotImplementedError("this module only holds the kernel's tensors; call the kernel")
 
 
-_decoder = msgspec.json.Decoder(OpList)
+class Program:
+    """An op list bound to functions and registers; immutable, so copies of a kernel share it.
+
+    Registers hold, in this order: literals, the mode, the input, parameters and buffers, results. A result's register is
+    used again once nothing reads it any more: a forward without gradients holds no more memory than the eager module's.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self._literals: list[Any] = []
+        self.tensors = (*graph.parameters, *graph.buffers)
+        literals: dict[str, int] = {}
+        for step in graph.ops:
+            for argument in step.arguments:
+                if not isinstance(argument, str) and repr(argument) not in literals:
+                    literals[repr(argument)] = len(self._literals)
+                    self._literals.append(tuple(argument) if isinstance(argument, list) else argument)
+        registers = {TRAINING: len(self._literals), graph.inputs[0]: len(self._literals) + 1}
+        for name in self.tensors:
+            registers[name] = len(self._literals) + len(registers)
+        last_read = _last_reads(graph)
+        free: list[int] = []
+        size = len(self._literals) + len(registers)
+        instructions: list[_Instruction] = []
+        for index, step in enumerate(graph.ops):
+            read = [registers[argument] if isinstance(argument, str) else literals[repr(argument)] for argument in step.arguments]
+            free.extend(registers[name] for name in last_read.get(index, ()))
+            if free:
+                registers[step.name] = free.pop()
+            else:
+                registers[step.name] = size
+                size += 1
+            if step.name not in last_read[None]:
+                free.append(registers[step.name])
+            instructions.append((_bind(step), _picker(read), registers[step.name]))
+        self._instructions = tuple(instructions)
+        self._output = registers[graph.output]
+        self._results = size - len(self._literals) - 2 - len(self.tensors)
+
+    def run(self, x: Tensor, tensors: list[Tensor | None], *, training: bool) -> Tensor:
+        """Interpret the program.
+
+        Args:
+            x: (B, ...) the input.
+            tensors: parameters and buffers in the order of :attr:`tensors`.
+            training: mode of batch norm and dropout.
+        """
+        registers: list[Any] = [*self._literals, training, x, *tensors, *([None] * self._results)]
+        for function, pick, result in self._instructions:
+            registers[result] = function(*pick(registers))
+        output: Tensor = registers[self._output]
+        return output
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        return self
 
 
-def decode_oplist(graph: bytes) -> OpList:
-    """Read and check a graph. Nothing is executed or allocated.
+def _last_reads(graph: Graph) -> dict[int | None, set[str]]:
+    """Results by the index of the step that reads them last; under None, all that are read at all."""
+    results = {step.name for step in graph.ops}
+    last: dict[str, int] = {}
+    for index, step in enumerate(graph.ops):
+        for argument in step.arguments:
+            if isinstance(argument, str) and argument in results:
+                last[argument] = index
+    grouped: dict[int | None, set[str]] = {None: {*last, graph.output}}
+    for name, index in last.items():
+        if name != graph.output:
+            grouped.setdefault(index, set()).add(name)
+    return grouped
+
+
+def _bind(step: Step) -> Callable[..., Tensor]:
+    function = OPERATIONS[step.operation].function
+    return functools.partial(function, **step.keywords) if step.keywords else function
+
+
+def _picker(registers: list[int]) -> Callable[[list[Any]], Any]:
+    """From the registers to the arguments, in C. One argument is picked as a slice: a bare item would be unpacked."""
+    if len(registers) == 1:
+        return operator.itemgetter(slice(registers[0], registers[0] + 1))
+    return operator.itemgetter(*registers)
+
+
+class KernelModule(nn.Module):
+    """A kernel as a module: same ``state_dict`` keys and order of ``parameters()`` as the eager module, any batch size.
+
+    It trains and evaluates: batch norm and dropout follow ``self.training`` at each call, running statistics are updated as
+    the eager module would. Fresh weights are loaded with ``load_state_dict``.
+    """
+
+    def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self._program = Program(graph)
+        self._holders: list[tuple[dict[str, Any], str]] = []
+        """Where each tensor of the program is found. The dictionaries are the modules' own: ``to``, ``load_state_dict``
+        and ``functional_call`` change what they hold, and a deep copy keeps them one."""
+        self._counters: list[tuple[dict[str, Any], str, int]] = []
+        for name in self._program.tensors:
+            path, _, leaf = name.rpartition(".")
+            owner = self._container(path)
+            if leaf in _TAKEN:
+                raise KernelRejected(f"a tensor may not be called {leaf!r}: torch.nn.Module has something of this name")
+            held: dict[str, Any]
+            if name in graph.parameters:
+                held = owner._parameters  # filled directly: no attribute is ever looked up by a name from a file
+                held[leaf] = nn.Parameter(tensors[name])
+            else:
+                held = owner._buffers
+                held[leaf] = tensors[name]
+            self._holders.append((held, leaf))
+            if name in graph.mutations:
+                self._counters.append((held, leaf, graph.mutations[name]))
+
+    def _container(self, path: str) -> nn.Module:
+        node: nn.Module = self
+        for part in path.split(".") if path else ():
+            if part in _TAKEN:
+                raise KernelRejected(f"a module may not be called {part!r}: torch.nn.Module has something of this name")
+            children = node._modules
+            child = children.get(part)
+            if child is None:
+                child = children[part] = _Container()
+            node = child
+        return node
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) → (B, ...), as the eager module."""
+        if self.training:
+            for held, leaf, increment in self._counters:
+                held[leaf].add_(increment)
+        return self._program.run(x, [held[leaf] for held, leaf in self._holders], training=self.training)
+
+
+_TAKEN = frozenset(dir(nn.Module())) | {"_program", "_holders", "_counters", "_container"}
+"""Attributes of a module. A tensor or container of such a name would hide or be hidden by it."""
+
+
+def load_kernel(graph: bytes, weights: bytes | None) -> KernelModule:
+    """Build a kernel from its portable form. Nothing is executed, whatever the bytes hold.
 
     Args:
-        graph: JSON, at most 1 MiB.
+        graph: the op list.
+        weights: safetensors with exactly the graph's parameters and buffers; None: every floating-point tensor is filled
+            with NaN and every other with 0, to be replaced through ``load_state_dict`` before use.
 
     Raises:
-        KernelRejected: when it is not a well-formed graph of this format: unknown operation, wrong arguments, a reference to
-            something not yet defined, a name that is not one.
+        KernelRejected: when graph or weights are malformed or do not fit each other.
     """
-    if len(graph) > LARGEST_DOCUMENT_BYTES:
-        raise KernelRejected(
-            f"the graph has {len(graph)} bytes; at most {LARGEST_DOCUMENT_BYTES} are read", size_bytes=len(graph)
-        )
+    parsed = decode_graph(graph)
+    specs = {**parsed.parameters, **parsed.buffers}
+    if weights is not None:
+        return KernelModule(parsed, _read_weights(weights, specs))
+    return KernelModule(
+        parsed,
+        {
+            name: torch.full(shape, float("nan") if TORCH_DTYPES[dtype].is_floating_point else 0, dtype=TORCH_DTYPES[dtype])
+            for name, (shape, dtype) in specs.items()
+        },
+    )
+
+
+def _read_weights(weights: bytes, specs: Mapping[str, tuple[tuple[int, ...], str]]) -> dict[str, Tensor]:
     try:
-        oplist = _decoder.decode(graph)
-    # 1 in 5 corrupt documents raises UnicodeDecodeError (a ValueError), deep nesting RecursionError
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise KernelRejected(f"the graph is not an op list of format {KERNEL_FORMAT}: {error}") from error
-    check_oplist(oplist)
-    return oplist
-
-
-def check_oplist(oplist: OpList) -> None:
-    """Check everything that types do not say.
-
-    Raises:
-        KernelRejected: as :func:`decode_oplist`.
-    """
-    if len(oplist.inputs) != 1:
-        raise KernelRejected(f"a kernel has one input, this one names {len(oplist.inputs)}")
-    if len(oplist.ops) > MAX_OPERATIONS:
-        raise KernelRejected(f"the graph has {len(oplist.ops)} operations; at most {MAX_OPERATIONS} are allowed")
-    _check_tensors(oplist)
-    kinds = {
-        TRAINING: "mode",
-        **dict.fromkeys(oplist.parameters, "parameter"),
-        **dict.fromkeys(oplist.buffers, "buffer"),
-    }
-    _define(oplist.inputs[0], kinds)
-    for step in oplist.ops:
-        _check_step(step, kinds)
-        _define(step.name, kinds)
-    if kinds.get(oplist.output) != "value":
-        raise KernelRejected(f"the output {oplist.output!r} is no value of the graph")
-    for name, increment in oplist.mutations.items():
-        if name not in oplist.buffers or oplist.buffers[name] not in (((), "int64"), ((), "int32")):
-            raise KernelRejected(f"the mutation {name!r} is not a counter: a buffer that holds one integer")
-        if abs(increment) > LARGEST_INTEGER:
-            raise KernelRejected(f"the mutation {name!r} adds {increment}, which is no 32-bit integer")
-
-
-def _define(name: str, kinds: dict[str, str]) -> None:
-    if not _VALUE_NAME.fullmatch(name):
-        raise KernelRejected(f"{name!r} is not a name for a value: '%' and up to 32 of a-z, 0-9, _")
-    if name in kinds:
-        raise KernelRejected(f"{name!r} is defined twice")
-    kinds[name] = "value"
-
-
-def _check_tensors(oplist: OpList) -> None:
-    tensors = [*oplist.parameters.items(), *oplist.buffers.items()]
-    if len(tensors) > MAX_TENSORS:
-        raise KernelRejected(f"the graph names {len(tensors)} parameters and buffers; at most {MAX_TENSORS} are allowed")
-    names: set[str] = set()
-    elements = 0
-    for name, (shape, dtype) in tensors:
-        if not _TENSOR_NAME.fullmatch(name):
-            raise KernelRejected(f"{name!r} is not a dotted name of a parameter or buffer")
-        if name in names:
-            raise KernelRejected(f"{name!r} is both a parameter and a buffer")
-        names.add(name)
-        if dtype not in (FLOATING if name in oplist.parameters else DTYPES):
-            raise KernelRejected(f"{name!r} has the dtype {dtype!r}, which is not allowed here")
-        if len(shape) > MAX_DIMENSIONS or any(not 0 <= size <= LARGEST_INTEGER for size in shape):
-            raise KernelRejected(f"{name!r} has an impossible shape: {shape}")
-        elements += math.prod(shape)
-    if elements > LARGEST_ELEMENTS:
-        raise KernelRejected(f"parameters and buffers have {elements} elements; at most {LARGEST_ELEMENTS} are allowed")
-    for name in names:
-        parent = name
-        while "." in parent:
-            parent = parent.rpartition(".")[0]
-            if parent in names:
-                raise KernelRejected(f"{parent!r} is both a tensor and the module of {name!r}")
-
-
-def _check_step(step: Step, kinds: Mapping[str, str]) -> None:
-    operation = OPERATIONS.get(step.operation)
-    if operation is None:
-        raise KernelRejected(f"{step.name} uses {step.operation!r}, which is not an allowed operation", operation=step.operation)
-    count = len(step.arguments)
-    if not operation.required <= count <= len(operation.signature):
+        found = safetensors.torch.load(weights)
+    # what the library raises on damaged headers, unknown dtypes and impossible shapes
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        raise KernelRejected(f"the weights are not safetensors: {error}") from error
+    if found.keys() != specs.keys():
+        missing, unknown = sorted(specs.keys() - found.keys()), sorted(found.keys() - specs.keys())
         raise KernelRejected(
-            f"{step.name}: {step.operation} takes {operation.required} to {len(operation.signature)} arguments, got {count}"
+            f"the weights do not fit the graph: missing {missing}, unknown {unknown}", missing=missing, unknown=unknown
         )
-    for position, argument in enumerate(step.arguments):
-        _check_argument(f"{step.name}: argument {position} of", step, operation.signature[position], argument, kinds)
-    _check_keywords(step, operation, kinds)
-
-
-def _check_keywords(step: Step, operation: Operation, kinds: Mapping[str, str]) -> None:
-    for keyword, argument in step.keywords.items():
-        if keyword not in operation.keywords:
-            raise KernelRejected(f"{step.name}: {step.operation} has no keyword {keyword!r}")
-        _check_argument(f"{step.name}: {keyword} of", step, operation.keywords[keyword], argument, kinds)
-
-
-def _check_argument(place: str, step: Step, kind: str, argument: Argument, kinds: Mapping[str, str]) -> None:
-    if not _fits(kind.removesuffix("?"), argument, kinds) and not (kind.endswith("?") and argument is None):
-        shown = repr(argument)[:80]
-        problem = "is not defined before it" if isinstance(argument, str) and argument not in kinds else f"is no {kind}"
-        raise KernelRejected(f"{place} {step.operation}: {shown} {problem}", operation=step.operation)
-
-
-def _fits(kind: str, argument: Argument, kinds: Mapping[str, str]) -> bool:
-    if isinstance(argument, str):
-        referred = kinds.get(argument)
-        allowed = {
-            "tensor": ("value", "parameter", "buffer"),
-            "operand": ("value", "parameter", "buffer"),
-            "buffer": ("buffer",),
-            "mode": ("mode",),
-        }
-        return referred in allowed.get(kind, ())
-    if isinstance(argument, bool):
-        return kind in ("bool", "mode")
-    if isinstance(argument, int):
-        return kind in ("int", "number", "operand") and abs(argument) <= LARGEST_INTEGER
-    if isinstance(argument, float):
-        return kind in ("number", "operand") and math.isfinite(argument)
-    if isinstance(argument, list):
-        return kind == "ints" and len(argument) <= MAX_DIMENSIONS and all(abs(number) <= LARGEST_INTEGER for number in argument)
-    return False
+    for name, (shape, dtype) in specs.items():
+        tensor = found[name]
+        if tuple(tensor.shape) != tuple(shape) or tensor.dtype != TORCH_DTYPES[dtype]:
+            raise KernelRejected(
+                f"{name!r} is {tuple(tensor.shape)} {tensor.dtype} in the weights, {tuple(shape)} {dtype} in the graph"
+            )
+    return found
