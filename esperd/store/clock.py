@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 Clock = Callable[[], float]
-"""Seconds since the epoch. Tests pass their own."""
-
-system_clock: Clock = time.time
+"""Seconds since the epoch: ``time.time``, or what a test passes."""

@@ -1,0 +1,110 @@
+"""The append-only event log: per job, numbered from 1 without holes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import msgspec
+
+from esperd.errors import StoreFailed
+from esperd.messages.telemetry import Body, Event, EventPage, NewEvent
+from esperd.store.database import Database
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE events (
+        job TEXT NOT NULL,
+        sequence INTEGER NOT NULL,
+        at REAL NOT NULL,
+        type TEXT NOT NULL,
+        body BLOB NOT NULL,                    -- msgpack
+        PRIMARY KEY (job, sequence)
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE batches (
+        job TEXT NOT NULL,
+        key TEXT NOT NULL,
+        PRIMARY KEY (job, key)
+    ) STRICT, WITHOUT ROWID
+    """,
+)
+"""Schema of the log's database; only ever append."""
+
+LARGEST_PAGE = 1_000
+"""Events in one answer at most, however many were asked for; chosen, not measured."""
+
+
+class EventLog:
+    """What happened in every job.
+
+    Args:
+        database: its own, opened with :data:`MIGRATIONS` and ``synchronous="NORMAL"``: a killed process loses nothing, a
+            power loss may lose the last events, and jobs do not wait for the disk.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def append(self, job: str, key: str, events: Sequence[NewEvent]) -> tuple[Event, ...]:
+        """Number and store events, in order, all or none.
+
+        Args:
+            job: whose events.
+            key: names this batch within the job.
+            events: what happened, oldest first.
+
+        Returns:
+            The events as stored; nothing when a batch of this key is in the log already.
+
+        Raises:
+            StoreFailed: when the database refuses.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> tuple[Event, ...]:
+            recorded = connection.execute("INSERT OR IGNORE INTO batches (job, key) VALUES (?, ?)", (job, key)).rowcount
+            if not recorded:
+                return ()
+            last = connection.execute("SELECT coalesce(max(sequence), 0) FROM events WHERE job = ?", (job,)).fetchone()[0]
+            numbered = tuple(
+                Event(job=job, sequence=sequence, at=event.at, body=event.body)
+                for sequence, event in enumerate(events, start=last + 1)
+            )
+            connection.executemany(
+                "INSERT INTO events (job, sequence, at, type, body) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (job, event.sequence, event.at, event_type(event.body), msgspec.msgpack.encode(event.body))
+                    for event in numbered
+                ],
+            )
+            return numbered
+
+        return await self._database.write(transaction)
+
+    async def page(self, job: str, after: int = 0, limit: int = 500) -> EventPage:
+        """Events of a job after number ``after``, oldest first, at most ``limit`` and at most :data:`LARGEST_PAGE`.
+
+        Raises:
+            StoreFailed: when the database refuses, or holds an event that cannot be read.
+        """
+        limit = max(1, min(limit, LARGEST_PAGE))
+        rows = await self._database.read(
+            "SELECT * FROM events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?", (job, after, limit + 1)
+        )
+        return EventPage(events=tuple(map(_event, rows[:limit])), more=len(rows) > limit)
+
+
+def event_type(body: Body) -> str:
+    """The tag an event's body carries on the wire: its class name."""
+    return type(body).__name__
+
+
+def _event(row: sqlite3.Row) -> Event:
+    try:
+        body = msgspec.msgpack.decode(row["body"], type=Body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise StoreFailed(
+            f"event {row['sequence']} of job {row['job']} ({row['type']}) cannot be read: {error}",
+            job=row["job"],
+            sequence=row["sequence"],
+        ) from error
+    return Event(job=row["job"], sequence=row["sequence"], at=row["at"], body=body)

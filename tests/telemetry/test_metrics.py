@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from esperd.messages.control import ActorList, ActorState, ActorStatus
+from esperd.messages.growth import Stage, Verdict
+from esperd.messages.jobs import Budget, Job, JobInfo, JobState
+from esperd.messages.policy import Decision
+from esperd.messages.telemetry import DecisionMade, Event, GateEvaluated, KernelLoaded, StageChanged
+from esperd.telemetry.metrics import Metrics
+
+
+def samples(metrics: Metrics) -> dict[str, float]:
+    lines = [line.rsplit(" ", 1) for line in metrics.render().decode().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in lines}
+
+
+def observed(*bodies) -> dict[str, float]:
+    metrics = Metrics()
+    for sequence, body in enumerate(bodies, start=1):
+        metrics.observe_event(Event(job="j1", sequence=sequence, at=0.0, body=body))
+    return samples(metrics)
+
+
+def info(job_id: str, state: JobState) -> JobInfo:
+    job = Job(host="mlp", data="digits", budget=Budget(epochs=1))
+    return JobInfo(id=job_id, name="", state=state, attempt=0, submitted_at=0.0, job=job)
+
+
+def stage(after: Stage) -> StageChanged:
+    return StageChanged(epoch=1, seed="s#1", slot="s", blueprint="b", before=Stage.TRAINING, after=after, reason="")
+
+
+def test_events_are_counted_by_type_and_by_what_they_say():
+    found = observed(
+        DecisionMade(epoch=1, decision=Decision(action="wait", reason="early"), applied=True),
+        DecisionMade(epoch=2, decision=Decision(action="germinate", reason="try"), applied=False, refusal="G0"),
+        GateEvaluated(epoch=2, seed="s#1", verdict=Verdict(gate="g2", passed=False, reason="small")),
+        KernelLoaded(epoch=2, seed="s#1", blueprint="b", manifest_id="m", source="disk"),
+        stage(Stage.BLENDING),
+        stage(Stage.CULLED),
+    )
+    assert found['esperd_events_total{type="DecisionMade"}'] == 2
+    assert found['esperd_decisions_total{action="germinate",applied="false"}'] == 1
+    assert found['esperd_decisions_total{action="wait",applied="true"}'] == 1
+    assert found['esperd_gates_total{gate="g2",result="failed"}'] == 1
+    assert found['esperd_kernels_total{source="disk"}'] == 1
+    assert {name for name in found if name.startswith("esperd_seeds_total")} == {'esperd_seeds_total{outcome="culled"}'}
+
+
+def test_a_job_is_counted_in_the_state_it_is_in():
+    metrics = Metrics()
+    for state in (JobState.QUEUED, JobState.LEASED, JobState.RUNNING, JobState.RUNNING):
+        metrics.observe_job(info("j1", state))
+    metrics.observe_job(info("j2", JobState.QUEUED))
+    found = samples(metrics)
+    counts = {state: found[f'esperd_jobs{{state="{state}"}}'] for state in JobState}
+    assert counts == {state: float(state in (JobState.QUEUED, JobState.RUNNING)) for state in JobState}
+
+
+def test_actors_are_shown_as_last_observed_and_not_before():
+    metrics = Metrics()
+    assert not any("actor" in name for name in samples(metrics))
+    for depth in (7, 3):
+        status = ActorStatus(
+            name="policy",
+            state=ActorState.RUNNING,
+            pid=1,
+            generation=2,
+            restarts=1,
+            mailbox_depth=depth,
+            mailbox_bytes=0,
+            handled=5,
+        )
+        metrics.observe_actors(ActorList(actors=(status,), dead_letters={"no such actor": 4}))
+    found = samples(metrics)
+    assert found['esperd_restarts_total{actor="policy"}'] == 1
+    assert found['esperd_mailbox_depth{actor="policy"}'] == 3
+    assert found['esperd_dead_letters_total{reason="no such actor"}'] == 4
+
+
+def test_the_lag_of_the_loop_is_a_histogram_in_seconds():
+    metrics = Metrics()
+    metrics.observe_loop_lag(0.003)
+    found = samples(metrics)
+    assert (found['esperd_loop_lag_seconds_bucket{le="0.002"}'], found['esperd_loop_lag_seconds_bucket{le="0.005"}']) == (0, 1)
+    assert found["esperd_loop_lag_seconds_count"] == 1
+
+
+def test_two_daemons_in_one_process_do_not_share_metrics():
+    first, second = Metrics(), Metrics()
+    first.observe_loop_lag(1.0)
+    assert samples(second)["esperd_loop_lag_seconds_count"] == 0
