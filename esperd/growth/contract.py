@@ -1,0 +1,301 @@
+"""What a blueprint promises, checked on the real module: it keeps the shape, starts as identity, can learn, costs what it says.
+
+Run before a blueprint is trusted, and by ``esper plugins check``. Every promise is checked and reported with the numbers
+seen; one broken promise does not hide another.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from esperd.declarations import Blueprint, Shape, Topology, resolve
+from esperd.errors import BlueprintRejected
+from esperd.growth.blend import blend
+from esperd.growth.flops import count_flops
+
+SHAPES: dict[Topology, tuple[Shape, ...]] = {
+    "cnn": ((3, 8, 8), (16, 4, 4), (17, 5, 7)),
+    "mlp": ((3,), (16,), (33,)),
+}
+"""Shapes a blueprint is checked at when none are given: few and many channels, odd ones, square and not."""
+
+BATCHES = (1, 2, 5)
+TRAINING_BATCH = 32
+CLASSES = 4
+GRADIENT_STEPS = 3
+"""By this step every parameter must have had a gradient: one step for a zero-initialised layer, one for what stands before
+it, one to spare."""
+STEP_SIZES = (1e-1, 1e-2, 1e-3, 1e-4)
+"""Learning rates tried, largest first, for one step that lowers the loss: the promise is a direction, not a rate."""
+LEARNING_RATE = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One promise at one shape."""
+
+    name: str
+    shape: Shape
+    passed: bool
+    detail: str
+    """What was seen, with its numbers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContractReport:
+    """Every check of one blueprint."""
+
+    blueprint: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise is kept."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The checks that failed, in order."""
+        return tuple(check for check in self.checks if not check.passed)
+
+    def raise_for_failures(self) -> None:
+        """Do nothing when every promise is kept.
+
+        Raises:
+            BlueprintRejected: when one is not; names each failed check with its shape and numbers.
+        """
+        if self.failures:
+            told = "; ".join(f"{check.name} at {check.shape}: {check.detail}" for check in self.failures)
+            raise BlueprintRejected(
+                f"blueprint {self.blueprint!r} breaks its contract: {told}",
+                blueprint=self.blueprint,
+                checks=[check.name for check in self.failures],
+            )
+
+
+class _Broken(Exception):
+    """A check failed; the text is its detail."""
+
+
+def check_blueprint(blueprint: Blueprint, shapes: Sequence[Shape] | None = None, seed: int = 0) -> ContractReport:
+    """Check a blueprint's contract.
+
+    The checks, at each shape: ``builds``, ``has_parameters``, ``parameter_formula``, ``shape`` (shape, dtype and device kept at
+    several batch sizes), ``finite``, ``deterministic``, ``identity`` (blended in at alpha 0, the host's output to the bit),
+    ``flop_formula``, ``gradient`` (the incubation loss at alpha 1 gives some parameter a gradient at step 1 and every one
+    by step 3), ``learns`` (one step lowers the loss). When the module does not build, or does not keep the shape, checks that
+    need it are not made.
+
+    Args:
+        blueprint: the declaration.
+        shapes: of one sample; None: :data:`SHAPES` of the blueprint's topology.
+        seed: of weights and data; the process's generator is left as it was.
+
+    Raises:
+        ImportFailed: when the factory cannot be imported.
+    """
+    factory = resolve(blueprint.factory)
+    checks: list[Check] = []
+    for shape in SHAPES[blueprint.topology] if shapes is None else shapes:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            checks.extend(_check_shape(blueprint, factory, tuple(shape)))
+    return ContractReport(blueprint=blueprint.name, checks=tuple(checks))
+
+
+def _check_shape(blueprint: Blueprint, factory: Callable[[Shape], nn.Module], shape: Shape) -> list[Check]:
+    checks: list[Check] = []
+
+    def check(name: str, promise: Callable[[], str]) -> bool:
+        try:
+            checks.append(Check(name=name, shape=shape, passed=True, detail=promise()))
+        except _Broken as broken:
+            checks.append(Check(name=name, shape=shape, passed=False, detail=str(broken)))
+        except Exception as error:  # noqa: BLE001 - whatever a foreign module raises is the result of its check
+            checks.append(Check(name=name, shape=shape, passed=False, detail=f"{type(error).__name__}: {error}"))
+        return checks[-1].passed
+
+    built: list[nn.Module] = []
+    if not check("builds", lambda: _build(factory, shape, built)):
+        return checks
+    module = built[0]
+    has_parameters = check("has_parameters", lambda: _has_parameters(module))
+    check("parameter_formula", lambda: _parameter_formula(blueprint, module, shape))
+    if not check("shape", lambda: _keeps_shape(module, shape)):
+        return checks
+    check("finite", lambda: _finite(module, shape))
+    check("deterministic", lambda: _deterministic(module, shape))
+    check("identity", lambda: _identity(module, shape))
+    check("flop_formula", lambda: _flop_formula(blueprint, module, shape))
+    if has_parameters:
+        incubation = _Incubation(shape)
+        check("gradient", lambda: _gradient(module, incubation))
+        check("learns", lambda: _learns(module, incubation))
+    return checks
+
+
+def _build(factory: Callable[[Shape], nn.Module], shape: Shape, built: list[nn.Module]) -> str:
+    module: object = factory(shape)
+    if not isinstance(module, nn.Module):
+        raise _Broken(f"the factory returned {type(module).__name__}, not a torch.nn.Module")
+    built.append(module)
+    return type(module).__name__
+
+
+def _has_parameters(module: nn.Module) -> str:
+    count = _count(module)
+    if count == 0:
+        raise _Broken("it has no parameters, so there is nothing to train")
+    frozen = [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise _Broken(f"parameters that do not train: {', '.join(frozen)}; make them buffers")
+    return f"{count} parameters"
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _parameter_formula(blueprint: Blueprint, module: nn.Module, shape: Shape) -> str:
+    claimed, counted = blueprint.parameters(shape), _count(module)
+    if claimed != counted:
+        raise _Broken(f"the formula says {claimed}, the module has {counted}")
+    return f"{counted} parameters"
+
+
+def _flop_formula(blueprint: Blueprint, module: nn.Module, shape: Shape) -> str:
+    candidate = copy.deepcopy(module).eval()
+    with torch.no_grad():
+        _, flops = count_flops(lambda: candidate(torch.randn(2, *shape)))
+    claimed, counted = blueprint.flops(shape), flops / 2
+    if claimed != counted:
+        raise _Broken(f"the formula says {claimed:g} FLOPs a sample, the module takes {counted:g}")
+    return f"{counted:g} FLOPs a sample"
+
+
+def _modes(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """A copy in training and one in evaluation."""
+    return copy.deepcopy(module).train(), copy.deepcopy(module).eval()
+
+
+def _keeps_shape(module: nn.Module, shape: Shape) -> str:
+    for candidate in _modes(module):
+        for batch in BATCHES:
+            x = torch.randn(batch, *shape)
+            output: object = candidate(x)
+            if not isinstance(output, Tensor):
+                raise _Broken(f"it returned {type(output).__name__}, not a tensor")
+            if (output.shape, output.dtype, output.device) != (x.shape, x.dtype, x.device):
+                raise _Broken(
+                    f"{tuple(x.shape)} {x.dtype} on {x.device} became {tuple(output.shape)} {output.dtype} on {output.device}"
+                )
+    return f"kept at batches {', '.join(map(str, BATCHES))}"
+
+
+def _finite(module: nn.Module, shape: Shape) -> str:
+    largest = 0.0
+    for candidate in _modes(module):
+        for x in (torch.randn(5, *shape), torch.zeros(2, *shape), 100 * torch.randn(2, *shape)):
+            output: Tensor = candidate(x).detach()
+            broken = int((~torch.isfinite(output)).sum())
+            if broken:
+                raise _Broken(f"{broken} of {output.numel()} outputs are not finite, for inputs up to {float(x.abs().max()):g}")
+            largest = max(largest, float(output.abs().max()))
+    return f"outputs up to {largest:g}"
+
+
+def _deterministic(module: nn.Module, shape: Shape) -> str:
+    x = torch.randn(5, *shape)
+    state = torch.get_rng_state()
+    outputs = []
+    for _ in range(2):
+        torch.set_rng_state(state)
+        outputs.append([candidate(x).detach() for candidate in _modes(module)])
+    for first, second in zip(*outputs, strict=True):
+        if not torch.equal(first, second):
+            raise _Broken(f"two passes from one RNG state differ by up to {float((first - second).abs().max()):g}")
+    return "two passes are equal to the bit"
+
+
+def _identity(module: nn.Module, shape: Shape) -> str:
+    for candidate in _modes(module):
+        for batch in BATCHES:
+            x = torch.randn(batch, *shape)
+            host = x.clone()
+            blended = blend(host, candidate(x), 0.0)
+            if not torch.equal(blended, host):
+                raise _Broken(f"at alpha 0 the host's output changed by up to {float((blended - host).abs().max().detach()):g}")
+            if not torch.equal(x, host):
+                raise _Broken("it wrote to its input, which is the host's tensor")
+    birth = float((copy.deepcopy(module).eval()(host) - host).abs().max().detach())
+    return f"exact at alpha 0; at birth the seed's own output is {birth:g} from its input"
+
+
+class _Incubation:
+    """A frozen random readout and random labels: the smallest thing a seed can lower the loss of."""
+
+    def __init__(self, shape: Shape) -> None:
+        features = math.prod(shape)
+        self.inputs = torch.randn(TRAINING_BATCH, *shape)  # (B, ...)
+        self.labels = torch.arange(TRAINING_BATCH) % CLASSES  # (B,)
+        self.readout = torch.randn(features, CLASSES) / math.sqrt(features)  # (features, classes)
+
+    def loss(self, module: nn.Module) -> Tensor:
+        """Cross-entropy with the seed blended in at alpha 1."""
+        blended = blend(self.inputs, module(self.inputs), 1.0)
+        return functional.cross_entropy(blended.flatten(1) @ self.readout, self.labels)
+
+
+def _gradient(module: nn.Module, incubation: _Incubation) -> str:
+    candidate = copy.deepcopy(module).train()
+    optimizer = torch.optim.SGD(candidate.parameters(), lr=LEARNING_RATE)
+    waiting = {name for name, _ in candidate.named_parameters()}
+    first = 0
+    for step in range(1, GRADIENT_STEPS + 1):
+        optimizer.zero_grad()
+        incubation.loss(candidate).backward()  # type: ignore[no-untyped-call]
+        moving = {
+            name
+            for name, parameter in candidate.named_parameters()
+            if parameter.grad is not None and bool((parameter.grad != 0).any())
+        }
+        broken = [
+            name
+            for name, parameter in candidate.named_parameters()
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all())
+        ]
+        if broken:
+            raise _Broken(f"at step {step} the gradient of {', '.join(broken)} is not finite")
+        waiting -= moving
+        if step == 1:
+            first = len(moving)
+            if not moving:
+                raise _Broken("at step 1 the gradient of every parameter is exactly zero: it can never learn")
+        optimizer.step()
+    if waiting:
+        raise _Broken(f"after {GRADIENT_STEPS} steps these had no gradient: {', '.join(sorted(waiting))}")
+    return f"{first} of {len(list(candidate.parameters()))} tensors at step 1, all by step {GRADIENT_STEPS}"
+
+
+def _learns(module: nn.Module, incubation: _Incubation) -> str:
+    state = torch.get_rng_state()  # the same dropout masks before and after
+    before = float(incubation.loss(copy.deepcopy(module).train()).detach())
+    tried: list[str] = []
+    for learning_rate in STEP_SIZES:
+        candidate = copy.deepcopy(module).train()
+        optimizer = torch.optim.SGD(candidate.parameters(), lr=learning_rate)
+        incubation.loss(candidate).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        torch.set_rng_state(state)
+        after = float(incubation.loss(candidate).detach())
+        if after < before:
+            return f"loss {before:g} → {after:g} in one step of {learning_rate:g}"
+        tried.append(f"{after:g}")
+    raise _Broken(f"one step never lowers the loss from {before:g}: {', '.join(tried)}")

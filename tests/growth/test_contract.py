@@ -1,0 +1,245 @@
+"""The contract check: it passes what is sound and names, for what is broken, the promise that is."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from esperd.builtins.blueprints import BLUEPRINTS
+from esperd.declarations import Blueprint
+from esperd.errors import BlueprintRejected, ImportFailed
+from esperd.growth.contract import check_blueprint
+
+SHAPES = {"cnn": [(1, 6, 6), (5, 4, 7), (12, 4, 4), (17, 3, 3), (64, 2, 2)], "mlp": [(1,), (5,), (17,), (64,)]}
+CASES = [
+    pytest.param(blueprint, shape, id=f"{blueprint.name}-{'x'.join(map(str, shape))}")
+    for blueprint in BLUEPRINTS
+    for shape in SHAPES[blueprint.topology]
+]
+SHAPE = (4, 5, 5)
+
+
+class Sound(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.conv = nn.Conv2d(shape[0], shape[0], 1, bias=False)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
+class ChangesShape(Sound):
+    def forward(self, x):
+        return super().forward(x)[:, :, 1:]
+
+
+class ChangesDtype(Sound):
+    def forward(self, x):
+        return super().forward(x).double()
+
+
+class ReturnsTuple(Sound):
+    def forward(self, x):
+        return (super().forward(x), x)
+
+
+class MakesNan(Sound):
+    def forward(self, x):
+        return super().forward(x) + (x * 0.0).log() * 0.0
+
+
+class OverflowsOnLargeInputs(Sound):
+    def forward(self, x):
+        return x + self.conv(x.exp() * 1e10)
+
+
+class ZeroConvBeforeNorm(nn.Module):
+    """The classic trap: relu'(0) = 0, so no parameter ever moves."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.conv = nn.Conv2d(shape[0], shape[0], 1, bias=False)
+        self.norm = nn.GroupNorm(1, shape[0])
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x):
+        return x + torch.relu(self.norm(self.conv(x)))
+
+
+class UnusedParameter(Sound):
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.forgotten = nn.Parameter(torch.ones(3))
+
+
+class Frozen(Sound):
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
+
+
+class NoParameters(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+
+    def forward(self, x):
+        return x * 1.0
+
+
+class Climbs(torch.autograd.Function):
+    """Identity forward, reversed gradient backward."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return -gradient
+
+
+class LearnsBackwards(Sound):
+    def forward(self, x):
+        return x + Climbs.apply(self.conv(x))
+
+
+class Draws(Sound):
+    calls = 0
+
+    def forward(self, x):
+        Draws.calls += 1
+        return super().forward(x) + Draws.calls
+
+
+class WritesToTheHost(Sound):
+    def forward(self, x):
+        return super().forward(x.add_(1.0))
+
+
+class RaisesOnBuild(Sound):
+    def __init__(self, shape):
+        raise RuntimeError("no room")
+
+
+def no_module(shape):
+    return "a module"
+
+
+def declare(factory, parameters=lambda shape: shape[0] ** 2, flops=lambda shape: 2.0 * shape[0] ** 2 * shape[1] * shape[2]):
+    return Blueprint(
+        name="candidate",
+        topology="cnn",
+        factory=f"{__name__}:{factory.__name__}",
+        parameters=parameters,
+        flops=flops,
+        description="",
+        source="",
+    )
+
+
+def failed(blueprint):
+    return {check.name for check in check_blueprint(blueprint, [SHAPE]).failures}
+
+
+@pytest.mark.parametrize(("blueprint", "shape"), CASES)
+def test_every_built_in_blueprint_keeps_its_contract(blueprint, shape):
+    check_blueprint(blueprint, [shape]).raise_for_failures()
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+def test_the_built_in_contract_does_not_hang_on_the_seed(seed):
+    for blueprint in BLUEPRINTS:
+        check_blueprint(blueprint, seed=seed).raise_for_failures()
+
+
+def test_a_sound_blueprint_passes_with_numbers_for_every_check():
+    report = check_blueprint(declare(Sound), [SHAPE])
+    assert report.passed
+    assert [check.name for check in report.checks] == [
+        "builds",
+        "has_parameters",
+        "parameter_formula",
+        "shape",
+        "finite",
+        "deterministic",
+        "identity",
+        "flop_formula",
+        "gradient",
+        "learns",
+    ]
+    assert all(check.detail for check in report.checks)
+
+
+@pytest.mark.parametrize(
+    ("factory", "broken"),
+    [
+        (RaisesOnBuild, {"builds"}),
+        (no_module, {"builds"}),
+        (ChangesShape, {"shape"}),
+        (ChangesDtype, {"shape"}),
+        (ReturnsTuple, {"shape"}),
+        (ZeroConvBeforeNorm, {"gradient"}),
+        (UnusedParameter, {"gradient"}),
+        (Frozen, {"has_parameters"}),
+        (NoParameters, {"has_parameters"}),
+        (LearnsBackwards, {"learns"}),
+        (OverflowsOnLargeInputs, {"finite"}),
+    ],
+)
+def test_a_broken_blueprint_fails_the_check_it_breaks(factory, broken):
+    assert broken <= failed(declare(factory))
+
+
+def test_a_dead_gradient_breaks_no_promise_but_gradient_and_learning():
+    assert failed(declare(ZeroConvBeforeNorm, parameters=lambda shape: shape[0] ** 2 + 2 * shape[0])) == {"gradient", "learns"}
+
+
+def test_nan_outputs_are_counted():
+    report = check_blueprint(declare(MakesNan), [SHAPE])
+    finite = next(check for check in report.checks if check.name == "finite")
+    assert not finite.passed
+    assert "500 of 500 outputs are not finite" in finite.detail
+
+
+def test_a_seed_that_computes_something_else_each_time_is_not_deterministic():
+    assert "deterministic" in failed(declare(Draws))
+
+
+def test_a_seed_that_writes_to_the_hosts_tensor_breaks_identity():
+    assert "identity" in failed(declare(WritesToTheHost))
+
+
+def test_a_wrong_parameter_formula_is_reported_with_both_numbers():
+    report = check_blueprint(declare(Sound, parameters=lambda shape: 37_000), [SHAPE])
+    assert [(check.name, check.detail) for check in report.failures] == [
+        ("parameter_formula", "the formula says 37000, the module has 16")
+    ]
+
+
+def test_a_wrong_flop_formula_is_reported_with_both_numbers():
+    report = check_blueprint(declare(Sound, flops=lambda shape: 1.0), [SHAPE])
+    assert [(check.name, check.detail) for check in report.failures] == [
+        ("flop_formula", "the formula says 1 FLOPs a sample, the module takes 800")
+    ]
+
+
+def test_raising_for_failures_names_checks_shapes_and_numbers():
+    report = check_blueprint(declare(Sound, parameters=lambda shape: 1), [SHAPE, (3, 2, 2)])
+    with pytest.raises(BlueprintRejected, match=r"parameter_formula at \(4, 5, 5\).*parameter_formula at \(3, 2, 2\)") as caught:
+        report.raise_for_failures()
+    assert caught.value.fields["checks"] == ["parameter_formula", "parameter_formula"]
+
+
+def test_checking_leaves_the_process_generator_as_it_was():
+    before = torch.get_rng_state()
+    check_blueprint(declare(Sound), [SHAPE])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_factory_that_does_not_import_is_an_error_of_its_own():
+    with pytest.raises(ImportFailed):
+        check_blueprint(dataclasses.replace(declare(Sound), factory="nowhere:nothing"))
