@@ -17,6 +17,7 @@ import zmq
 import zmq.asyncio
 
 from esperd.actors.sockets import open_socket, require_listener, socket_path, unreachable
+from esperd.actors.tasks import open_task_group
 from esperd.errors import MalformedMessage
 
 HIGH_WATER_MARK = 10_000
@@ -80,7 +81,7 @@ class Publisher:
         with contextlib.closing(open_socket(zmq.XPUB, high_water_mark=HIGH_WATER_MARK)) as socket:
             socket.bind(self.endpoint)
             self._socket = socket
-            async with anyio.create_task_group() as tasks:
+            async with open_task_group() as tasks:
                 tasks.start_soon(self._read_subscriptions, socket)
                 try:
                     yield

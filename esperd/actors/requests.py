@@ -18,6 +18,7 @@ import zmq.asyncio
 from esperd.actors.codec import UNKNOWN_ID, Codec, Kind
 from esperd.actors.outcome import answer_of, error_reply, result_of
 from esperd.actors.sockets import bind_router, connect_dealer, require_listener, unreachable
+from esperd.actors.tasks import open_task_group
 from esperd.errors import AskTimeout, Busy, EsperError, MalformedMessage
 from esperd.messages import Message, Reply
 
@@ -106,7 +107,7 @@ class RequestServer:
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
         with contextlib.closing(bind_router(self.endpoint)) as socket:
-            async with anyio.create_task_group() as answers:
+            async with open_task_group() as answers:
                 reading = anyio.CancelScope()
                 answers.start_soon(self._read, socket, answers, reading)
                 try:

@@ -1,0 +1,307 @@
+"""The process side of a process actor: says that it is ready and alive, asks and answers, notices a dead daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Self
+
+import anyio
+import structlog
+import zmq
+import zmq.asyncio
+
+import esperd
+from esperd.actors.clock import Clock, SystemClock
+from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
+from esperd.actors.incarnation import SUPERVISOR, Incarnation
+from esperd.actors.mailbox import Mailbox
+from esperd.actors.outcome import answer_of, error_reply, result_of
+from esperd.actors.sockets import connect_dealer, unreachable
+from esperd.actors.tasks import open_task_group
+from esperd.errors import AskTimeout, Busy, EsperError, MalformedMessage
+from esperd.messages import ErrorReply, Message, Reply
+from esperd.messages.control import Heartbeat, HeartbeatReceived, Ready, Stop
+
+Handler = Callable[[Message], Awaitable[Reply | None]]
+"""Takes one message at a time, in order. For an ask: what it returns or raises is the answer (None: ``Done``). For a tell:
+what it raises ends the link, and with it the process; the supervisor starts another."""
+
+Step = Callable[[], int | None]
+"""Returns the step counter that heartbeats carry; None when there are no steps."""
+
+ASK_TIMEOUT_S = 30.0
+
+log = structlog.get_logger(__name__)
+
+
+def _no_steps() -> int | None:
+    return None
+
+
+class Link:
+    """A process actor's connection to its daemon: ``async with Link.from_environment(handler) as link``.
+
+    Entering connects and says Ready; the block then runs until it ends by itself. It should end when ``stop_requested`` or
+    ``daemon_lost`` is set. Nothing is sent on leaving: the process's exit status says how it went.
+
+    Args:
+        incarnation: who this process is.
+        handler: called for every ask and tell, except for the link's own conversation (Stop, heartbeats, replies).
+        step: read at every heartbeat.
+        codec: message types and protocol version.
+        clock: decides when the daemon has been silent for too long.
+    """
+
+    def __init__(
+        self,
+        incarnation: Incarnation,
+        handler: Handler,
+        *,
+        step: Step = _no_steps,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.incarnation = incarnation
+        self.stop_requested = anyio.Event()
+        """Set when the daemon told this process to finish what is in hand and exit."""
+        self.daemon_lost = anyio.Event()
+        """Set when the daemon was silent for the heartbeat timeout, or no longer knows this incarnation. Final."""
+        self.closed = anyio.Event()
+        """Set when the link has ended, for whatever reason."""
+        self._handler = handler
+        self._step = step
+        self._codec = codec or Codec()
+        self._clock: Clock = clock or SystemClock()
+        self._ids = itertools.count(1)
+        self._open: dict[int, asyncio.Future[Reply]] = {}
+        self._inbox: Mailbox[tuple[Head, Message]] = Mailbox(incarnation.actor)
+        self._heard_at = self._clock.monotonic()
+        self._socket: zmq.asyncio.Socket | None = None
+        self._run = self._running()
+
+    @classmethod
+    def from_environment(
+        cls,
+        handler: Handler,
+        *,
+        step: Step = _no_steps,
+        environment: Mapping[str, str] | None = None,
+        codec: Codec | None = None,
+    ) -> Self:
+        """A link for the process that a daemon started.
+
+        Raises:
+            ConfigError: when the variables a daemon sets are missing or wrong.
+        """
+        return cls(Incarnation.from_environment(environment), handler, step=step, codec=codec)
+
+    @property
+    def name(self) -> str:
+        """The actor's name."""
+        return self.incarnation.actor
+
+    @property
+    def generation(self) -> int:
+        """The supervisor's count of this actor's incarnations."""
+        return self.incarnation.generation
+
+    async def __aenter__(self) -> Self:
+        """Connect and say Ready.
+
+        Raises:
+            DaemonUnreachable: when nobody listens, or nobody answers within the heartbeat timeout.
+            ProtocolMismatch: when the daemon speaks another protocol version.
+            Conflict: when this incarnation is not the one the daemon waits for.
+        """
+        await self._run.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._run.__aexit__(kind, error, trace)
+
+    async def ask(self, to: str, message: Message, timeout_s: float = ASK_TIMEOUT_S) -> Reply:
+        """Send a message to an actor and wait for its answer.
+
+        Raises:
+            AskTimeout: when no answer came in time.
+            DaemonUnreachable: when the daemon is lost or the link has ended.
+            EsperError: of whatever class the actor answered with.
+        """
+        self._require_daemon()
+        request = next(self._ids)
+        head = self._codec.head(Kind.ASK, request, to=to, sender=self.name, deadline_ms=int(timeout_s * 1000))
+        frames = self._codec.encode(head, message)
+        answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._open[request] = answer
+        try:
+            with anyio.move_on_after(timeout_s):
+                await self._send(frames)
+                return result_of(await answer)
+        finally:
+            self._open.pop(request, None)
+        raise AskTimeout(
+            f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
+            actor=to,
+            message_type=type(message).__name__,
+            timeout_s=timeout_s,
+        )
+
+    async def tell(self, to: str, message: Message) -> None:
+        """Send a message to an actor, at most once; waits while the connection's queue is full.
+
+        Raises:
+            DaemonUnreachable: when the daemon is lost or the link has ended.
+        """
+        self._require_daemon()
+        await self._send(self._codec.encode(self._codec.head(Kind.TELL, next(self._ids), to=to, sender=self.name), message))
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None, None]:
+        try:
+            with contextlib.closing(connect_dealer(self.incarnation.hub, self.incarnation.identity)) as self._socket:
+                async with open_task_group() as tasks:
+                    tasks.start_soon(self._read, self._socket)
+                    await self._say_ready()
+                    tasks.start_soon(self._beat, self._socket)
+                    tasks.start_soon(self._listen_for_daemon)
+                    tasks.start_soon(self._serve)
+                    try:
+                        yield
+                    finally:
+                        tasks.cancel_scope.cancel()
+        finally:
+            self._socket = None
+            self._fail_open(unreachable(self.incarnation.hub, "this link has ended"))
+            self.closed.set()
+
+    async def _say_ready(self) -> None:
+        ready = Ready(
+            actor=self.name,
+            generation=self.generation,
+            pid=os.getpid(),
+            protocol=self._codec.protocol,
+            version=esperd.__version__,
+        )
+        try:
+            await self.ask(SUPERVISOR, ready, self.incarnation.heartbeat_timeout_s)
+        except AskTimeout as error:
+            raise unreachable(self.incarnation.hub, error.message) from error
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            self._heard_at = self._clock.monotonic()
+            try:
+                head, message = self._codec.decode(frames)
+            except EsperError as error:
+                await self._refuse(frames, error)
+                continue
+            match message:
+                case HeartbeatReceived():
+                    pass
+                case Stop():
+                    self.stop_requested.set()
+                case ErrorReply() if head.kind is Kind.REPLY and head.id == UNKNOWN_ID:
+                    self._lose_daemon(message.message)
+                case Reply() if head.kind is Kind.REPLY:
+                    self._settle(head.id, message)
+                case _:
+                    await self._accept(head, message)
+
+    async def _refuse(self, frames: Sequence[bytes], error: EsperError) -> None:
+        """A frame that is no message of ours: whoever waits for its answer, on either side, gets the error."""
+        log.warning("malformed frame from the daemon", actor=self.name, error=error.message)
+        opening = self._codec.opening(frames)
+        if opening is None:
+            return
+        answer = self._open.get(opening.id)
+        if opening.kind == Kind.REPLY and answer is not None and not answer.done():
+            answer.set_exception(error)
+        elif opening.kind == Kind.ASK:
+            await self._reply(opening.id, SUPERVISOR, error_reply(error, actor=self.name, message=None))
+
+    async def _accept(self, head: Head, message: Message) -> None:
+        try:
+            self._inbox.put_nowait((head, message))
+        except Busy as error:
+            if head.kind is Kind.ASK:
+                await self._reply(head.id, head.sender, error_reply(error, actor=self.name, message=message))
+            else:
+                log.warning("message dropped, the inbox is full", actor=self.name, message_type=type(message).__name__)
+
+    async def _serve(self) -> None:
+        """One message at a time. An ask's exception is the asker's; a tell's ends the process."""
+        while True:
+            head, message = await self._inbox.get()
+            if head.kind is not Kind.ASK:
+                await self._handler(message)
+                continue
+            try:
+                answer = answer_of(await self._handler(message), actor=self.name, message=message)
+            except Exception as error:  # noqa: BLE001 - whatever the handler raises is the asker's answer
+                answer = error_reply(error, actor=self.name, message=message)
+            await self._reply(head.id, head.sender, answer)
+
+    async def _reply(self, request: int, to: str, answer: Reply) -> None:
+        head = self._codec.head(Kind.REPLY, request, to=to, sender=self.name)
+        try:
+            frames = self._codec.encode(head, answer)
+        except MalformedMessage as error:
+            frames = self._codec.encode(head, error_reply(error, actor=self.name, message=answer))
+        await self._send(frames)
+
+    async def _beat(self, socket: zmq.asyncio.Socket) -> None:
+        head = self._codec.head(Kind.TELL, UNKNOWN_ID, to=SUPERVISOR, sender=self.name)
+        while not self.daemon_lost.is_set():
+            beat = Heartbeat(actor=self.name, generation=self.generation, step=self._step())
+            try:
+                await socket.send_multipart(self._codec.encode(head, beat), flags=zmq.NOBLOCK)
+            except zmq.Again:
+                log.debug("the daemon does not read", actor=self.name)  # its silence is judged by _listen_for_daemon
+            await self._clock.sleep(self.incarnation.heartbeat_interval_s)
+
+    async def _listen_for_daemon(self) -> None:
+        timeout_s = self.incarnation.heartbeat_timeout_s
+        while not self.daemon_lost.is_set():
+            silent_s = self._clock.monotonic() - self._heard_at
+            if silent_s < timeout_s:
+                await self._clock.sleep(timeout_s - silent_s)
+                continue
+            # This process may have been the one that slept: read what is queued before judging.
+            await self._clock.sleep(self.incarnation.heartbeat_interval_s)
+            if self._clock.monotonic() - self._heard_at >= timeout_s:
+                self._lose_daemon(f"silent for {timeout_s:g} s")
+
+    def _lose_daemon(self, why: str) -> None:
+        if not self.daemon_lost.is_set():
+            log.error("daemon lost", actor=self.name, generation=self.generation, reason=why)
+            self.daemon_lost.set()
+        self._fail_open(unreachable(self.incarnation.hub, why))
+
+    def _require_daemon(self) -> None:
+        if self.daemon_lost.is_set():
+            raise unreachable(self.incarnation.hub, "the daemon that started this process is gone")
+        if self._socket is None:
+            raise unreachable(self.incarnation.hub, "this link is not open")
+
+    async def _send(self, frames: Sequence[bytes]) -> None:
+        if self._socket is None:
+            raise unreachable(self.incarnation.hub, "this link is not open")
+        await self._socket.send_multipart(frames)
+
+    def _settle(self, request: int, reply: Reply) -> None:
+        answer = self._open.get(request)
+        if answer is not None and not answer.done():
+            answer.set_result(reply)
+
+    def _fail_open(self, error: EsperError) -> None:
+        for answer in self._open.values():
+            if not answer.done():
+                answer.set_exception(error)
