@@ -1,0 +1,75 @@
+"""What the bandit remembers between two decisions of a job. It travels with the job's checkpoint as msgpack."""
+
+from __future__ import annotations
+
+import msgspec
+
+from esperd.errors import CheckpointRejected
+from esperd.messages.policy import Arm
+
+STATE_VERSION = 1
+
+
+class ArmStatistics(msgspec.Struct, frozen=True, kw_only=True):
+    """Rewards of one arm."""
+
+    arm: Arm
+    pulls: int
+    """Seeds of this arm whose end was credited, refused germinations included."""
+    total: float
+    """Sum of their rewards."""
+    squares: float
+    """Sum of their squared rewards."""
+
+
+class PendingSeed(msgspec.Struct, frozen=True, kw_only=True):
+    """A seed that lives: its arm is credited when it ends."""
+
+    seed: str
+    arm: Arm
+    rent: float
+    measurements: int = 0
+    """Contributions seen while it was PROBATIONARY."""
+    measured_epoch: int | None = None
+    """Epoch of the last of them."""
+
+
+class AskedArm(msgspec.Struct, frozen=True, kw_only=True):
+    """A germination asked for at the last decision point; whether it happened shows in the next observation."""
+
+    arm: Arm
+    rent: float
+
+
+class BanditState(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything; every tuple sorted, so that equal knowledge is equal bytes."""
+
+    version: int = STATE_VERSION
+    arms: tuple[ArmStatistics, ...] = ()
+    pending: tuple[PendingSeed, ...] = ()
+    credited: tuple[str, ...] = ()
+    """Seeds whose end is in the statistics."""
+    asked: AskedArm | None = None
+
+    def encode(self) -> bytes:
+        """Msgpack, the same bytes for the same state."""
+        return msgspec.msgpack.encode(self, order="deterministic")
+
+
+def decode_state(data: bytes) -> BanditState:
+    """Read a state; empty bytes are the state of a new job.
+
+    Raises:
+        CheckpointRejected: when the bytes are not a state of this version.
+    """
+    if not data:
+        return BanditState()
+    try:
+        state = msgspec.msgpack.decode(data, type=BanditState)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise CheckpointRejected(f"the policy's state cannot be read: {error}", size_bytes=len(data)) from error
+    if state.version != STATE_VERSION:
+        raise CheckpointRejected(
+            f"the policy's state has version {state.version}, this esperd knows {STATE_VERSION}", version=state.version
+        )
+    return state
