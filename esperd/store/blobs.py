@@ -118,17 +118,6 @@ class Blobs:
         """
         return self._filesystem.exists(self.path(sha256))
 
-    def quarantine(self, sha256: str) -> None:
-        """Move a blob out of the way because what it means turned out wrong; a blob that is not there stays away.
-
-        Raises:
-            StoreFailed: when the disk refuses.
-        """
-        path = self.path(sha256)
-        with self._reporting("quarantine", path):
-            if self._filesystem.exists(path):
-                self._quarantine(sha256)
-
     def _write(self, target: Path, data: bytes) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
         descriptor = self._filesystem.create(temporary, _FILE_MODE)

@@ -146,7 +146,7 @@ def test_ranges_end_where_the_blob_ends(tmp_path):
 @pytest.mark.parametrize("name", ["", "..", "../../../etc/passwd", "A" * 64, "a" * 63, "a" * 65, "a" * 64 + "\n"])
 def test_no_name_leads_out_of_the_directory(tmp_path, name):
     blobs = Blobs(tmp_path)
-    for call in (blobs.path, blobs.get, blobs.size, blobs.contains, blobs.quarantine):
+    for call in (blobs.path, blobs.get, blobs.size, blobs.contains):
         with pytest.raises(StoreFailed, match="64 lower-case hexadecimal digits"):
             call(name)
 
@@ -158,11 +158,3 @@ def test_a_missing_blob_is_named(tmp_path):
     for call in (blobs.get, blobs.size):
         with pytest.raises(StoreFailed, match=f"blob {missing}.* is not there"):
             call(missing)
-    blobs.quarantine(missing)
-
-
-def test_a_blob_can_be_moved_out_of_the_way(tmp_path):
-    blobs = Blobs(tmp_path)
-    sha256 = blobs.put(b"kernel")
-    blobs.quarantine(sha256)
-    assert not blobs.contains(sha256)
