@@ -22,7 +22,8 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 
 FUSED_TOLERANCE = 1e-4
 """Stacked and separate passes agree when no per-sample loss differs by more than this, relative to 1 + |loss|.
-Float32 convolutions of another batch size may take another path and differ in the last bits; a model that mixes samples differs by far more."""
+Float32 convolutions of another batch size may take another path and differ in the last bits; a model that mixes samples
+differs by far more."""
 
 
 @dataclass(frozen=True, kw_only=True)

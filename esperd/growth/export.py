@@ -102,7 +102,7 @@ def encode(
     structure = GrowthFile(
         format=FORMAT,
         esperd=version,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         host=host,
         slots=network.slots,
         seeds=tuple(
@@ -203,9 +203,7 @@ def load(
     return network.eval()
 
 
-def _host(
-    reference: HostReference, given: nn.Module | Callable[..., nn.Module] | None, *, import_host: bool
-) -> nn.Module:
+def _host(reference: HostReference, given: nn.Module | Callable[..., nn.Module] | None, *, import_host: bool) -> nn.Module:
     if isinstance(given, nn.Module):
         return given
     if given is None:

@@ -11,8 +11,8 @@ from torch import nn
 
 from esperd.errors import CheckpointRejected
 from esperd.growth.alpha import Ramp
-from esperd.growth.grower import Grower, Incubation
 from esperd.growth.gradients import GradientRatio
+from esperd.growth.grower import Grower, Incubation
 from esperd.growth.lifecycle import Life
 from esperd.growth.network import Seed
 from esperd.growth.optimizer import HOST_GROUP, add_group
@@ -153,9 +153,7 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
             average=tensors.get(f"incubation.{name}.average"),
             vanished=list(tensors.get(f"incubation.{name}.vanished", torch.empty(0)).unbind()),
         )
-        grower.incubations[name] = Incubation(
-            ratio=ratio, loss_sum=tensors.get(f"incubation.{name}.loss_sum"), passes=passes
-        )
+        grower.incubations[name] = Incubation(ratio=ratio, loss_sum=tensors.get(f"incubation.{name}.loss_sum"), passes=passes)
     grower.network.germinated = state.germinated
     grower.outcomes = list(state.outcomes)
     grower.windows = {name: list(window) for name, window in state.windows.items()}
@@ -164,9 +162,7 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
     grower.ledger.spent, grower.ledger.costs = dict(state.spent), dict(state.costs)
 
 
-def _restore_optimizer(
-    grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor], seeds: dict[str, Seed]
-) -> None:
+def _restore_optimizer(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor], seeds: dict[str, Seed]) -> None:
     for name in state.groups:
         if name != HOST_GROUP:
             add_group(grower.optimizer, name, seeds[name].parameters(), grower.growth.learning_rate_scale)

@@ -1,0 +1,108 @@
+"""A checkpoint as one file: safetensors, with everything that is not a tensor as MessagePack in its metadata.
+
+Reading it runs no code. What it holds is enough to go on to the bit: weights, seeds, optimiser, RNG streams, the place in the
+data, the policy's state and the ledger.
+"""
+
+from __future__ import annotations
+
+import base64
+from typing import Literal
+
+import msgspec
+import safetensors
+import safetensors.torch
+import torch
+
+from esperd.errors import CheckpointRejected
+from esperd.growth.snapshot import GrowerState
+from esperd.messages.jobs import Artifact, Metrics, RefusedArm
+
+FORMAT = 1
+METADATA_KEY = "esperd"
+
+
+class RunState(msgspec.Struct, frozen=True, kw_only=True):
+    """A training run in the middle of its budget, without its tensors."""
+
+    phase: Literal["growth", "control"]
+    grower: GrowerState
+    batch: int
+    """Batches of the current epoch that are done."""
+    loss_samples: int
+    """Samples in the current epoch's loss so far."""
+    seconds: float
+    gate_losses: tuple[float, ...]
+    policy_state: bytes
+    refused: tuple[RefusedArm, ...]
+    policy_unavailable: int
+
+
+class FinishedGrowth(msgspec.Struct, frozen=True, kw_only=True):
+    """What the growth phase left, kept while the control runs."""
+
+    metrics: Metrics
+    artifacts: tuple[Artifact, ...]
+    run: RunState
+
+
+class SessionState(msgspec.Struct, frozen=True, kw_only=True):
+    """A job between two attempts."""
+
+    format: int
+    job_digest: str
+    """SHA-256 of the job: a checkpoint is only resumed by the job that wrote it."""
+    data_fingerprint: str | None
+    run: RunState
+    finished: FinishedGrowth | None
+    """Set while the control runs."""
+
+
+def encode(state: SessionState, tensors: dict[str, torch.Tensor]) -> bytes:
+    """Checkpoint bytes. The RNG streams of this thread's process are added."""
+    held = {f"state.{name}": tensor.detach().cpu().contiguous() for name, tensor in _unshared(tensors).items()}
+    held["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch does not annotate it
+        held["rng.cuda"] = torch.cuda.get_rng_state()
+    text = base64.b64encode(msgspec.msgpack.encode(state)).decode()
+    return safetensors.torch.save(held, metadata={METADATA_KEY: text})
+
+
+def decode(data: bytes) -> tuple[SessionState, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """State, tensors and RNG streams (``cpu``, ``cuda``) of a checkpoint.
+
+    Raises:
+        CheckpointRejected: when it is malformed or of another format version.
+    """
+    try:
+        header_size = int.from_bytes(data[:8], "little")
+        header = msgspec.json.decode(data[8 : 8 + header_size], type=dict[str, dict[str, object]])
+        packed = base64.b64decode(str(header["__metadata__"][METADATA_KEY]))
+        version = msgspec.msgpack.decode(packed).get("format")
+        if version != FORMAT:
+            raise CheckpointRejected(f"the checkpoint has format {version}; this esperd reads {FORMAT}", format=str(version))
+        state = msgspec.msgpack.decode(packed, type=SessionState)
+        held = safetensors.torch.load(data)
+    except (msgspec.MsgspecError, safetensors.SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise CheckpointRejected(f"the checkpoint is malformed: {error}") from error
+    tensors = {name.removeprefix("state."): tensor for name, tensor in held.items() if name.startswith("state.")}
+    streams = {name.removeprefix("rng."): tensor for name, tensor in held.items() if name.startswith("rng.")}
+    return state, tensors, streams
+
+
+def restore_rng(streams: dict[str, torch.Tensor]) -> None:
+    """Put the RNG streams back where the checkpoint left them."""
+    torch.set_rng_state(streams["cpu"])
+    if "cuda" in streams:
+        torch.cuda.set_rng_state(streams["cuda"])
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tied parameters share storage, which safetensors refuses: the second name gets a copy."""
+    seen: set[int] = set()
+    unshared = {}
+    for name, tensor in tensors.items():
+        pointer = tensor.untyped_storage().data_ptr()
+        unshared[name] = tensor.clone() if pointer in seen else tensor
+        seen.add(pointer)
+    return unshared

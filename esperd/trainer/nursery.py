@@ -1,0 +1,80 @@
+"""Seeds from kernels: the structure comes compiled from the cache, the weights fresh from the blueprint."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from esperd.compiler.keys import kernel_key
+from esperd.declarations import Blueprint, resolve
+from esperd.execution.oplist import load_kernel
+from esperd.growth.grower import GrownModule
+from esperd.messages.growth import SlotRecord
+from esperd.messages.kernels import KernelKey
+from esperd.messages.telemetry import KernelLoaded
+from esperd.plugins import Plugins
+from esperd.trainer.desk import Desk
+
+
+class KernelNursery:
+    """Grows seeds from kernels that the cache provides.
+
+    Args:
+        plugins: blueprints by name.
+        desk: reaches the cache.
+        device: where seeds live.
+        rng_seed: the job's; a seed's weights depend on it and on the seed's name alone, never on the host's RNG stream.
+    """
+
+    def __init__(self, plugins: Plugins, desk: Desk, device: torch.device, rng_seed: int) -> None:
+        self._plugins = plugins
+        self._desk = desk
+        self._device = device
+        self._rng_seed = rng_seed
+        self.loaded: list[KernelLoaded] = []
+        """Kernels loaded since this list was last emptied."""
+
+    def unfit(self, blueprint: str, slot: SlotRecord) -> str:
+        """Why this blueprint cannot be grown at this slot; empty when it can."""
+        if blueprint not in self._plugins.blueprints:
+            return f"there is no blueprint {blueprint!r}"
+        topology = self._plugins.blueprints[blueprint].topology
+        return "" if topology == slot.topology else f"{blueprint} is for {topology} slots, {slot.slot} is {slot.topology}"
+
+    def min_gradient_ratio(self, blueprint: str) -> float | None:
+        """The blueprint's own threshold for gate G2."""
+        return self._plugins.blueprints[blueprint].min_gradient_ratio if blueprint in self._plugins.blueprints else None
+
+    def key(self, blueprint: Blueprint, slot: SlotRecord) -> KernelKey:
+        """The kernel a seed of this blueprint at this slot runs on."""
+        distribution = self._plugins.distribution_of("blueprints", blueprint.name)
+        return kernel_key(blueprint, slot.shape, slot.dtype, self._device.type, distribution)
+
+    def grow(self, blueprint: str, slot: SlotRecord, seed: str, epoch: int) -> GrownModule:
+        """A fresh seed: the kernel's structure with weights drawn under the seed's own RNG stream.
+
+        Raises:
+            EsperError: when the cache cannot provide the kernel, or the blueprint's factory fails.
+        """
+        declaration = self._plugins.blueprints[blueprint]
+        provided = self._desk.kernel(self.key(declaration, slot))
+        module = load_kernel(provided.graph, None)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(self._rng_seed, seed))
+            module.load_state_dict(resolve(declaration.factory)(slot.shape).state_dict())
+        self.loaded.append(
+            KernelLoaded(epoch=epoch, seed=seed, blueprint=blueprint, manifest_id=provided.manifest_id, source=provided.source)
+        )
+        return GrownModule(
+            module=module.to(self._device),
+            parameters=provided.manifest.parameters,
+            flops_per_sample=provided.manifest.flops_per_sample,
+            kernel=provided.manifest_id,
+            graph=provided.graph.decode(),
+        )
+
+
+def seed_of(rng_seed: int, name: str) -> int:
+    """RNG seed of a grown seed's weights: 32 bits of SHA-256 over the job's seed and the seed's name."""
+    return int.from_bytes(hashlib.sha256(f"{rng_seed}:{name}".encode()).digest()[:4], "big")

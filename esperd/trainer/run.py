@@ -1,0 +1,360 @@
+"""One training run: a network, its budget, and the loop *train an epoch → observe → decide → check → apply → record*."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from esperd.errors import EsperError, TrainingDiverged
+from esperd.growth.contribution import Measured, measure
+from esperd.growth.grower import Grower
+from esperd.growth.lifecycle import shortest_life
+from esperd.growth.optimizer import set_learning_rate
+from esperd.growth.snapshot import Rebuild, restore, take
+from esperd.messages.growth import SlotRecord
+from esperd.messages.jobs import Budget, Job, Metrics, RefusedArm
+from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation
+from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, PolicyUnavailable
+from esperd.plugins import Plugins
+from esperd.trainer import budget as budgets
+from esperd.trainer.checkpoint import RunState
+from esperd.trainer.data import Split, Splits, epoch_order
+from esperd.trainer.desk import Desk, StopReason
+from esperd.trainer.nursery import KernelNursery
+
+EVALUATION_BATCH = 512
+"""Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop and did, after a whole step."""
+
+    def __init__(self, why: StopReason) -> None:
+        super().__init__(why)
+        self.why: StopReason = why
+
+
+@dataclass
+class Run:
+    """One network on its way through its budget.
+
+    Args:
+        phase: ``growth``, or ``control`` for the host alone.
+        job: what was asked for.
+        budget: what this run may spend; the control's differs from the job's.
+        grower: network, optimiser, seeds.
+        splits: train, gate, audit.
+        desk: the daemon.
+        nursery: makes seeds, knows which arms exist.
+        plugins: blueprints and strategies.
+        device: where tensors live.
+        events: takes events as they happen.
+        epoch_ended: called after each epoch, with the run between two epochs.
+        clock: seconds, monotonic.
+    """
+
+    phase: str
+    job: Job
+    budget: Budget
+    grower: Grower
+    splits: Splits
+    desk: Desk
+    nursery: KernelNursery
+    plugins: Plugins
+    device: torch.device
+    events: list[Body]
+    epoch_ended: Callable[[Run], None]
+    clock: Callable[[], float] = time.monotonic
+    batch: int = 0
+    loss_sum: torch.Tensor | None = None
+    loss_samples: int = 0
+    seconds_before: float = 0.0
+    gate_losses: list[float] = field(default_factory=list)
+    policy_state: bytes = b""
+    refused: list[RefusedArm] = field(default_factory=list)
+    policy_unavailable: int = 0
+
+    def __post_init__(self) -> None:
+        self._started = self.clock()
+        self.grower.steps_per_epoch = self.steps_per_epoch
+
+    # --- where it stands -------------------------------------------------------------------------------------------------
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the train split; the last one may be smaller."""
+        return -(-self.splits.train.samples // self.job.batch_size)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in this run, earlier attempts counted in."""
+        return self.seconds_before + self.clock() - self._started
+
+    @property
+    def grows(self) -> bool:
+        """Whether seeds may be grown in this run."""
+        return self.phase == "growth" and self.job.growth.enabled
+
+    def spent(self) -> budgets.Spent:
+        """What is gone of the budget."""
+        return budgets.Spent(
+            steps=self.grower.step,
+            steps_per_epoch=self.steps_per_epoch,
+            flops=self.grower.ledger.total,
+            seconds=self.seconds,
+        )
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is gone."""
+        return budgets.progress(self.budget, self.spent())
+
+    # --- the loop --------------------------------------------------------------------------------------------------------
+
+    def train(self) -> None:
+        """Train until the budget is spent.
+
+        Raises:
+            Stopped: when the daemon asked for it; the run stands after a whole step.
+            TrainingDiverged: when a loss is not finite.
+        """
+        while self.progress < 1.0:
+            began = self.seconds
+            train_loss = self._train_epoch()
+            measured = self.grower.measure(self._gate())
+            self.gate_losses.append(measured.mean_loss)
+            self.grower.end_epoch()
+            if self.grows:
+                self._decide(train_loss, measured)
+            self._record(train_loss, measured, self.seconds - began)
+            self.epoch_ended(self)
+        self.grower.close()
+
+    def _train_epoch(self) -> float:
+        """One pass over what is left of this epoch; returns its mean loss."""
+        self.grower.network.train()
+        order = epoch_order(self.job.rng_seed, self.grower.epoch, self.splits.train.samples)
+        batches = torch.split(order, self.job.batch_size)
+        for index in range(self.batch, len(batches)):
+            why = self.desk.stop_requested()
+            if why is not None:
+                raise Stopped(why)
+            share = self.progress
+            if share >= 1.0:
+                break
+            set_learning_rate(self.grower.optimizer, budgets.learning_rate(self.job.optimizer, self.job.scheduler, share))
+            inputs, targets = (part.to(self.device) for part in self.splits.train.batch(batches[index]))
+            if self.grower.sample is None:
+                self.grower.sample = (inputs, targets)
+            loss = self.grower.train_step(inputs, targets) * len(inputs)
+            self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
+            self.loss_samples += len(inputs)
+            self.batch = index + 1
+            self.desk.progressed(self.grower.step)
+        mean = float(self.loss_sum) / self.loss_samples if self.loss_sum is not None else float("nan")
+        self.batch, self.loss_sum, self.loss_samples = 0, None, 0
+        self.grower.epoch += 1
+        self.grower.train_loss = mean
+        if not mean < float("inf"):
+            raise TrainingDiverged(
+                f"the training loss is {mean} in epoch {self.grower.epoch}; lower optimizer.learning_rate",
+                epoch=self.grower.epoch,
+            )
+        return mean
+
+    def _gate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from batches_of(self.splits.gate, self.device)
+
+    # --- decisions -------------------------------------------------------------------------------------------------------
+
+    def _decide(self, train_loss: float, measured: Measured) -> None:
+        """Ask the policy, carry out what it says, remember what was refused."""
+        request = Decide(
+            job=self.desk.job_id,
+            point=self.grower.epoch,
+            rng_seed=self.job.rng_seed,
+            settings=self.job.policy,
+            observation=self._observe(train_loss, measured),
+            state=self.policy_state,
+        )
+        try:
+            decided = self.desk.decide(request)
+        except EsperError as error:
+            self.policy_unavailable += 1
+            self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=f"{error.code}: {error}"))
+            return
+        self.policy_state = decided.state
+        for decision in decided.decisions:
+            self._carry_out(decision)
+
+    def _carry_out(self, decision: Decision) -> None:
+        refusal = ""
+        if decision.action == "wait":
+            if decision.arm is not None:
+                self._refuse(decision.arm, "policy", decision.reason)
+        else:
+            # What a plugin's blueprint, a missing kernel or a stale decision does wrong refuses this decision; training goes on.
+            try:
+                refusal = self.grower.apply(decision) or ""
+            except EsperError as error:
+                refusal = f"{error.code}: {error}"
+            if refusal and decision.arm is not None:
+                self._refuse(decision.arm, "gate", refusal)
+        self.events.extend(self.nursery.loaded)
+        self.nursery.loaded.clear()
+        self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
+
+    def _refuse(self, arm: Arm, by: str, reason: str) -> None:
+        """Remember a refusal; the same arm refused again by the same party keeps its latest reason only."""
+        self.refused = [r for r in self.refused if (r.slot, r.blueprint, r.by) != (arm.slot, arm.blueprint, by)]
+        self.refused.append(RefusedArm(slot=arm.slot, blueprint=arm.blueprint, epoch=self.grower.epoch, by=by, reason=reason))
+
+    def _observe(self, train_loss: float, measured: Measured) -> Observation:
+        grower = self.grower
+        epoch_flops = (grower.ledger.cost("train", grower.structure()) or 0.0) * self.splits.train.samples
+        return Observation(
+            epoch=grower.epoch,
+            progress=self.progress,
+            epochs_left=budgets.epochs_left(
+                self.budget, self.spent(), epoch_flops=epoch_flops, epoch_seconds=self.seconds / grower.epoch
+            ),
+            shortest_life_epochs=shortest_life(self.job.growth),
+            train_loss=train_loss,
+            gate_loss=measured.mean_loss,
+            gate_metric=measured.mean_metric,
+            gate_losses=tuple(self.gate_losses),
+            host_parameters=grower.host_parameters,
+            host_flops_per_sample=self.host_flops_per_sample,
+            seeds=grower.records(),
+            slots=grower.network.slots,
+            options=tuple(self._options()),
+        )
+
+    def _options(self) -> Iterator[ArmOption]:
+        """Every arm of the job, with its price and whether it may be grown now."""
+        blueprints = self.plugins.blueprints.matching(self.job.growth.blueprints)
+        for slot in self.grower.network.slots:
+            taken = self._why_taken(slot)
+            for blueprint in blueprints:
+                if self.nursery.unfit(blueprint.name, slot):
+                    continue
+                parameters = blueprint.parameters(slot.shape)
+                total = self.grower.network.effective_parameters + parameters
+                why_not = taken
+                if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
+                    why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
+                yield ArmOption(
+                    arm=Arm(slot=slot.slot, blueprint=blueprint.name),
+                    parameters=parameters,
+                    flops_per_sample=blueprint.flops(slot.shape),
+                    available=not why_not,
+                    why_not=why_not,
+                )
+
+    def _why_taken(self, slot: SlotRecord) -> str:
+        for seed in self.grower.network.port(slot.slot):
+            if seed.lives:
+                return f"the slot holds {seed.name} ({seed.stage})"
+        resting = self.grower.resting.get(slot.slot)
+        return f"the slot rests after {resting.name} was culled" if resting else ""
+
+    @property
+    def host_flops_per_sample(self) -> float:
+        """Forward FLOPs of the host alone, for one sample; counted in the first gate pass."""
+        return self.grower.ledger.cost("gate", "host") or 0.0
+
+    # --- what is left behind ---------------------------------------------------------------------------------------------
+
+    def _record(self, train_loss: float, measured: Measured, seconds: float) -> None:
+        grower = self.grower
+        self.events.append(
+            EpochCompleted(
+                epoch=grower.epoch,
+                phase=self.phase,
+                train_loss=train_loss,
+                gate_loss=measured.mean_loss,
+                gate_metric=measured.mean_metric,
+                learning_rate=grower.host_learning_rate(),
+                parameters=grower.network.effective_parameters,
+                flops_per_sample=self.flops_per_sample(),
+                training_flops=grower.ledger.total,
+                progress=min(self.progress, 1.0),
+                seconds=seconds,
+                seeds=grower.records() if self.grows else (),
+            )
+        )
+
+    def flops_per_sample(self) -> float:
+        """Forward FLOPs of the network as it is: host and every seed with alpha above 0."""
+        seeds = (seed.flops_per_sample for seed in self.grower.network.seeds() if seed.alpha > 0.0)
+        return self.host_flops_per_sample + sum(seeds)
+
+    def audit(self) -> tuple[Measured, Metrics]:
+        """Read the audit split. To be called once, when nothing will be decided any more."""
+        measured = measure(self.grower.network, batches_of(self.splits.audit, self.device), self.grower.loss, self.grower.metric)
+        metrics = Metrics(
+            loss=measured.mean_loss,
+            metric=measured.mean_metric,
+            parameters=self.grower.network.effective_parameters,
+            flops_per_sample=self.flops_per_sample(),
+            training_flops=self.grower.ledger.total,
+            training_seconds=self.seconds,
+            epochs=self.grower.step / self.steps_per_epoch,
+        )
+        return measured, metrics
+
+    # --- between two attempts --------------------------------------------------------------------------------------------
+
+    def state(self) -> tuple[RunState, dict[str, torch.Tensor]]:
+        """Everything needed to go on: state and tensors."""
+        grower, tensors = take(self.grower)
+        if self.loss_sum is not None:
+            tensors["run.loss_sum"] = self.loss_sum
+        if self.grower.sample is not None:
+            tensors["run.sample_inputs"], tensors["run.sample_targets"] = self.grower.sample
+        state = RunState(
+            phase="growth" if self.phase == "growth" else "control",
+            grower=grower,
+            batch=self.batch,
+            loss_samples=self.loss_samples,
+            seconds=self.seconds,
+            gate_losses=tuple(self.gate_losses),
+            policy_state=self.policy_state,
+            refused=tuple(self.refused),
+            policy_unavailable=self.policy_unavailable,
+        )
+        return state, tensors
+
+    def go_on_from(self, state: RunState, tensors: dict[str, torch.Tensor], rebuild: Rebuild) -> None:
+        """Stand where a saved run stood.
+
+        Raises:
+            CheckpointRejected: when it was taken of another network.
+        """
+        moved = {name: tensor.to(self.device) if _belongs_on_device(name) else tensor for name, tensor in tensors.items()}
+        restore(self.grower, state.grower, moved, rebuild)
+        self.batch, self.loss_samples = state.batch, state.loss_samples
+        self.loss_sum = moved.get("run.loss_sum")
+        if "run.sample_inputs" in moved:
+            self.grower.sample = (moved["run.sample_inputs"], moved["run.sample_targets"])
+        self.seconds_before = state.seconds
+        self._started = self.clock()
+        self.gate_losses = list(state.gate_losses)
+        self.policy_state = state.policy_state
+        self.refused = list(state.refused)
+        self.policy_unavailable = state.policy_unavailable
+
+
+def _belongs_on_device(name: str) -> bool:
+    """AdamW keeps its step counts on the CPU; everything else lives with the model."""
+    return not name.endswith(".step")
+
+
+def batches_of(split: Split, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A whole split in order, in evaluation batches."""
+    for indices in torch.split(torch.arange(split.samples), EVALUATION_BATCH):
+        inputs, targets = split.batch(indices)
+        yield inputs.to(device), targets.to(device)

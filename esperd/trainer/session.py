@@ -1,0 +1,424 @@
+"""A job from its first line to its report: build, grow, export, train the control, compare."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import torch
+from torch import nn
+
+import esperd
+from esperd.declarations import resolve
+from esperd.errors import CheckpointRejected, ConfigError, EsperError, ImportFailed, InvalidModel
+from esperd.execution.oplist import load_kernel
+from esperd.growth.contribution import Measured
+from esperd.growth.export import HostReference, encode
+from esperd.growth.grower import Grower
+from esperd.growth.interval import mean_interval
+from esperd.growth.ledger import Ledger
+from esperd.growth.network import GrowingNetwork
+from esperd.growth.optimizer import build_optimizer
+from esperd.growth.slots import find_slots
+from esperd.growth.untouched import untouched
+from esperd.messages.growth import SlotRecord
+from esperd.messages.jobs import Artifact, Budget, Comparison, Job, Report
+from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, TrainingStarted
+from esperd.plugins import Plugins
+from esperd.store.blobs import Blobs
+from esperd.trainer import checkpoint
+from esperd.trainer.checkpoint import FinishedGrowth, SessionState
+from esperd.trainer.data import check_labels, load_splits
+from esperd.trainer.desk import Desk
+from esperd.trainer.loss import check_output, class_count, resolve_loss, resolve_metric
+from esperd.trainer.nursery import KernelNursery
+from esperd.trainer.run import Run, Stopped
+
+TRACE_SAMPLES = 4
+"""Samples of the batch that slots are traced with."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished session leaves."""
+
+    artifacts: tuple[Artifact, ...]
+    epoch: int
+
+
+class Session:
+    """Trains one job.
+
+    Args:
+        job: with an absolute ``workdir`` that is on ``sys.path``.
+        plugins: what is installed.
+        desk: the daemon.
+        blobs: where checkpoints and artifacts go.
+        resumed: times this job already went on from a checkpoint.
+        clock: seconds, monotonic.
+
+    Raises:
+        EsperError: model, data, slots, loss or metric do not fit; each with its own class.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        plugins: Plugins,
+        desk: Desk,
+        blobs: Blobs,
+        *,
+        resumed: int = 0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.job = job
+        self.plugins = plugins
+        self.desk = desk
+        self.blobs = blobs
+        self.resumed = resumed
+        self.clock = clock
+        self.events: list[Body] = []
+        self.finished: FinishedGrowth | None = None
+        self._audit_tensors: dict[str, torch.Tensor] = {}
+        self._last_checkpoint = clock()
+        self.device = _device(job)
+        torch.set_num_threads(job.threads)
+        for blueprint in plugins.blueprints.matching(job.growth.blueprints):
+            resolve(blueprint.factory)
+        self.strategy = plugins.strategies[job.policy.strategy]
+        self.curve = resolve(plugins.alpha_schedules[job.growth.alpha_schedule].curve)
+        self.loss, self.metric = resolve_loss(job), resolve_metric(job)
+        self.splits = load_splits(job, plugins.datasets)
+        self.host_reference = _host_reference(job, plugins)
+        torch.manual_seed(job.rng_seed)
+        host = self._build_host()
+        self.slots = self._find_slots(host)
+        self._check(host)
+        self._first_host: nn.Module | None = host
+
+    # --- building --------------------------------------------------------------------------------------------------------
+
+    def _build_host(self) -> nn.Module:
+        factory = resolve(self.host_reference.factory)
+        try:
+            host = factory(**self.host_reference.options)
+        except EsperError:
+            raise
+        except Exception as error:
+            raise ImportFailed(
+                f"host {self.job.host!r} raised {type(error).__name__}: {error}",
+                reference=self.host_reference.factory,
+                traceback=traceback.format_exc(),
+            ) from error
+        if not isinstance(host, nn.Module):
+            raise InvalidModel(f"host {self.job.host!r} returned {type(host).__name__}, not a torch.nn.Module")
+        return host.to(self.device)
+
+    def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        indices = torch.arange(min(count, self.splits.train.samples))
+        inputs, targets = self.splits.train.batch(indices)
+        return inputs.to(self.device), targets.to(self.device)
+
+    def _find_slots(self, host: nn.Module) -> tuple[SlotRecord, ...]:
+        if not self.job.growth.enabled:
+            return ()
+        inputs, _ = self._batch(TRACE_SAMPLES)
+        try:
+            return find_slots(host, inputs, patterns=self.job.slots.patterns, limit=self.job.slots.limit)
+        except EsperError:
+            raise
+        except Exception as error:
+            raise _does_not_run(self.job.host, inputs, error) from error
+
+    def _check(self, host: nn.Module) -> None:
+        """One pass that leaves no trace: output, loss, metric and labels fit each other."""
+        inputs, targets = self._batch(TRACE_SAMPLES)
+        try:
+            with untouched(host), torch.no_grad():
+                output = host(inputs)
+        except Exception as error:
+            raise _does_not_run(self.job.host, inputs, error) from error
+        check_output(self.loss, output, targets, self.metric)
+        classes = class_count(self.loss, output)
+        if classes is not None:
+            check_labels(self.splits, classes)
+
+    def _run(self, phase: str, budget: Budget) -> Run:
+        """A run at its very beginning. Both phases start from the same weights: the job's ``rng_seed`` decides them."""
+        if self._first_host is not None:
+            host, self._first_host = self._first_host, None
+        else:
+            torch.manual_seed(self.job.rng_seed)
+            host = self._build_host()
+        network = GrowingNetwork(host, self.slots if phase == "growth" else ())
+        nursery = KernelNursery(self.plugins, self.desk, self.device, self.job.rng_seed)
+        grower = Grower(
+            network=network,
+            optimizer=build_optimizer(self.job.optimizer, network.host.parameters()),
+            loss=self.loss,
+            metric=self.metric,
+            growth=self.job.growth,
+            settings=self.job.gates,
+            gates={name: resolve(gate.check) for name, gate in self.plugins.gates.items()},
+            operations={name: resolve(entry.apply) for name, entry in self.plugins.surgery_operations.items()},
+            curve=self.curve,
+            nursery=nursery,
+            ledger=Ledger(),
+            emit=self.events.append,
+        )
+        return Run(
+            phase=phase,
+            job=self.job,
+            budget=budget,
+            grower=grower,
+            splits=self.splits,
+            desk=self.desk,
+            nursery=nursery,
+            plugins=self.plugins,
+            device=self.device,
+            events=self.events,
+            epoch_ended=self._epoch_ended,
+            clock=self.clock,
+        )
+
+    # --- the job ---------------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from: str | None = None) -> Outcome:
+        """Do the job, or what is left of it.
+
+        Args:
+            resume_from: SHA-256 of a checkpoint.
+
+        Raises:
+            Stopped: the daemon asked for it; a checkpoint was written unless the job was cancelled.
+            TrainingDiverged: a loss became NaN or infinite.
+            CheckpointRejected: the checkpoint is of another job, other data or another format.
+        """
+        run = self._run("growth", self.job.budget)
+        if resume_from is not None:
+            run = self._resume(run, resume_from)
+        self._announce(run)
+        try:
+            if run.phase == "growth":
+                run.train()
+                self._finish_growth(run)
+                if self.job.control:
+                    run = self._run("control", self._control_budget())
+                    self._checkpoint(run)
+            if run.phase == "control":
+                run.train()
+                return self._conclude(run)
+            return self._conclude(None)
+        except Stopped as stopped:
+            if stopped.why != "cancel":
+                self._checkpoint(run)
+            self._flush()
+            raise
+
+    def _control_budget(self) -> Budget:
+        assert self.finished is not None  # noqa: S101 - the control starts after growth has finished
+        return Budget(flops=self.finished.metrics.training_flops)
+
+    def _announce(self, run: Run) -> None:
+        because = self.splits.inexact_because
+        if not because and self.job.budget.seconds is not None:
+            because = "the budget is bounded by seconds"
+        if not because and self.job.threads > 1:
+            because = "threads > 1: sums over threads may differ in their last bits"
+        if not because and self.device.type != "cpu":
+            because = "some CUDA operations are not deterministic"
+        flops = run.host_flops_per_sample or self._host_flops(run)
+        self.events.append(
+            TrainingStarted(
+                epoch=run.grower.epoch,
+                epochs=self.job.budget.epochs,
+                train_samples=self.splits.train.samples,
+                gate_samples=self.splits.gate.samples,
+                audit_samples=self.splits.audit.samples,
+                host_parameters=run.grower.host_parameters,
+                host_flops_per_sample=flops,
+                slots=self.slots,
+                device=str(self.device),
+                exact_resume=not because,
+                inexact_because=because,
+            )
+        )
+        self._flush()
+
+    def _host_flops(self, run: Run) -> float:
+        """Forward FLOPs of the host for one sample, counted outside the ledger: nothing was trained by it."""
+        inputs, _ = self._batch(TRACE_SAMPLES)
+        ledger = Ledger()
+        with untouched(run.grower.network), torch.no_grad():
+            ledger.charge("gate", "host", len(inputs), lambda: run.grower.network.host(inputs))
+        return ledger.cost("gate", "host") or 0.0
+
+    def _finish_growth(self, run: Run) -> None:
+        """Read the audit split for the grown network, and put the network into the store."""
+        measured, metrics = run.audit()
+        self.events.append(AuditMeasured(network="grown", metrics=metrics))
+        self._audit_tensors = {"audit.loss": measured.loss}
+        if measured.metric is not None:
+            self._audit_tensors["audit.metric"] = measured.metric
+        weights, structure = encode(
+            run.grower.network,
+            host=self.host_reference,
+            history=tuple(run.grower.outcomes),
+            manifest={
+                "job": self.desk.job_id,
+                "name": self.job.name,
+                "rng_seed": self.job.rng_seed,
+                "job_sha256": job_digest(self.job),
+                "data": self.job.data,
+                "data_sha256": self.splits.fingerprint,
+                "audit_loss": metrics.loss,
+                "audit_metric": metrics.metric,
+            },
+            version=esperd.__version__,
+        )
+        artifacts = (self._keep("model.safetensors", weights), self._keep("growth.json", structure))
+        state, _ = run.state()
+        self.finished = FinishedGrowth(metrics=metrics, artifacts=artifacts, run=state)
+
+    def _conclude(self, control: Run | None) -> Outcome:
+        """Compare with the control, write the report, export."""
+        assert self.finished is not None  # noqa: S101 - both callers come after growth has finished
+        comparison, control_metrics = None, None
+        if control is not None:
+            measured, control_metrics = control.audit()
+            self.events.append(AuditMeasured(network="control", metrics=control_metrics))
+            comparison = self._compare(measured)
+        grown = self.finished.run
+        report = Report(
+            job=self.desk.job_id,
+            name=self.job.name,
+            rng_seed=self.job.rng_seed,
+            metric_name=self.metric.name if self.metric else None,
+            grown=self.finished.metrics,
+            control=control_metrics,
+            comparison=comparison,
+            seeds=grown.grower.outcomes,
+            refused=grown.refused,
+            slots=self.slots,
+            flops=grown.grower.spent,
+            policy_unavailable=grown.policy_unavailable,
+            device=str(self.device),
+            torch=str(torch.__version__),
+            esperd=esperd.__version__,
+            resumed=self.resumed,
+        )
+        text = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
+        artifacts = (*self.finished.artifacts, self._keep("report.json", text))
+        if self.job.export.directory is not None:
+            self._copy_out(Path(self.job.workdir) / self.job.export.directory, artifacts)
+        self._flush()
+        return Outcome(artifacts=artifacts, epoch=grown.grower.epoch)
+
+    def _compare(self, control: Measured) -> Comparison:
+        """Grown network against control, paired by audit sample."""
+        confidence = self.job.gates.confidence
+        loss = mean_interval(control.loss - self._audit_tensors["audit.loss"], confidence)
+        metric: tuple[float | None, float | None, float | None] = (None, None, None)
+        if control.metric is not None:
+            metric = mean_interval(self._audit_tensors["audit.metric"] - control.metric, confidence)
+        return Comparison(
+            metric=metric[0],
+            metric_lower=metric[1],
+            metric_upper=metric[2],
+            loss=loss[0],
+            loss_lower=loss[1],
+            loss_upper=loss[2],
+            confidence=confidence,
+            samples=control.loss.numel(),
+        )
+
+    def _keep(self, name: str, data: bytes) -> Artifact:
+        return Artifact(name=name, sha256=self.blobs.put(data), size_bytes=len(data))
+
+    def _copy_out(self, directory: Path, artifacts: tuple[Artifact, ...]) -> None:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            for artifact in artifacts:
+                (directory / artifact.name).write_bytes(self.blobs.get(artifact.sha256))
+        except OSError as error:
+            raise ConfigError(
+                f"export.directory {directory} cannot be written: {error}; the model is kept in the store", key="export.directory"
+            ) from error
+
+    # --- events and checkpoints ------------------------------------------------------------------------------------------
+
+    def _epoch_ended(self, run: Run) -> None:
+        self._flush()
+        if self.clock() - self._last_checkpoint >= self.job.checkpoint_every_s:
+            self._checkpoint(run)
+
+    def _flush(self) -> None:
+        if self.events:
+            self.desk.record(self.events)
+            self.events.clear()
+
+    def _checkpoint(self, run: Run) -> None:
+        began = self.clock()
+        state, tensors = run.state()
+        session = SessionState(
+            format=checkpoint.FORMAT,
+            job_digest=job_digest(self.job),
+            data_fingerprint=self.splits.fingerprint,
+            run=state,
+            finished=self.finished,
+        )
+        data = checkpoint.encode(session, {**tensors, **self._audit_tensors})
+        sha256 = self.blobs.put(data)
+        self.desk.checkpoint_written(sha256, run.grower.epoch)
+        self._last_checkpoint = self.clock()
+        self.events.append(
+            CheckpointSaved(epoch=run.grower.epoch, sha256=sha256, size_bytes=len(data), seconds=self._last_checkpoint - began)
+        )
+
+    def _resume(self, run: Run, sha256: str) -> Run:
+        state, tensors, streams = checkpoint.decode(self.blobs.get(sha256))
+        if state.job_digest != job_digest(self.job):
+            raise CheckpointRejected("the checkpoint was written by another job", sha256=sha256)
+        if state.data_fingerprint != self.splits.fingerprint:
+            raise CheckpointRejected(
+                "the data changed since the checkpoint was written; submit the job anew to train on the new data",
+                sha256=sha256,
+            )
+        self.finished = state.finished
+        self._audit_tensors = {name: tensor for name, tensor in tensors.items() if name.startswith("audit.")}
+        if state.run.phase == "control":
+            run = self._run("control", self._control_budget())
+        run.go_on_from(state.run, tensors, lambda graph: load_kernel(graph.encode(), None))
+        checkpoint.restore_rng(streams)
+        return run
+
+
+def job_digest(job: Job) -> str:
+    """SHA-256 of a job's canonical JSON."""
+    return hashlib.sha256(msgspec.json.encode(job, order="deterministic")).hexdigest()
+
+
+def _device(job: Job) -> torch.device:
+    if job.device == "cuda" and not torch.cuda.is_available():
+        raise InvalidModel('device = "cuda", but torch sees no CUDA device here; use device = "cpu"', device=job.device)
+    return torch.device(job.device)
+
+
+def _host_reference(job: Job, plugins: Plugins) -> HostReference:
+    if ":" in job.host:
+        return HostReference(factory=job.host, options=job.host_options)
+    return HostReference(factory=plugins.hosts[job.host].factory, options=job.host_options)
+
+
+def _does_not_run(host: str, inputs: torch.Tensor, error: Exception) -> InvalidModel:
+    return InvalidModel(
+        f"host {host!r} does not run on a batch of the train split {tuple(inputs.shape)} {inputs.dtype}: "
+        f"{type(error).__name__}: {error}",
+        traceback="".join(traceback.format_exception(error)),
+    )
+
