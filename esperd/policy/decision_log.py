@@ -5,15 +5,15 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
-from collections.abc import Callable
 
 import msgspec
 
 from esperd.errors import StoreFailed
 from esperd.messages.policy import Decide, Decided
+from esperd.store.clock import Clock
 from esperd.store.database import Database
 
-MIGRATIONS = (
+MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE decisions (
         job TEXT NOT NULL,
@@ -33,12 +33,12 @@ class DecisionLog:
 
     Args:
         database: holds the tables of :data:`MIGRATIONS`.
-        wall_clock: seconds since the epoch, for the record only.
+        clock: for the record only.
     """
 
-    def __init__(self, database: Database, wall_clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, database: Database, clock: Clock = time.time) -> None:
         self._database = database
-        self._wall_clock = wall_clock
+        self._clock = clock
 
     async def find(self, job: str, point: int) -> Decided | None:
         """The answer once given at this point, marked as replayed; None when there is none.
@@ -59,7 +59,7 @@ class DecisionLog:
             StoreFailed: when it cannot be written.
         """
         encoded = msgspec.msgpack.encode(answer)
-        row = (request.job, request.point, request_hash(request), encoded, self._wall_clock())
+        row = (request.job, request.point, request_hash(request), encoded, self._clock())
 
         def insert(connection: sqlite3.Connection) -> bytes:
             connection.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)

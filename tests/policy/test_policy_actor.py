@@ -1,0 +1,146 @@
+"""Decisions are logged before they are answered, and replayed, never made again."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from esperd.builtins import strategies
+from esperd.declarations import Strategy
+from esperd.errors import HandlerFailed, ImportFailed, StoreFailed, UnknownName
+from esperd.hookspecs import hookimpl
+from esperd.messages.policy import Arm, ArmOption, Decide, Decided, Decision, Observation, PolicySettings
+from esperd.plugins import Plugins
+from esperd.policy.actor import PolicyActor
+from esperd.policy.decision_log import MIGRATIONS, DecisionLog, request_hash
+from esperd.store.database import Database
+
+CALLS: list[int] = []
+
+
+def counting(request):
+    CALLS.append(request.point)
+    return Decided(decisions=(Decision(action="wait", reason=f"call {len(CALLS)}"),), state=b"x")
+
+
+def raising(request):
+    raise ZeroDivisionError("no arms")
+
+
+def wordless(request):
+    return None
+
+
+class TestStrategies:
+    __test__ = False
+
+    @hookimpl
+    def esperd_strategies(self):
+        for name in ("counting", "raising", "wordless", "absent"):
+            yield Strategy(name=name, decide=f"{__name__}:{name}", description="for tests")
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    CALLS.clear()
+
+
+@pytest.fixture
+def plugins():
+    found = Plugins()
+    found.add("builtins.strategies", strategies)
+    found.add("tests", TestStrategies())
+    return found
+
+
+def request(point=0, strategy="counting", gate_loss=1.0, job="j"):
+    option = ArmOption(arm=Arm(slot="s", blueprint="b"), parameters=1, flops_per_sample=1.0, available=True)
+    seen = Observation(
+        epoch=5,
+        progress=0.1,
+        epochs_left=50.0,
+        shortest_life_epochs=5,
+        train_loss=1.0,
+        gate_loss=gate_loss,
+        gate_metric=None,
+        gate_losses=(gate_loss,),
+        host_parameters=100,
+        host_flops_per_sample=100.0,
+        seeds=(),
+        slots=(),
+        options=(option,),
+    )
+    return Decide(job=job, point=point, rng_seed=0, settings=PolicySettings(strategy=strategy), observation=seen)
+
+
+@pytest.mark.asyncio
+async def test_a_point_is_decided_once_and_replayed_even_for_another_observation(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        actor = PolicyActor(database, plugins)
+        first = await actor.handle(request())
+        again = await actor.handle(request(gate_loss=0.5))
+
+    assert CALLS == [0]
+    assert (first.replayed, again.replayed) == (False, True)
+    assert again == msgspec.structs.replace(first, replayed=True)
+
+
+@pytest.mark.asyncio
+async def test_an_answer_survives_the_daemon(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        first = await PolicyActor(database, plugins).handle(request(strategy="ucb"))
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        again = await PolicyActor(database, plugins).handle(request(strategy="ucb"))
+
+    assert first.decisions[0].action == "germinate"
+    assert again == msgspec.structs.replace(first, replayed=True)
+
+
+@pytest.mark.asyncio
+async def test_jobs_and_points_are_decided_on_their_own(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        actor = PolicyActor(database, plugins)
+        for wanted in (request(), request(point=1), request(job="k")):
+            assert not (await actor.handle(wanted)).replayed
+
+    assert CALLS == [0, 1, 0]
+
+
+@pytest.mark.asyncio
+async def test_the_first_of_two_answers_to_one_point_stands(tmp_path):
+    early, late = (Decided(decisions=(), state=state) for state in (b"early", b"late"))
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        log = DecisionLog(database, clock=lambda: 7.0)
+        assert await log.append(request(), early) == early
+        assert await log.append(request(), late) == msgspec.structs.replace(early, replayed=True)
+        rows = await database.read("SELECT request_hash, decided_at FROM decisions")
+
+    assert [tuple(row) for row in rows] == [(request_hash(request()), 7.0)]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("strategy", "error", "message"),
+    [
+        ("ucd", UnknownName, "there are: absent, counting, never, raising, ucb, wordless"),
+        ("raising", HandlerFailed, "'raising' raised ZeroDivisionError at point 0: no arms"),
+        ("wordless", HandlerFailed, "not NoneType"),
+        ("absent", ImportFailed, "absent"),
+    ],
+)
+async def test_a_strategy_that_cannot_answer_is_a_typed_error_and_nothing_is_logged(tmp_path, plugins, strategy, error, message):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        with pytest.raises(error, match=message):
+            await PolicyActor(database, plugins).handle(request(strategy=strategy))
+        assert await database.read("SELECT * FROM decisions") == []
+
+
+@pytest.mark.asyncio
+async def test_a_damaged_row_is_reported_with_job_and_point(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        await database.write(lambda connection: connection.execute("INSERT INTO decisions VALUES ('j', 0, '', x'ff', 0.0)"))
+        with pytest.raises(StoreFailed, match="job j at point 0"):
+            await PolicyActor(database, plugins).handle(request())
