@@ -1,0 +1,67 @@
+"""The storing actor: provides kernels, and has the compiler make those it lacks."""
+
+from __future__ import annotations
+
+from esperd.actors.actor import Actor, Context, handles
+from esperd.cache.index import KernelIndex
+from esperd.cache.kernels import KernelCache
+from esperd.cache.memory import KernelMemory
+from esperd.cache.seal import Seal
+from esperd.errors import HandlerFailed
+from esperd.messages.kernels import (
+    CompileKernel,
+    KernelCompiled,
+    KernelKey,
+    KernelList,
+    KernelProvided,
+    ListKernels,
+    ProvideKernel,
+)
+from esperd.store.blobs import Blobs
+
+COMPILER = "compiler"
+"""Name of the compiling actor."""
+
+
+class CacheActor(Actor):
+    """Answers :class:`ProvideKernel` and :class:`ListKernels`.
+
+    An actor handles one message at a time, so what is asked while a kernel is being compiled waits for it.
+
+    Args:
+        index: rows of what is on disk.
+        blobs: the files.
+        seal: of this installation.
+        memory_bytes: capacity of the memory tier; it starts empty in every incarnation.
+        compile_timeout_s: longest wait for the compiler.
+    """
+
+    def __init__(self, index: KernelIndex, blobs: Blobs, seal: Seal, *, memory_bytes: int, compile_timeout_s: float) -> None:
+        self._index = index
+        self._blobs = blobs
+        self._seal = seal
+        self._memory_bytes = memory_bytes
+        self._compile_timeout_s = compile_timeout_s
+
+    async def on_start(self, context: Context) -> None:
+        """Open the tiers."""
+
+        async def compile_kernel(key: KernelKey) -> KernelCompiled:
+            answer = await context.ask(COMPILER, CompileKernel(key=key), timeout_s=self._compile_timeout_s)
+            if not isinstance(answer, KernelCompiled):
+                raise HandlerFailed(f"{COMPILER} answered CompileKernel with a {type(answer).__name__}", actor=COMPILER)
+            return answer
+
+        self._kernels = KernelCache(
+            self._index, self._blobs, self._seal, KernelMemory(self._memory_bytes), compile_kernel, context.clock.wall
+        )
+
+    @handles(ProvideKernel)
+    async def provide(self, message: ProvideKernel) -> KernelProvided:
+        """From memory, disk or the compiler."""
+        return await self._kernels.provide(message.key)
+
+    @handles(ListKernels)
+    async def list_kernels(self, _message: ListKernels) -> KernelList:
+        """What is on disk, and this incarnation's counters."""
+        return await self._kernels.list()
