@@ -257,9 +257,7 @@ def _check_origins(parts: Mapping[str, Any]) -> None:
 def _digests(split: ArraySplit) -> list[bytes]:
     """One hash per sample, over input and target."""
     x, y = split.x.numpy(), split.y.numpy()
-    return [
-        hashlib.blake2b(row.tobytes() + target.tobytes(), digest_size=16).digest() for row, target in zip(x, y, strict=True)
-    ]
+    return [hashlib.blake2b(row.tobytes() + target.tobytes(), digest_size=16).digest() for row, target in zip(x, y, strict=True)]
 
 
 def _check_overlap(digests: Mapping[str, list[bytes]]) -> None:
