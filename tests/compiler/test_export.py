@@ -1,0 +1,230 @@
+"""Exporting: what can be one kernel equals its module to the bit; what cannot is rejected by name."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from esperd.compiler.compile import self_test
+from esperd.compiler.export import export_graph
+from esperd.errors import BlueprintRejected
+from esperd.execution import load_kernel
+from esperd.execution.graph import TRAINING, decode_graph
+from esperd.messages.kernels import KernelKey
+
+SHAPE = (4, 6, 6)
+
+
+class Residual(nn.Module):
+    def __init__(self, *layers):
+        super().__init__()
+        self.delta = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.delta(x)
+
+
+class FlattensBySize(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4 * 6 * 6, 4 * 6 * 6)
+
+    def forward(self, x):
+        flat = x.view(x.size(0), -1)
+        return x + self.linear(flat).view(x.shape[0], 4, 6, 6)
+
+
+class ChangesInPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        y = self.conv(x)
+        z = y
+        y += 1.0
+        z *= 2.0
+        functional.relu_(y)
+        return x + y - z.tanh()
+
+
+class Poolings(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.gate = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        pooled = functional.adaptive_avg_pool2d(x, 1) + x.mean((2, 3), keepdim=True)
+        smooth = functional.avg_pool2d(x, 3, 1, 1) - functional.max_pool2d(x, 3, 1, 1)
+        return x + smooth * torch.sigmoid(self.gate(pooled)) / 3.0 + (1.0 - x) ** 2
+
+
+class AttendsOverPixels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qk = nn.Linear(4, 4)
+
+    def forward(self, x):
+        tokens = x.flatten(2).transpose(1, 2)  # (B, HW, C)
+        mixed = torch.softmax(self.qk(tokens) @ tokens.transpose(1, 2), dim=-1) @ tokens
+        return x + mixed.permute(0, 2, 1).reshape(x.shape)
+
+
+class Cuts(Residual):
+    """Uses an operation that no kernel may."""
+
+    def forward(self, x):
+        return torch.cat([x[:, :2], self.delta(x)[:, 2:]], dim=1)
+
+
+class WritesToInput(Residual):
+    def forward(self, x):
+        x += self.delta(x)
+        return x
+
+
+class WritesThroughView(Residual):
+    def forward(self, x):
+        y = self.delta(x)
+        seen = y.flatten(1)
+        y.relu_()
+        return x + seen.view(-1, 4, 6, 6)
+
+
+class WritesToBuffer(Residual):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("level", torch.zeros(1))
+
+    def forward(self, x):
+        self.level.mul_(0.9)
+        return x + self.delta(x) * self.level
+
+
+class OtherInTraining(Residual):
+    def forward(self, x):
+        return x + self.delta(x).relu() if self.training else x + self.delta(x).tanh()
+
+
+class HoldsConstant(Residual):
+    def forward(self, x):
+        return x + self.delta(x) * torch.tensor([2.0])
+
+
+class BranchesOnData(Residual):
+    def forward(self, x):
+        return x + self.delta(x) if x.sum() > 0 else x
+
+
+class TwoOutputs(Residual):
+    def forward(self, x):
+        return x + self.delta(x), x
+
+
+class NonPersistent(Residual):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.register_buffer("q", torch.ones(1), persistent=False)
+
+    def forward(self, x):
+        return x + self.q * self.delta(x)
+
+
+class Frozen(Residual):
+    def __init__(self, *layers):
+        super().__init__(*layers)
+        self.q = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x):
+        return x + self.q * self.delta(x)
+
+
+def tied():
+    module = Residual(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    module.delta[1].weight = module.delta[0].weight
+    return module
+
+
+def conv():
+    return nn.Conv2d(4, 4, 1)
+
+
+EXPORTABLE = {
+    "batch norm": lambda: Residual(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()),
+    "batch norm without statistics": lambda: Residual(nn.BatchNorm2d(4, track_running_stats=False), conv()),
+    "batch norm without affine": lambda: Residual(conv(), nn.BatchNorm2d(4, affine=False)),
+    "dropout": lambda: Residual(conv(), nn.Dropout(0.3), nn.ReLU()),
+    "layer norm": lambda: Residual(nn.LayerNorm([6, 6]), conv()),
+    "group norm": lambda: Residual(nn.GroupNorm(2, 4), conv()),
+    "relu in place": lambda: Residual(conv(), nn.ReLU(inplace=True), conv()),
+    "activations": lambda: Residual(
+        conv(), nn.GELU(), nn.SiLU(), nn.ELU(), nn.Mish(), nn.Hardswish(), nn.LeakyReLU(), nn.PReLU(), nn.Softplus(), nn.ReLU6()
+    ),
+    "grouped and dilated": lambda: Residual(nn.Conv2d(4, 8, 3, padding=2, dilation=2, groups=4), nn.Conv2d(8, 4, 1, groups=2)),
+    "sizes in shapes": FlattensBySize,
+    "changes in place": ChangesInPlace,
+    "pooling and arithmetic": Poolings,
+    "attention": AttendsOverPixels,
+}
+
+REJECTED = {
+    "an unknown operation": (lambda: Cuts(conv()), r"'candidate' uses aten\.\w+.*not an operation a kernel may use"),
+    "gelu by tanh": (lambda: Residual(conv(), nn.GELU("tanh")), r"aten\.gelu\.default the keyword approximate='tanh'"),
+    "padding by name": (lambda: Residual(nn.Conv2d(4, 4, 3, padding="same")), r"aten\.conv2d\.padding"),
+    "a write to the input": (lambda: WritesToInput(conv()), r"writes to %x in place with aten\.add_\.Tensor"),
+    "a write under a view": (lambda: WritesThroughView(conv()), r"to a tensor that has a view"),
+    "a write to a buffer": (lambda: WritesToBuffer(conv()), r"writes to level in place with aten\.mul_\.Tensor"),
+    "other operations in training": (lambda: OtherInTraining(conv()), r"other operations in training.*relu.*tanh"),
+    "a constant tensor": (lambda: HoldsConstant(conv()), r"constant tensor|lift_fresh"),
+    "a branch on data": (lambda: BranchesOnData(conv()), r"cannot be exported"),
+    "two outputs": (lambda: TwoOutputs(conv()), r"exactly one tensor"),
+    "a buffer that is not saved": (lambda: NonPersistent(conv()), r"not persistent.* q"),
+    "a frozen parameter": (lambda: Frozen(conv()), r"do not train.* q"),
+    "tied parameters": (tied, r"shares parameters.*delta\.1\.weight"),
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("make", EXPORTABLE.values(), ids=EXPORTABLE.keys())
+def test_an_exported_kernel_equals_its_module_to_the_bit(make):
+    module = make()
+    kernel = load_kernel(export_graph("candidate", module, torch.randn(3, *SHAPE)).encode(), None)
+    key = KernelKey(blueprint="candidate", source="", shape=SHAPE)
+    assert self_test("candidate", module, kernel, key) == 0.0
+    assert list(dict(kernel.named_parameters())) == list(dict(module.named_parameters()))
+    assert kernel.state_dict().keys() == module.state_dict().keys()
+
+
+@pytest.mark.parametrize(("make", "message"), REJECTED.values(), ids=REJECTED.keys())
+def test_what_cannot_be_one_kernel_is_rejected_by_name(make, message):
+    with pytest.raises(BlueprintRejected, match=message) as caught:
+        export_graph("candidate", make(), torch.randn(3, *SHAPE))
+    assert caught.value.fields["blueprint"] == "candidate"
+
+
+def test_exporting_leaves_the_module_as_it_was():
+    module = EXPORTABLE["batch norm"]().eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    export_graph("candidate", module, torch.randn(3, *SHAPE))
+    assert not module.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+def test_equal_modules_give_equal_bytes_that_decode_to_the_same_graph():
+    graphs = [export_graph("candidate", EXPORTABLE["batch norm"](), torch.randn(size, *SHAPE)) for size in (2, 5)]
+    first, second = (graph.encode() for graph in graphs)
+    assert first == second
+    assert decode_graph(first) == graphs[0]
+    assert b" " not in first
+
+
+def test_the_mode_of_batch_norm_and_dropout_is_left_to_the_call():
+    graph = export_graph("candidate", Residual(nn.BatchNorm2d(4), nn.Dropout(0.1)), torch.randn(2, *SHAPE))
+    assert [step.arguments.count(TRAINING) for step in graph.ops] == [1, 1, 0]
+    assert graph.mutations == {"delta.0.num_batches_tracked": 1}
