@@ -17,8 +17,6 @@ def esperd_surgery_operations() -> Iterable[SurgeryOperation]:
             apply="esperd.growth.surgery:germinate",
             description="grow a seed of a blueprint at a free slot",
         ),
-        SurgeryOperation(
-            name="fossilize", apply="esperd.growth.surgery:fossilize", description="make a proven seed permanent"
-        ),
+        SurgeryOperation(name="fossilize", apply="esperd.growth.surgery:fossilize", description="make a proven seed permanent"),
         SurgeryOperation(name="cull", apply="esperd.growth.surgery:cull", description="remove a living seed"),
     ]

@@ -40,6 +40,20 @@ class HostReference(msgspec.Struct, frozen=True, kw_only=True):
     options: dict[str, Any]
 
 
+class SampleSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What the network takes."""
+
+    shape: tuple[int, ...]
+    """Of one sample, without batch."""
+    dtype: str
+    """Name of a torch dtype."""
+
+    @classmethod
+    def of(cls, batch: torch.Tensor) -> SampleSpec:
+        """The specification of a batch (B, ...)."""
+        return cls(shape=tuple(batch.shape[1:]), dtype=str(batch.dtype).removeprefix("torch."))
+
+
 class ExportedSeed(msgspec.Struct, frozen=True, kw_only=True):
     """One fossilized seed."""
 
@@ -62,6 +76,7 @@ class GrowthFile(msgspec.Struct, frozen=True, kw_only=True):
     esperd: str
     torch: str
     host: HostReference
+    input: SampleSpec
     slots: tuple[SlotRecord, ...]
     seeds: tuple[ExportedSeed, ...]
     history: tuple[SeedOutcome, ...]
@@ -74,6 +89,7 @@ def encode(
     network: GrowingNetwork,
     *,
     host: HostReference,
+    sample: SampleSpec,
     history: tuple[SeedOutcome, ...] = (),
     manifest: dict[str, Any] | None = None,
     version: str,
@@ -83,6 +99,7 @@ def encode(
     Args:
         network: every seed in it must be fossilized and run on a portable kernel.
         host: how its host is built.
+        sample: what it takes.
         history: how every seed that ever lived ended.
         manifest: provenance, plain values.
         version: version of esperd that writes it.
@@ -104,6 +121,7 @@ def encode(
         esperd=version,
         torch=str(torch.__version__),
         host=host,
+        input=sample,
         slots=network.slots,
         seeds=tuple(
             ExportedSeed(

@@ -18,7 +18,7 @@ from esperd.declarations import resolve
 from esperd.errors import CheckpointRejected, ConfigError, EsperError, ImportFailed, InvalidModel
 from esperd.execution.oplist import load_kernel
 from esperd.growth.contribution import Measured
-from esperd.growth.export import HostReference, encode
+from esperd.growth.export import HostReference, SampleSpec, encode
 from esperd.growth.grower import Grower
 from esperd.growth.interval import mean_interval
 from esperd.growth.ledger import Ledger
@@ -268,6 +268,7 @@ class Session:
         weights, structure = encode(
             run.grower.network,
             host=self.host_reference,
+            sample=SampleSpec.of(self._batch(1)[0]),
             history=tuple(run.grower.outcomes),
             manifest={
                 "job": self.desk.job_id,
@@ -421,4 +422,3 @@ def _does_not_run(host: str, inputs: torch.Tensor, error: Exception) -> InvalidM
         f"{type(error).__name__}: {error}",
         traceback="".join(traceback.format_exception(error)),
     )
-

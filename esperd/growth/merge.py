@@ -1,0 +1,203 @@
+"""Folds seeds into the layers around them where algebra allows: an affine seed beside a linear layer is a linear layer.
+
+A seed is folded when its op list is affine (only matrix products, sums and products with constants) and a linear layer either
+makes its slot's tensor or is the one that reads it. Every fold is then tried on the whole network: outputs must agree within
+1e-5, or it is undone. Anything with a normalisation or a nonlinearity stays a seed, and the result says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from esperd.errors import ExportRejected
+from esperd.growth.export import STRUCTURE, WEIGHTS, encode, load, read
+from esperd.growth.network import GrowingNetwork, Seed
+
+TOLERANCE = 1e-5
+"""Largest difference a fold may make to an output, relative to 1 + |output|."""
+
+AFFINE_OPERATIONS = frozenset({"aten.linear.default", "aten.add.Tensor", "aten.mul.Scalar"})
+"""Operations of an op list that keep it affine in its input: none of them multiplies two values that depend on it."""
+
+SAMPLES = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """What a merge did."""
+
+    folded: tuple[str, ...]
+    kept: dict[str, str]
+    """Seeds that stayed, with the reason."""
+
+
+def merge(network: GrowingNetwork, sample: torch.Tensor) -> Merge:
+    """Fold every seed that can be folded, in place.
+
+    Args:
+        network: in eval mode.
+        sample: (B, ...) inputs on which every fold is checked.
+
+    Returns:
+        Which seeds were folded, and why the others were not.
+    """
+    folded: list[str] = []
+    kept: dict[str, str] = {}
+    remaining = [seed.name for seed in network.seeds()]
+    progress = True
+    while progress:
+        progress = False
+        for name in list(remaining):
+            why_not = _fold(network, network.seed(name), sample)
+            if why_not:
+                kept[name] = why_not
+                continue
+            remaining.remove(name)
+            folded.append(name)
+            kept.pop(name, None)
+            progress = True
+    return Merge(folded=tuple(folded), kept=kept)
+
+
+def _fold(network: GrowingNetwork, seed: Seed, sample: torch.Tensor) -> str:
+    """Fold one seed; returns why not, leaving the network as it was."""
+    if seed.graph is None:
+        return "it runs as a plain module, whose algebra is not known"
+    curved = sorted({step[1] for step in msgspec.json.decode(seed.graph)["ops"]} - AFFINE_OPERATIONS)
+    if curved:
+        return f"it is not affine ({', '.join(curved)})"
+    at_slot = list(network.port(seed.record.slot))
+    before = network.host.get_submodule(seed.record.slot)
+    after = _reader(network, seed.record.slot, sample)
+    attempts: list[tuple[nn.Linear, Callable[[nn.Linear, Seed], str]]] = []
+    if isinstance(before, nn.Linear) and at_slot[0] is seed:
+        attempts.append((before, _fold_into_maker))
+    if after is not None and at_slot[-1] is seed:
+        attempts.append((after, _fold_into_reader))
+    if not attempts:
+        return f"no linear layer makes or reads the output of {seed.record.slot} beside it"
+    problems = [_attempt(network, seed, layer, change, sample) for layer, change in attempts]
+    return "" if "" in problems else "; ".join(problems)
+
+
+def _attempt(
+    network: GrowingNetwork, seed: Seed, layer: nn.Linear, change: Callable[[nn.Linear, Seed], str], sample: torch.Tensor
+) -> str:
+    if seed.name not in {other.name for other in network.seeds()}:
+        return ""
+    state = copy.deepcopy(layer.state_dict())
+    with torch.no_grad():
+        wanted = network(sample)
+        problem = change(layer, seed)
+        if problem:
+            return problem
+        network.remove(seed.name)
+        error = float(((network(sample) - wanted).abs() / (1 + wanted.abs())).max())
+    if error <= TOLERANCE:
+        return ""
+    layer.load_state_dict(state)
+    network.insert(seed)
+    return f"folding it would change outputs by {error:.1e}"
+
+
+def _affine(seed: Seed, width: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """What leaves the slot as M·h + a: with s(h) = A·h + c and alpha α, M = I + α·(A - I) (F, F) and a = α·c (F,)."""
+    constant = seed(torch.zeros(1, width, dtype=dtype))[0].double()
+    matrix = (seed(torch.eye(width, dtype=dtype)).double() - constant).T
+    identity = torch.eye(width, dtype=torch.float64)
+    return identity + seed.alpha * (matrix - identity), seed.alpha * constant
+
+
+def _fold_into_maker(layer: nn.Linear, seed: Seed) -> str:
+    """H = W·x + b becomes (M·W)·x + (M·b + a)."""
+    mixing, constant = _affine(seed, layer.out_features, layer.weight.dtype)
+    bias = _bias(layer)
+    if bias is None and bool((constant != 0).any()):
+        return "the layer before it has no bias to take its constant"
+    layer.weight.copy_(mixing @ layer.weight.double())
+    if bias is not None:
+        bias.copy_(mixing @ bias.double() + constant)
+    return ""
+
+
+def _fold_into_reader(layer: nn.Linear, seed: Seed) -> str:
+    """Y = V·z + d with z = M·h + a becomes (V·M)·h + (V·a + d)."""
+    mixing, constant = _affine(seed, layer.in_features, layer.weight.dtype)
+    bias = _bias(layer)
+    if bias is None and bool((constant != 0).any()):
+        return "the layer behind it has no bias to take its constant"
+    if bias is not None:
+        bias.copy_(layer.weight.double() @ constant + bias.double())
+    layer.weight.copy_(layer.weight.double() @ mixing)
+    return ""
+
+
+def _bias(layer: nn.Linear) -> nn.Parameter | None:
+    """The layer's bias; torch annotates it as if there always were one."""
+    bias: nn.Parameter | None = dict(layer.named_parameters()).get("bias")
+    return bias
+
+
+def _reader(network: GrowingNetwork, slot: str, sample: torch.Tensor) -> nn.Linear | None:
+    """The linear layer that is handed the slot's very tensor. Whether it is the only one to read it, the check decides."""
+    tensors: list[Any] = []
+    readers: list[nn.Linear] = []
+
+    def note_output(_module: nn.Module, _inputs: object, output: object) -> None:
+        tensors.append(output)
+
+    def note_input(module: nn.Module, inputs: tuple[object, ...]) -> None:
+        if isinstance(module, nn.Linear) and tensors and inputs and inputs[0] is tensors[-1]:
+            readers.append(module)
+
+    handles = [network.host.get_submodule(slot).register_forward_hook(note_output)]
+    handles += [module.register_forward_pre_hook(note_input) for module in network.host.modules()]
+    try:
+        with torch.no_grad():
+            network(sample)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return readers[0] if len(readers) == 1 else None
+
+
+def merge_export(directory: Path, *, import_host: bool = False) -> Merge:
+    """Rewrite an export in place with every affine seed folded into a layer beside it.
+
+    Args:
+        directory: holds ``model.safetensors`` and ``growth.json``.
+        import_host: as in :func:`esperd.growth.export.load`.
+
+    Returns:
+        What was folded and what was kept.
+
+    Raises:
+        ExportRejected: as in :func:`esperd.growth.export.load`, or the network takes no floating-point input.
+    """
+    structure, _ = read(directory)
+    network = load(directory, import_host=import_host)
+    dtype = getattr(torch, structure.input.dtype)
+    if not dtype.is_floating_point:
+        raise ExportRejected(f"folds are checked on random inputs, and this network takes {structure.input.dtype}")
+    generator = torch.Generator().manual_seed(0)
+    sample = torch.rand(SAMPLES, *structure.input.shape, generator=generator, dtype=dtype)
+    result = merge(network, sample)
+    weights, text = encode(
+        network,
+        host=structure.host,
+        sample=structure.input,
+        history=structure.history,
+        manifest={**structure.manifest, "merged": list(result.folded)},
+        version=structure.esperd,
+    )
+    (directory / WEIGHTS).write_bytes(weights)
+    (directory / STRUCTURE).write_bytes(text)
+    return result
