@@ -10,7 +10,7 @@ import msgspec
 
 import esperd
 from esperd.declarations import Blueprint, Shape
-from esperd.errors import ImportFailed
+from esperd.errors import BlueprintRejected, ImportFailed
 from esperd.messages.kernels import KernelKey
 
 
@@ -30,20 +30,26 @@ def kernel_key(
         distribution: name and version of the package that registered the blueprint; None: esperd itself.
 
     Raises:
+        BlueprintRejected: when a formula fails for this shape, or its result is no plain number.
         ImportFailed: when the factory's source file cannot be found or read.
     """
+    try:
+        formulas = msgspec.json.encode([blueprint.parameters(shape), blueprint.flops(shape)])
+    except Exception as error:
+        raise BlueprintRejected(
+            f"a formula of blueprint {blueprint.name!r} fails for shape {shape}: {type(error).__name__}: {error}",
+            blueprint=blueprint.name,
+        ) from error
     declaration = [
         blueprint.name,
         blueprint.topology,
         blueprint.factory,
-        blueprint.parameters(shape),
-        blueprint.flops(shape),
         blueprint.description,
         blueprint.source,
         blueprint.min_gradient_ratio,
         distribution or f"esperd {esperd.__version__}",
     ]
-    digest = hashlib.sha256(msgspec.json.encode(declaration))
+    digest = hashlib.sha256(msgspec.json.encode(declaration) + formulas)
     digest.update(_source(blueprint.factory))
     return KernelKey(blueprint=blueprint.name, source=digest.hexdigest(), shape=tuple(shape), dtype=dtype, device=device)
 

@@ -191,3 +191,8 @@ def test_a_changed_factory_file_is_another_kernel(tmp_path, monkeypatch):
 def test_a_factory_without_a_source_file_is_refused(factory):
     with pytest.raises(ImportFailed):
         kernel_key(dataclasses.replace(BY_NAME["norm"], factory=factory), (4, 2, 2))
+
+
+def test_a_formula_that_does_not_take_the_shape_is_rejected_by_name():
+    with pytest.raises(BlueprintRejected, match=r"formula of blueprint 'bottleneck' fails for shape \(7,\)"):
+        kernel_key(BY_NAME["bottleneck"], (7,))

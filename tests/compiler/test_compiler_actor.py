@@ -1,0 +1,64 @@
+"""The compiling actor: compiles beside the event loop, and says what it refuses."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import msgspec
+import pytest
+
+import esperd.compiler.actor
+from esperd.compiler.actor import CompilerActor
+from esperd.compiler.keys import kernel_key
+from esperd.errors import KernelRejected, UnknownName
+from esperd.execution import load_kernel
+from esperd.messages.kernels import CompileKernel
+from esperd.plugins import load_plugins
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    return load_plugins()
+
+
+@pytest.fixture
+def key(plugins):
+    return kernel_key(plugins.blueprints["mlp_low_rank"], (7,))
+
+
+@pytest.mark.asyncio
+async def test_it_answers_with_a_kernel_that_loads(plugins, key):
+    answer = await CompilerActor(plugins).handle(CompileKernel(key=key))
+    assert answer.manifest.key == key
+    assert load_kernel(answer.graph, answer.weights)
+
+
+@pytest.mark.asyncio
+async def test_the_event_loop_goes_on_while_it_compiles(plugins, key, monkeypatch):
+    started, loop_went_on = threading.Event(), threading.Event()
+    real = esperd.compiler.actor.compile_kernel
+
+    def compile_once_the_loop_went_on(*arguments):
+        started.set()
+        assert loop_went_on.wait(timeout=30)
+        return real(*arguments)
+
+    monkeypatch.setattr(esperd.compiler.actor, "compile_kernel", compile_once_the_loop_went_on)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(CompilerActor(plugins).handle, CompileKernel(key=key))
+        while not started.is_set():
+            await anyio.lowlevel.checkpoint()
+        loop_went_on.set()
+
+
+@pytest.mark.asyncio
+async def test_a_blueprint_nobody_registered_is_named_with_what_there_is(plugins, key):
+    with pytest.raises(UnknownName, match=r"'nothing'; there are: bottleneck"):
+        await CompilerActor(plugins).handle(CompileKernel(key=msgspec.structs.replace(key, blueprint="nothing")))
+
+
+@pytest.mark.asyncio
+async def test_a_key_of_other_sources_is_refused(plugins, key):
+    with pytest.raises(KernelRejected, match=r"other sources"):
+        await CompilerActor(plugins).handle(CompileKernel(key=msgspec.structs.replace(key, source="0" * 64)))
