@@ -120,11 +120,12 @@ class ScriptedDaemon:
 
     def __post_init__(self) -> None:
         self.endpoint = f"ipc://{self.directory}/control.sock"
-        self.publisher = Publisher(f"ipc://{self.directory}/events.sock")
+        self._events_endpoint = f"ipc://{self.directory}/events.sock"
         self._keys: dict[str, object] = {}
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[ScriptedDaemon]:
+        self.publisher = Publisher(self._events_endpoint)
         async with self.publisher, RequestServer(self.endpoint, self._answer):
             yield self
 
@@ -143,7 +144,7 @@ class ScriptedDaemon:
             case Hello():
                 if message.protocol != self.protocol:
                     raise ProtocolMismatch(f"the daemon speaks protocol {self.protocol}", daemon=self.protocol)
-                return Welcome(protocol=self.protocol, version=__version__, pid=1, events_endpoint=self.publisher.endpoint)
+                return Welcome(protocol=self.protocol, version=__version__, pid=1, events_endpoint=self._events_endpoint)
             case SubmitJob():
                 before = self._keys.setdefault(message.idempotency_key, message.job)
                 if before != message.job:

@@ -1,0 +1,98 @@
+"""One plain line per notable event, for logs and pipes."""
+
+from __future__ import annotations
+
+from esperd.cli.job_view import slots_line
+from esperd.messages.policy import Decision
+from esperd.messages.telemetry import (
+    AuditMeasured,
+    ContributionMeasured,
+    DecisionMade,
+    EpochCompleted,
+    Event,
+    GateEvaluated,
+    JobStateChanged,
+    KernelLoaded,
+    PolicyUnavailable,
+    StageChanged,
+    TrainingStarted,
+)
+from esperd.report import numbers
+from esperd.report.tables import contribution
+
+
+def describe(event: Event, metric_name: str | None = None) -> str | None:
+    """Say what happened in one line; None for what only programs care about (checkpoints, gates that passed).
+
+    Args:
+        event: what happened.
+        metric_name: what the job's metric is called.
+    """
+    match event.body:
+        case JobStateChanged() as body:
+            reason = f": {body.error.message}" if body.error else ""
+            return f"job        {body.state}, attempt {body.attempt}{reason}"
+        case TrainingStarted() as body:
+            return _training(body)
+        case EpochCompleted() as body:
+            return _epoch(body, metric_name)
+        case DecisionMade() as body:
+            return _decision(body)
+        case StageChanged() as body:
+            return f"stage      {body.seed} ({body.blueprint}) {body.before} -> {body.after}: {body.reason}"
+        case GateEvaluated() as body if not body.verdict.passed:
+            return f"gate       {body.verdict.gate} holds {body.seed} back: {body.verdict.reason}"
+        case ContributionMeasured() as body:
+            return f"measured   {body.seed} contributes {contribution(body.contribution)} to the loss"
+        case KernelLoaded() as body:
+            return f"kernel     {body.blueprint} for {body.seed} from {body.source}, {body.manifest_id[:12]}"
+        case PolicyUnavailable() as body:
+            return f"policy     unavailable at epoch {body.epoch}, training goes on without growing: {body.reason}"
+        case AuditMeasured() as body:
+            measured = body.metrics
+            score = f", {metric_name} {numbers.metric(measured.metric, metric_name)}" if measured.metric is not None else ""
+            return (
+                f"audit      {body.network}: loss {numbers.loss(measured.loss)}{score}, "
+                f"{numbers.count(measured.parameters)} parameters"
+            )
+        case _:
+            return None
+
+
+def say_decision(decision: Decision) -> str:
+    """What was decided, without the reason: ``germinate conv at features.3``."""
+    if decision.action == "wait" and decision.arm is not None:
+        return f"decline {decision.arm.blueprint} at {decision.arm.slot}"
+    if decision.arm is not None:
+        return f"{decision.action} {decision.arm.blueprint} at {decision.arm.slot}"
+    return f"{decision.action} {decision.seed}" if decision.seed else decision.action
+
+
+def _training(body: TrainingStarted) -> str:
+    start = f"from epoch {body.epoch}" if body.epoch else "starts"
+    until = f", {body.epochs} epochs" if body.epochs is not None else ""
+    exact = "" if body.exact_resume else f"; resume is not bit-identical: {body.inexact_because}"
+    return (
+        f"training   {start}{until} on {body.device}; samples {body.train_samples} train, {body.gate_samples} gate, "
+        f"{body.audit_samples} audit; host {numbers.count(body.host_parameters)} parameters; "
+        f"slots {slots_line(body.slots) or 'none'}{exact}"
+    )
+
+
+def _epoch(body: EpochCompleted, metric_name: str | None) -> str:
+    score = f"  {metric_name} {numbers.metric(body.gate_metric, metric_name)}" if body.gate_metric is not None else ""
+    seeds = ", ".join(f"{seed.seed} {seed.stage} {seed.alpha:.2f}" for seed in body.seeds)
+    phase = "" if body.phase == "growth" else f" ({body.phase})"
+    return (
+        f"epoch {body.epoch:4d}{phase}  {body.progress:4.0%}  train {numbers.loss(body.train_loss)}  "
+        f"gate {numbers.loss(body.gate_loss)}{score}  lr {body.learning_rate:.2e}  "
+        f"{numbers.count(body.parameters)} parameters{f'  [{seeds}]' if seeds else ''}"
+    )
+
+
+def _decision(body: DecisionMade) -> str | None:
+    decision = body.decision
+    if decision.action == "wait" and decision.arm is None:
+        return None
+    refused = "" if body.applied else f" (refused: {body.refusal})"
+    return f"decision   {say_decision(decision)}: {decision.reason}{refused}"

@@ -1,0 +1,210 @@
+"""The picture of a job on a terminal, drawn with rich from a :class:`~esperd.cli.job_view.JobView`; reads well at 100 columns."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.constrain import Constrain
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from esperd.cli.job_view import JobView
+from esperd.cli.lines import say_decision
+from esperd.messages.growth import SeedRecord, Stage
+from esperd.messages.jobs import JobState
+from esperd.messages.telemetry import EpochCompleted
+from esperd.report import numbers
+from esperd.report.tables import STAGE_STYLES
+
+WIDEST = 100
+ALPHA_WIDTH = 10
+SPARK_WIDTH = 40
+SEEDS_SHOWN = 8
+BLOCKS = "▁▂▃▄▅▆▇█"
+
+STATE_STYLES: dict[JobState, str] = {
+    JobState.QUEUED: "yellow",
+    JobState.LEASED: "cyan",
+    JobState.RUNNING: "bold cyan",
+    JobState.PAUSED: "yellow",
+    JobState.SUCCEEDED: "bold green",
+    JobState.FAILED: "bold red",
+    JobState.CANCELLED: "red",
+    JobState.DEAD: "bold red",
+}
+
+
+def draw(view: JobView) -> RenderableType:
+    """A panel with progress, losses, seeds, the last decisions and kernels."""
+    parts: list[RenderableType] = [_progress(view)]
+    if view.epoch is not None:
+        parts += [_figures(view, view.epoch), _curve(view)]
+    if view.seeds:
+        parts += [Text(), _seeds(view)]
+    if view.decisions:
+        parts += [Text(), _decisions(view)]
+    parts += [Text(), _footer(view)]
+    if view.error is not None:
+        parts.append(Text(view.error.message, style="bold red"))
+    panel = Panel(
+        Group(*parts),
+        title=_title(view),
+        title_align="left",
+        subtitle=Text(f" {view.state} ", style=STATE_STYLES[view.state]),
+        subtitle_align="right",
+        box=box.ROUNDED,
+        border_style="dim",
+        padding=(0, 1),
+    )
+    return Constrain(panel, WIDEST)
+
+
+def sparkline(values: tuple[float, ...], width: int = SPARK_WIDTH) -> str:
+    """Values as bars from the lowest to the highest, averaged into ``width`` columns when there are more."""
+    if not values:
+        return ""
+    columns = min(width, len(values))
+    edges = [round(index * len(values) / columns) for index in range(columns + 1)]
+    means = [sum(values[low:high]) / (high - low) for low, high in pairwise(edges)]
+    low, high = min(means), max(means)
+    span = (high - low) or 1.0
+    return "".join(BLOCKS[round((mean - low) / span * (len(BLOCKS) - 1))] for mean in means)
+
+
+def alpha_bar(alpha: float, width: int = ALPHA_WIDTH) -> str:
+    """Alpha as a bar with its value."""
+    full = round(alpha * width)
+    return f"{'█' * full}{'░' * (width - full)} {alpha:.2f}"
+
+
+def _title(view: JobView) -> Text:
+    title = Text.assemble((f" {view.name or view.job} ", "bold"))
+    if view.name:
+        title.append(f"{view.job} ", style="dim")
+    return title
+
+
+def _progress(view: JobView) -> RenderableType:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(width=8)
+    grid.add_column(width=40)
+    grid.add_column(justify="right", width=5)
+    grid.add_column()
+    share = view.epoch.progress if view.epoch is not None else 0.0
+    finished = view.state is JobState.SUCCEEDED
+    phase = view.epoch.phase if view.epoch is not None else "waiting"
+    style = "green" if finished else ("blue" if phase == "control" else "cyan")
+    bar = ProgressBar(total=1.0, completed=1.0 if finished else share, width=40, complete_style=style, finished_style=style)
+    told = [_epoch_of(view)]
+    if view.elapsed_s is not None:
+        told.append(numbers.duration(view.elapsed_s))
+    if view.attempt > 1:
+        told.append(f"attempt {view.attempt}")
+    grid.add_row(Text(phase, style=style), bar, f"{share:.0%}", Text(" · ".join(told), style="dim"))
+    return grid
+
+
+def _epoch_of(view: JobView) -> str:
+    if view.epoch is None:
+        return "no epoch yet"
+    limit = view.training.epochs if view.training is not None and view.epoch.phase == "growth" else None
+    return f"epoch {view.epoch.epoch}" + (f"/{limit}" if limit is not None else "")
+
+
+def _figures(view: JobView, epoch: EpochCompleted) -> RenderableType:
+    host = view.training
+    figures = [("train loss", numbers.loss(epoch.train_loss)), ("gate loss", numbers.loss(epoch.gate_loss))]
+    if epoch.gate_metric is not None:
+        figures.append((view.metric_name or "metric", numbers.metric(epoch.gate_metric, view.metric_name)))
+    figures += [
+        ("lr", f"{epoch.learning_rate:.2e}"),
+        ("parameters", _grown(numbers.count(epoch.parameters), epoch.parameters, host.host_parameters if host else None)),
+        (
+            "per sample",
+            _grown(numbers.flops(epoch.flops_per_sample), epoch.flops_per_sample, host.host_flops_per_sample if host else None),
+        ),
+        ("charged", numbers.flops(epoch.training_flops)),
+        ("epoch took", numbers.duration(epoch.seconds)),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        grid.add_column(style="dim")
+        grid.add_column()
+    for row in range(0, len(figures), 4):
+        cells = [text for figure in figures[row : row + 4] for text in figure]
+        grid.add_row(*cells, *[""] * (8 - len(cells)))
+    return Group(Text(), grid)
+
+
+def _grown(shown: str, value: float, host: float | None) -> str:
+    return f"{shown} ({numbers.change(value, host)})" if host and value != host else shown
+
+
+def _curve(view: JobView) -> RenderableType:
+    if len(view.gate_losses) < 2:
+        return Text()
+    return Text.assemble(
+        ("gate loss  ", "dim"),
+        (f"{view.gate_losses[0]:.3f} ", "dim"),
+        (sparkline(view.gate_losses), "cyan"),
+        (f" {view.gate_losses[-1]:.3f}", ""),
+        (f"   best {min(view.gate_losses):.3f}", "dim"),
+    )
+
+
+def _seeds(view: JobView) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+    table.add_column("seed", style="bold", no_wrap=True, max_width=22, overflow="ellipsis")
+    table.add_column("blueprint", no_wrap=True, max_width=20, overflow="ellipsis")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("alpha", no_wrap=True)
+    table.add_column("contribution", no_wrap=True)
+    newest = list(view.seeds.values())[-SEEDS_SHOWN:]
+    for seed in newest:
+        style = STAGE_STYLES[seed.stage]
+        table.add_row(
+            Text(seed.seed),
+            Text(seed.blueprint),
+            Text(f"● {seed.stage}", style=style),
+            Text(alpha_bar(seed.alpha), style="dim" if seed.stage is Stage.CULLED else style),
+            _contribution(seed),
+        )
+    if len(view.seeds) > len(newest):
+        table.add_row(Text(f"… {len(view.seeds) - len(newest)} earlier", style="dim"))
+    return table
+
+
+def _contribution(seed: SeedRecord) -> Text:
+    measured = seed.contribution
+    if measured is None:
+        return Text("not measured", style="dim")
+    style = "green" if measured.lower > 0 else ("red" if measured.upper < 0 else "yellow")
+    return Text(numbers.interval(measured.loss, measured.lower, measured.upper), style=style)
+
+
+def _decisions(view: JobView) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False, expand=True)
+    table.add_column("epoch", justify="right", style="dim", width=5)
+    table.add_column("decision", max_width=40, overflow="fold")
+    table.add_column("because", style="dim", ratio=1, overflow="fold")
+    for made in view.decisions:
+        style = {"germinate": "cyan", "fossilize": "green", "cull": "red"}.get(made.decision.action, "")
+        reason = made.decision.reason if made.applied else f"refused: {made.refusal}"
+        said = Text(say_decision(made.decision), style=style if made.applied else "yellow")
+        table.add_row(str(made.epoch), said, Text(reason))
+    return table
+
+
+def _footer(view: JobView) -> Text:
+    kernels = ", ".join(f"{count} {'from ' if source != 'compiled' else ''}{source}" for source, count in view.kernels.items())
+    told = [f"kernels {kernels or 'none loaded'}", f"checkpoints {view.checkpoints}"]
+    if view.policy_unavailable:
+        told.append(f"policy unavailable {view.policy_unavailable} times")
+    for network, metrics in view.audits.items():
+        score = f" {numbers.metric(metrics.metric, view.metric_name)}" if metrics.metric is not None else ""
+        told.append(f"audit of {network}{score} loss {numbers.loss(metrics.loss)}")
+    return Text(" · ".join(told), style="dim")
