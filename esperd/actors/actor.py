@@ -6,7 +6,7 @@ to go to: it ends the incarnation, and the supervisor decides what comes next.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -62,7 +62,7 @@ class Context(Protocol):
         """From now on, be told :class:`~esperd.messages.control.Terminated` whenever an incarnation of an actor ends."""
         ...
 
-    def start_soon(self, function: Callable[..., Awaitable[Any]], *arguments: object) -> None:
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, Any]], *arguments: object) -> None:
         """Run something beside the handlers, as long as this incarnation lives; its exception ends the incarnation."""
         ...
 

@@ -16,6 +16,7 @@ import zmq
 import zmq.asyncio
 
 import esperd
+from esperd.actors.actor import ASK_TIMEOUT_S
 from esperd.actors.clock import Clock, SystemClock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
@@ -23,7 +24,7 @@ from esperd.actors.mailbox import Mailbox
 from esperd.actors.outcome import answer_of, error_reply, result_of
 from esperd.actors.sockets import connect_dealer, unreachable
 from esperd.actors.tasks import open_task_group
-from esperd.errors import AskTimeout, Busy, EsperError, MalformedMessage
+from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, MalformedMessage
 from esperd.messages import ErrorReply, Message, Reply
 from esperd.messages.control import Heartbeat, HeartbeatReceived, Ready, Stop
 
@@ -34,7 +35,8 @@ what it raises ends the link, and with it the process; the supervisor starts ano
 Step = Callable[[], int | None]
 """Returns the step counter that heartbeats carry; None when there are no steps."""
 
-ASK_TIMEOUT_S = 30.0
+FLUSH_TIMEOUT_S = 2.0
+"""How long a leaving process waits to hear that what it told was passed on; chosen, not measured."""
 
 log = structlog.get_logger(__name__)
 
@@ -43,16 +45,22 @@ def _no_steps() -> int | None:
     return None
 
 
+def _accept_all(_: Message) -> bool:
+    return True
+
+
 class Link:
     """A process actor's connection to its daemon: ``async with Link.from_environment(handler) as link``.
 
     Entering connects and says Ready; the block then runs until it ends by itself. It should end when ``stop_requested`` or
-    ``daemon_lost`` is set. Nothing is sent on leaving: the process's exit status says how it went.
+    ``daemon_lost`` is set. Leaving it
+    waits until the daemon has passed on what was told; how it went is said by the process's exit status.
 
     Args:
         incarnation: who this process is.
         handler: called for every ask and tell, except for the link's own conversation (Stop, heartbeats, replies).
         step: read at every heartbeat.
+        accepts: whether the handler can take a message; a tell that it cannot take is logged and dropped.
         codec: message types and protocol version.
         clock: decides when the daemon has been silent for too long.
     """
@@ -63,6 +71,7 @@ class Link:
         handler: Handler,
         *,
         step: Step = _no_steps,
+        accepts: Callable[[Message], bool] = _accept_all,
         codec: Codec | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -75,6 +84,7 @@ class Link:
         """Set when the link has ended, for whatever reason."""
         self._handler = handler
         self._step = step
+        self._accepts = accepts
         self._codec = codec or Codec()
         self._clock: Clock = clock or SystemClock()
         self._ids = itertools.count(1)
@@ -131,10 +141,13 @@ class Link:
 
         Raises:
             AskTimeout: when no answer came in time.
+            ActorUnavailable: when the actor is absent, or is the asker itself.
             DaemonUnreachable: when the daemon is lost or the link has ended.
             EsperError: of whatever class the actor answered with.
         """
         self._require_daemon()
+        if to == self.name:
+            raise ActorUnavailable(f"{to} asks itself: it would wait for ever for its own answer; tell instead", actor=to)
         request = next(self._ids)
         head = self._codec.head(Kind.ASK, request, to=to, sender=self.name, deadline_ms=int(timeout_s * 1000))
         frames = self._codec.encode(head, message)
@@ -174,6 +187,7 @@ class Link:
                     tasks.start_soon(self._serve)
                     try:
                         yield
+                        await self._flush()
                     finally:
                         tasks.cancel_scope.cancel()
         finally:
@@ -193,6 +207,16 @@ class Link:
             await self.ask(SUPERVISOR, ready, self.incarnation.heartbeat_timeout_s)
         except AskTimeout as error:
             raise unreachable(self.incarnation.hub, error.message) from error
+
+    async def _flush(self) -> None:
+        """Return once the daemon has passed on everything that was told: before it hears that this process ended."""
+        if self.daemon_lost.is_set():
+            return
+        last = Heartbeat(actor=self.name, generation=self.generation, step=self._step())
+        try:
+            await self.ask(SUPERVISOR, last, FLUSH_TIMEOUT_S)
+        except EsperError as error:
+            log.warning("left without knowing that all was heard", actor=self.name, reason=error.message)
 
     async def _read(self, socket: zmq.asyncio.Socket) -> None:
         while True:
@@ -241,7 +265,10 @@ class Link:
         while True:
             head, message = await self._inbox.get()
             if head.kind is not Kind.ASK:
-                await self._handler(message)
+                if self._accepts(message):
+                    await self._handler(message)
+                else:
+                    log.warning("not handled", actor=self.name, sender=head.sender, message_type=type(message).__name__)
                 continue
             try:
                 answer = answer_of(await self._handler(message), actor=self.name, message=message)

@@ -230,11 +230,8 @@ class Supervisor:
                 return self._started(name, generation, now)
             case Exited():
                 return self._exited(event, now)
-            case StopRequested(None):
-                self._stopping_all = True
-                return [*self._forget_plans(), *self._stop_last()]
-            case StopRequested(name):
-                return self._stop_for_good(name)
+            case StopRequested():
+                return self._stop_all() if event.name is None else self._stop_for_good(event.name)
             case Tick():
                 return self._start_due(now)
 
@@ -264,7 +261,7 @@ class Supervisor:
             return []
         if not event.expected:
             child.last_error = event.reason
-        if child.phase is Phase.STOPPING:
+        if child.phase is Phase.STOPPING or self._stopping_all:
             return self._end_of_stopping(child, event, now)
         if self._restarts(child, event):
             return self._crashed(child, event, now)
@@ -349,10 +346,12 @@ class Supervisor:
             return [Stop(child.name, child.generation)]
         return []
 
-    def _forget_plans(self) -> list[Instruction]:
-        """When all stop, who waits for a restart is stopped already."""
-        waiting = [child for child in self._children.values() if child.phase is Phase.WAITING]
-        return [instruction for child in waiting for instruction in self._stop_for_good(child.name)]
+    def _stop_all(self) -> list[Instruction]:
+        """Who waits for a restart is stopped already; the others follow one by one."""
+        self._stopping_all = True
+        waiting = [child.name for child in self._children.values() if child.phase is Phase.WAITING]
+        ended = [instruction for name in waiting for instruction in self._stop_for_good(name)]
+        return [*ended, *self._stop_last()]
 
     def _stop_last(self) -> list[Instruction]:
         """Stop the child that was started last, unless one is being stopped already."""

@@ -13,9 +13,10 @@ from typing import Any, Self, TypeVar
 
 import anyio
 
+from esperd.actors.actor import ASK_TIMEOUT_S
 from esperd.actors.codec import Codec
 from esperd.actors.incarnation import Incarnation
-from esperd.actors.link import ASK_TIMEOUT_S, Link, Step
+from esperd.actors.link import Link, Step
 from esperd.actors.sockets import unreachable
 from esperd.errors import DaemonUnreachable
 from esperd.messages import Done, Message, Reply

@@ -51,6 +51,12 @@ class Stop(Message, frozen=True, kw_only=True):
     """Finish what is in hand and exit."""
 
 
+class Watch(Message, frozen=True, kw_only=True):
+    """A process actor asks the supervisor to be told :class:`Terminated` whenever an incarnation of ``actor`` ends."""
+
+    actor: str
+
+
 class Terminated(Message, frozen=True, kw_only=True):
     """Told to whoever watches an actor, when an incarnation of it ended."""
 

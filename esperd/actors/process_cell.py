@@ -1,0 +1,245 @@
+"""An actor in a process of its own, as the daemon sees it: spawned, awaited, listened to, stopped, replaced."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import anyio
+import anyio.abc
+
+from esperd.actors.cell import Cell, End, Post
+from esperd.actors.codec import Kind
+from esperd.actors.dead_letters import Reason
+from esperd.actors.envelope import Envelope
+from esperd.actors.hub import Hub, Peer, Received
+from esperd.actors.incarnation import SUPERVISOR, Incarnation
+from esperd.actors.outcome import error_reply
+from esperd.actors.process import WorkerProcess, describe_status, spawn
+from esperd.actors.spec import ProcessSpec
+from esperd.actors.supervisor import STOPPED
+from esperd.actors.tasks import open_task_group
+from esperd.errors import ActorUnavailable, Busy, EsperError, MalformedMessage, WorkerFailed
+from esperd.messages import Done, Reply
+from esperd.messages.control import Heartbeat, Stop, Watch
+
+TERM_GRACE_S = 2.0
+"""From SIGTERM to SIGKILL, after the actor's own grace has passed; chosen, not measured."""
+MAX_ASKS = 1_024
+"""Unanswered asks of one process; more are refused with ``busy``."""
+
+
+class ProcessCell(Cell):
+    """An actor behind the hub.
+
+    Args:
+        spec: how it is started.
+        post: the system around it.
+        hub: where it connects.
+        token: of this run of the daemon.
+    """
+
+    def __init__(self, spec: ProcessSpec, post: Post, hub: Hub, token: str) -> None:
+        super().__init__(spec, post)
+        self._spec = spec
+        self._hub = hub
+        self._token = token
+        self._worker: WorkerProcess | None = None
+        self._peer: Peer | None = None
+        self._fault = ""
+        self._asks = 0
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process that said Ready; before that, of the one that was spawned."""
+        if self._worker is None:
+            return None
+        said = self._peer.pid if self._peer is not None else None
+        return said if said is not None else self._worker.pid
+
+    @property
+    def step(self) -> int | None:
+        """As of its last heartbeat."""
+        return self._peer.step if self._peer is not None else None
+
+    async def _live(self, generation: int, started: Callable[[], None]) -> End:
+        incarnation = Incarnation(
+            hub=self._hub.endpoint,
+            actor=self.name,
+            generation=generation,
+            token=self._token,
+            heartbeat_interval_s=self._spec.heartbeat_interval_s,
+            heartbeat_timeout_s=self._spec.heartbeat_timeout_s,
+        )
+        self._fault = ""
+        peer = self._hub.expect(incarnation)
+        try:
+            worker = await spawn(self._spec, incarnation)
+        except WorkerFailed as error:
+            self._hub.forget(peer)
+            return End(error.message, expected=False, error=error)
+        self._worker, self._peer = worker, peer
+        try:
+            async with open_task_group() as tasks:
+                tasks.start_soon(worker.relay_output)
+                tasks.start_soon(self._stop_when_asked, worker, peer)
+                tasks.start_soon(self._attend, worker, peer, started, tasks)
+                status = await worker.wait()
+                tasks.cancel_scope.cancel()
+            await self._read_last_words(peer)
+        finally:
+            with anyio.CancelScope(shield=True):
+                worker.kill()
+                await worker.wait()
+                await worker.close()
+            self._hub.forget(peer)
+            peer.fail_asks(self.stopped_error())
+            peer.inbox.close()
+            self._worker = self._peer = None
+        return self._end(worker, peer, status)
+
+    def _end(self, worker: WorkerProcess, peer: Peer, status: int) -> End:
+        error: EsperError | None = None
+        if self._fault:
+            error = worker.failure(self._fault)
+        elif self._stop_requested.is_set():
+            return End(STOPPED, expected=True, error=None if peer.ready.is_set() else self.stopped_error())
+        elif status != 0:
+            error = worker.failure(describe_status(status))
+        elif not peer.ready.is_set():
+            error = worker.failure("exited before it was ready")
+        else:
+            return End("finished", expected=True)
+        return End(error.message, expected=False, error=None if peer.ready.is_set() else error)
+
+    async def _attend(self, worker: WorkerProcess, peer: Peer, started: Callable[[], None], tasks: anyio.abc.TaskGroup) -> None:
+        """Wait for Ready, then pass messages both ways, until it is silent."""
+        with anyio.move_on_after(self._spec.start_timeout_s):
+            await peer.ready.wait()
+        if not peer.ready.is_set():
+            self._fault = f"was not ready within {self._spec.start_timeout_s:g} s and was killed"
+            worker.kill()
+            return
+        started()
+        tasks.start_soon(self._pass_in, peer, tasks)
+        tasks.start_soon(self._pass_out, peer)
+        await self._until_silent(peer)
+        self._fault = f"was silent for {self._spec.heartbeat_timeout_s:g} s and was killed"
+        worker.kill()
+
+    async def _until_silent(self, peer: Peer) -> None:
+        clock, timeout_s = self._post.clock, self._spec.heartbeat_timeout_s
+        while True:
+            silent_s = clock.monotonic() - peer.heard_at
+            if silent_s < timeout_s:
+                await clock.sleep(timeout_s - silent_s)
+                continue
+            # The daemon may have been the one that slept: let the hub read what is queued before judging.
+            await clock.sleep(self._spec.heartbeat_interval_s)
+            if clock.monotonic() - peer.heard_at >= timeout_s:
+                return
+
+    async def _stop_when_asked(self, worker: WorkerProcess, peer: Peer) -> None:
+        await self._stop_requested.wait()
+        if peer.ready.is_set():
+            try:
+                with anyio.move_on_after(self.grace_s):
+                    await self._hub.send(peer, Envelope(Stop(), SUPERVISOR), None)
+            except ActorUnavailable:
+                worker.terminate()  # it closed its connection: what reaches it now are signals
+            await self._post.clock.sleep(self.grace_s)
+        worker.terminate()
+        await self._post.clock.sleep(TERM_GRACE_S)
+        worker.kill()
+
+    async def _pass_out(self, peer: Peer) -> None:
+        """Mailbox → process."""
+        while isinstance(envelope := await self.mailbox.get(), Envelope):
+            if envelope.is_abandoned:
+                self._post.bury(Reason.EXPIRED, self.name, envelope)
+                continue
+            try:
+                await self._hub.send(peer, envelope, _remaining_ms(envelope))
+            except MalformedMessage as error:
+                self._post.bury(Reason.UNENCODABLE, self.name, envelope, error.message)
+            except ActorUnavailable as error:
+                self._post.bury(Reason.ACTOR_STOPPED, self.name, envelope, error.message)
+            else:
+                self.handled += 1
+
+    async def _pass_in(self, peer: Peer, tasks: anyio.abc.TaskGroup) -> None:
+        """Process → whoever it names, in its order. Answers go back as they come."""
+        while True:
+            await self._pass_one_in(peer, await peer.inbox.get(), tasks)
+
+    async def _pass_one_in(self, peer: Peer, received: Received, tasks: anyio.abc.TaskGroup) -> None:
+        head, message = received
+        if head.kind is not Kind.ASK:
+            await self._post.tell(head.to, message, sender=self.name)
+            return
+        if head.to == SUPERVISOR:
+            await self._answer(peer, head.id, self._answer_supervision(received))
+            return
+        if self._asks >= MAX_ASKS:
+            busy = Busy(f"{self.name} waits for {self._asks} answers already", actor=self.name, retry_after_s=0.1)
+            await self._answer(peer, head.id, error_reply(busy, actor=head.to, message=message))
+            return
+        loop = asyncio.get_running_loop()
+        patience_s = None if head.deadline_ms is None else head.deadline_ms / 1000
+        deadline = None if patience_s is None else loop.time() + patience_s
+        envelope = Envelope(message, self.name, loop.create_future(), deadline)
+        try:
+            with anyio.move_on_after(patience_s):
+                await self._post.deliver(head.to, envelope)
+        except EsperError as error:
+            await self._answer(peer, head.id, error_reply(error, actor=head.to, message=message))
+            return
+        self._asks += 1
+        tasks.start_soon(self._await_answer, peer, head.id, envelope, patience_s)
+
+    async def _await_answer(self, peer: Peer, request: int, envelope: Envelope, patience_s: float | None) -> None:
+        answer = envelope.answer
+        if answer is None:
+            return
+        try:
+            with anyio.move_on_after(patience_s):  # past it, the process has given up by itself
+                await self._answer(peer, request, await answer)
+        finally:
+            self._asks -= 1
+            answer.cancel()
+
+    def _answer_supervision(self, received: Received) -> Reply:
+        """An ask to the supervisor. A heartbeat that is asked is a flush: everything said before it has been passed on."""
+        message = received.message
+        if isinstance(message, Heartbeat):
+            return Done()
+        if isinstance(message, Watch):
+            try:
+                self._post.watch(message.actor, self.name)
+            except EsperError as error:
+                return error_reply(error, actor=SUPERVISOR, message=message)
+            return Done()
+        unknown = MalformedMessage(
+            f"the supervisor answers Ready, Heartbeat and Watch; it was asked {type(message).__name__}",
+            message_type=type(message).__name__,
+        )
+        return error_reply(unknown, actor=SUPERVISOR, message=message)
+
+    async def _answer(self, peer: Peer, request: int, reply: Reply) -> None:
+        try:
+            await self._hub.answer(peer, request, reply)
+        except ActorUnavailable:
+            return  # it left before its answer came; its end is noticed by itself
+
+    async def _read_last_words(self, peer: Peer) -> None:
+        """What it told before it ended, and the hub has read, still reaches whom it was for; its asks have no asker."""
+        while peer.inbox.statistics().depth:
+            head, message = await peer.inbox.get()
+            if head.kind is Kind.TELL:
+                await self._post.tell(head.to, message, sender=self.name)
+
+
+def _remaining_ms(envelope: Envelope) -> int | None:
+    if envelope.deadline is None:
+        return None
+    return max(0, int((envelope.deadline - asyncio.get_running_loop().time()) * 1000))
