@@ -49,6 +49,14 @@ def no_module(shape):
     return 3
 
 
+class FailsOnUse(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+
+    def forward(self, x):
+        raise ArithmeticError("never")
+
+
 def declare(factory, parameters=lambda shape: 0, flops=lambda shape: 0.0):
     return Blueprint(
         name="candidate",
@@ -125,10 +133,11 @@ def test_a_wrong_flop_formula_is_rejected_with_both_numbers():
     [
         (declare(raises), "does not build for shape .*no module for"),
         (declare(no_module), "returned int, not a torch.nn.Module"),
+        (declare(FailsOnUse), r"fails for shape \(7,\): ArithmeticError: never"),
         (declare(Shrinks), r"must keep shape and dtype \(2, 7\)"),
         (declare(FailsOnOne, parameters=lambda shape: 2 * shape[0]), "fails its self-test at batch 1, training"),
     ],
-    ids=["raises", "no module", "changes shape", "fails on one sample"],
+    ids=["raises", "no module", "fails on use", "changes shape", "fails on one sample"],
 )
 def test_a_module_that_cannot_be_a_seed_is_rejected(blueprint, message):
     with pytest.raises(BlueprintRejected, match=message):

@@ -108,6 +108,17 @@ class OtherInTraining(Residual):
         return x + self.delta(x).relu() if self.training else x + self.delta(x).tanh()
 
 
+class OtherArgumentsInTraining(Residual):
+    def forward(self, x):
+        return x + self.delta(x) * (2.0 if self.training else 3.0)
+
+
+class CountsAlways(nn.BatchNorm2d):
+    def forward(self, x):
+        self.num_batches_tracked.add_(1)
+        return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+
+
 class HoldsConstant(Residual):
     def forward(self, x):
         return x + self.delta(x) * torch.tensor([2.0])
@@ -177,6 +188,9 @@ REJECTED = {
     "a write under a view": (lambda: WritesThroughView(conv()), r"to a tensor that has a view"),
     "a write to a buffer": (lambda: WritesToBuffer(conv()), r"writes to level in place with aten\.mul_\.Tensor"),
     "other operations in training": (lambda: OtherInTraining(conv()), r"other operations in training.*relu.*tanh"),
+    "other arguments in training": (lambda: OtherArgumentsInTraining(conv()), r"aten\.mul\.Tensor other arguments in training"),
+    "counting in evaluation": (lambda: Residual(CountsAlways(4), conv()), r"counts in .*num_batches_tracked.* also when eval"),
+    "too many operations": (lambda: Residual(*[nn.ReLU() for _ in range(600)]), r"600 operations|601 operations"),
     "a constant tensor": (lambda: HoldsConstant(conv()), r"constant tensor|lift_fresh"),
     "a branch on data": (lambda: BranchesOnData(conv()), r"cannot be exported"),
     "two outputs": (lambda: TwoOutputs(conv()), r"exactly one tensor"),

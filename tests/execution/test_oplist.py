@@ -164,6 +164,18 @@ def test_registers_are_used_again_once_nothing_reads_them():
     assert torch.equal(kernel(x), torch.relu(x))
 
 
+def test_a_result_nobody_reads_changes_nothing(eager, kernel):
+    graph = copy.deepcopy(GRAPH)
+    graph["ops"].insert(2, ["%dead", "aten.tanh.default", ["%0"], {}])
+    x = torch.randn(2, 4, 3, 3)
+    assert torch.equal(load_kernel(encode(graph), weights_of(eager))(x), kernel(x))
+
+
+def test_the_modules_inside_a_kernel_refuse_to_be_called(kernel):
+    with pytest.raises(NotImplementedError, match="call the kernel"):
+        kernel.conv()
+
+
 def test_a_graph_may_return_its_input():
     kernel = load_kernel(encode({**GRAPH, "ops": [], "output": "%x"}), None)
     x = torch.randn(2, 4, 3, 3)

@@ -150,7 +150,7 @@ def test_every_built_in_blueprint_keeps_its_contract(blueprint, shape):
     check_blueprint(blueprint, [shape]).raise_for_failures()
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("seed", [1, 2, 3])
 def test_the_built_in_contract_does_not_hang_on_the_seed(seed):
     for blueprint in BLUEPRINTS:
         check_blueprint(blueprint, seed=seed).raise_for_failures()
