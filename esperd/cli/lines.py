@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from esperd.cli.job_view import slots_line
-from esperd.messages.policy import Decision
 from esperd.messages.telemetry import (
     AuditMeasured,
     ContributionMeasured,
@@ -18,6 +17,7 @@ from esperd.messages.telemetry import (
     TrainingStarted,
 )
 from esperd.report import numbers
+from esperd.report.decisions import say_decision
 from esperd.report.tables import contribution
 
 
@@ -57,15 +57,6 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             )
         case _:
             return None
-
-
-def say_decision(decision: Decision) -> str:
-    """What was decided, without the reason: ``germinate conv at features.3``."""
-    if decision.action == "wait" and decision.arm is not None:
-        return f"decline {decision.arm.blueprint} at {decision.arm.slot}"
-    if decision.arm is not None:
-        return f"{decision.action} {decision.arm.blueprint} at {decision.arm.slot}"
-    return f"{decision.action} {decision.seed}" if decision.seed else decision.action
 
 
 def _training(body: TrainingStarted) -> str:

@@ -13,11 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from esperd.cli.job_view import JobView
-from esperd.cli.lines import say_decision
 from esperd.messages.growth import SeedRecord, Stage
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import EpochCompleted
 from esperd.report import numbers
+from esperd.report.decisions import say_decision
 from esperd.report.tables import STAGE_STYLES
 
 WIDEST = 100

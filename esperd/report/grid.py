@@ -44,8 +44,7 @@ class Grid:
         if not self.rows:
             return "\n".join(line for line in (self.title, self.empty and f"  {self.empty}") if line)
         cells = [
-            [_wrapped(_text(cell), column.widest) for column, cell in zip(self.columns, row, strict=True)]
-            for row in self.rows
+            [_wrapped(_text(cell), column.widest) for column, cell in zip(self.columns, row, strict=True)] for row in self.rows
         ]
         widths = [
             max(len(column.title), *(len(line) for row in cells for line in row[index]))

@@ -6,7 +6,7 @@ import io
 import msgspec
 import pytest
 import synthetic_job
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -100,6 +100,7 @@ def test_a_failed_job_shows_its_error():
     assert "the loss became NaN" in drawn(view)
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, len(EVENTS)))
 def test_watching_from_any_point_draws_a_picture_within_100_columns(cut):
     picture = drawn(view_after(EVENTS[:cut]))

@@ -1,0 +1,14 @@
+"""Decisions in words."""
+
+from __future__ import annotations
+
+from esperd.messages.policy import Decision
+
+
+def say_decision(decision: Decision) -> str:
+    """What was decided, without the reason: ``germinate conv at features.3``, ``cull features.3#1``."""
+    if decision.action == "wait" and decision.arm is not None:
+        return f"decline {decision.arm.blueprint} at {decision.arm.slot}"
+    if decision.arm is not None:
+        return f"{decision.action} {decision.arm.blueprint} at {decision.arm.slot}"
+    return f"{decision.action} {decision.seed}" if decision.seed else decision.action
