@@ -64,7 +64,7 @@ def compile_kernel(key: KernelKey, blueprint: Blueprint, clock: Callable[[], flo
         weights_sha256=_sha256(weights),
         parameters=parameters,
         flops_per_sample=flops,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         self_test=SelfTest(batches=SELF_TEST_BATCHES, max_abs_error=error),
         profile=profile,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 
 import anyio
@@ -9,6 +10,8 @@ import msgspec
 import pytest
 
 import esperd.compiler.actor
+from esperd.actors.spec import ProcessSpec
+from esperd.actors.system import ActorSystem
 from esperd.compiler.actor import CompilerActor
 from esperd.compiler.keys import kernel_key
 from esperd.errors import KernelRejected, UnknownName
@@ -62,3 +65,20 @@ async def test_a_blueprint_nobody_registered_is_named_with_what_there_is(plugins
 async def test_a_key_of_other_sources_is_refused(plugins, key):
     with pytest.raises(KernelRejected, match=r"other sources"):
         await CompilerActor(plugins).handle(CompileKernel(key=msgspec.structs.replace(key, source="0" * 64)))
+
+
+@pytest.mark.asyncio
+async def test_its_own_process_answers_over_the_socket_and_goes_on_after_a_refusal(tmp_path, plugins, key):
+    compiler = ProcessSpec(
+        name="compiler",
+        command=[sys.executable, "-m", "esperd.compiler"],
+        environment={"OMP_NUM_THREADS": "1", "ESPERD__PLUGINS__BLOCKED": '["some-plugin"]'},
+    )
+    async with ActorSystem(workers_endpoint=f"ipc://{tmp_path}/workers.sock") as system:
+        await system.start(compiler)
+        with pytest.raises(UnknownName):
+            await system.ask("compiler", CompileKernel(key=msgspec.structs.replace(key, blueprint="nothing")))
+        answer = await system.ask("compiler", CompileKernel(key=key), timeout_s=60)
+        await system.stop("compiler")
+    assert answer.manifest.key == key
+    assert load_kernel(answer.graph, answer.weights)

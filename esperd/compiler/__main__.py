@@ -1,0 +1,21 @@
+"""The compiler's process: ``python -m esperd.compiler``, started by a daemon.
+
+Plugins that the daemon blocks must be blocked here too; it says so through ``ESPERD__PLUGINS__BLOCKED``.
+"""
+
+from __future__ import annotations
+
+from esperd.actors.serve import serve_actor
+from esperd.compiler.actor import CompilerActor
+from esperd.config import load_config
+from esperd.plugins import load_plugins
+
+
+def main() -> None:
+    """Serve until the daemon says stop or is gone."""
+    plugins = load_plugins(load_config().plugins.blocked)
+    serve_actor(lambda: CompilerActor(plugins))
+
+
+if __name__ == "__main__":
+    main()
