@@ -8,12 +8,15 @@ from __future__ import annotations
 from esperd.actors.serve import serve_actor
 from esperd.compiler.actor import CompilerActor
 from esperd.config import load_config
+from esperd.logs import configure_logging
 from esperd.plugins import load_plugins
 
 
 def main() -> None:
     """Serve until the daemon says stop or is gone."""
-    plugins = load_plugins(load_config().plugins.blocked)
+    config = load_config()
+    configure_logging(config.daemon.log_level)
+    plugins = load_plugins(config.plugins.blocked)
     serve_actor(lambda: CompilerActor(plugins))
 
 

@@ -381,6 +381,14 @@ class StopJob(Message, frozen=True, kw_only=True):
     why: Literal["pause", "cancel", "drain"]
 
 
+class LeaseJobs(Message, frozen=True, kw_only=True):
+    """To the jobs actor, from itself: look whether a queued job can be given to a worker."""
+
+
+class DrainJobs(Message, frozen=True, kw_only=True):
+    """To the jobs actor: admit and lease nothing more, have every worker checkpoint and stop."""
+
+
 # --- between a client and the daemon -------------------------------------------------------------------------------------
 
 

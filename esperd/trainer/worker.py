@@ -18,7 +18,9 @@ import structlog
 
 from esperd.actors.clock import SystemClock
 from esperd.actors.threadlink import ThreadLink
+from esperd.config import load_config
 from esperd.errors import DaemonUnreachable, EsperError
+from esperd.logs import configure_logging
 from esperd.messages.base import Message, MessageT
 from esperd.messages.control import Stop
 from esperd.messages.jobs import (
@@ -128,6 +130,8 @@ def main() -> int:
     Returns:
         0 when the job's end was reported, 75 when the daemon was lost.
     """
+    config = load_config()
+    configure_logging(config.daemon.log_level)
     desks: list[LinkDesk] = []
     link = ThreadLink(step=lambda: desks[0].step if desks else None)
     with link:
@@ -151,8 +155,9 @@ def _train(desk: LinkDesk, lease: Lease, link: ThreadLink) -> JobSucceeded | Job
     os.chdir(lease.job.workdir)
     sys.path.insert(0, lease.job.workdir)
     job_id, generation = lease.job_id, lease.generation
+    plugins = load_plugins(load_config().plugins.blocked)
     try:
-        session = Session(lease.job, load_plugins(), desk, Blobs(Path(lease.blob_directory)), resumed=lease.resumed)
+        session = Session(lease.job, plugins, desk, Blobs(Path(lease.blob_directory)), resumed=lease.resumed)
         link.ask("jobs", JobStarted(job_id=job_id, generation=generation))
         outcome = session.train(lease.checkpoint)
     except Stopped as stopped:

@@ -1,0 +1,68 @@
+"""What is checked about a job before it is admitted: everything that needs neither torch nor the user's code."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import anyio
+
+import esperd
+from esperd.errors import InvalidJob
+from esperd.messages.jobs import Job
+from esperd.plugins import Plugins
+
+PROBE = "import esperd, sys; sys.stdout.write(esperd.__version__)"
+PROBE_TIMEOUT_S = 60.0
+
+
+def check_job(job: Job, plugins: Plugins) -> None:
+    """Refuse a job that cannot run whatever its model and data are.
+
+    Raises:
+        InvalidJob: no limit in the budget, a split that leaves nothing, a workdir or data file that does not exist.
+        UnknownName: a host, data set, blueprint, strategy or alpha schedule that nothing registered; lists what exists.
+    """
+    if job.budget.epochs is None and job.budget.flops is None and job.budget.seconds is None:
+        raise InvalidJob("a job needs a limit: set budget.epochs, budget.flops or budget.seconds", key="budget")
+    if job.split.gate + job.split.audit >= 1.0:
+        raise InvalidJob(f"split.gate {job.split.gate} and split.audit {job.split.audit} leave nothing to train on", key="split")
+    workdir = Path(job.workdir)
+    if not workdir.is_absolute() or not workdir.is_dir():
+        raise InvalidJob(f"workdir {job.workdir!r} is not a directory on the daemon's machine", key="workdir")
+    if ":" not in job.host:
+        plugins.hosts[job.host]
+    if job.data.endswith(".npz"):
+        if not (workdir / job.data).is_file():
+            raise InvalidJob(f"data file {workdir / job.data} does not exist", key="data")
+    elif ":" not in job.data:
+        plugins.datasets[job.data]
+    plugins.blueprints.matching(job.growth.blueprints)
+    plugins.strategies[job.policy.strategy]
+    plugins.alpha_schedules[job.growth.alpha_schedule]
+
+
+async def check_python(python: str) -> None:
+    """Refuse an interpreter the worker could not run under.
+
+    Raises:
+        InvalidJob: it does not start, has no esperd, or another version of it.
+    """
+    try:
+        with anyio.fail_after(PROBE_TIMEOUT_S):
+            probe = await anyio.run_process([python, "-c", PROBE], check=False, stderr=subprocess.PIPE)
+    except (OSError, TimeoutError) as error:
+        raise InvalidJob(f"python {python!r} does not start: {error}", key="python") from error
+    if probe.returncode != 0:
+        reason = (probe.stderr or b"").decode(errors="replace").strip().splitlines()
+        raise InvalidJob(
+            f"python {python!r} cannot import esperd ({reason[-1] if reason else 'no message'}); "
+            f"install it there: {python} -m pip install esperd=={esperd.__version__}",
+            key="python",
+        )
+    version = (probe.stdout or b"").decode(errors="replace")
+    if version != esperd.__version__:
+        raise InvalidJob(
+            f"python {python!r} has esperd {version}, this daemon is {esperd.__version__}; install the same version there",
+            key="python",
+        )

@@ -1,0 +1,82 @@
+"""The front door: what a client may ask, and which actor answers."""
+
+from __future__ import annotations
+
+import os
+
+import esperd
+from esperd.actors.system import ActorSystem
+from esperd.errors import MalformedMessage
+from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
+from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
+from esperd.messages.jobs import (
+    CancelJob,
+    FetchArtifact,
+    GetJob,
+    ListArtifacts,
+    ListJobs,
+    PauseJob,
+    ResumeJob,
+    SubmitJob,
+)
+from esperd.messages.kernels import ListKernels
+from esperd.messages.telemetry import GetEvents
+from esperd.plugins import Plugins
+
+ROUTES: dict[type[Message], str] = {
+    SubmitJob: "jobs",
+    ListJobs: "jobs",
+    GetJob: "jobs",
+    PauseJob: "jobs",
+    ResumeJob: "jobs",
+    CancelJob: "jobs",
+    ListArtifacts: "jobs",
+    FetchArtifact: "jobs",
+    ListKernels: "cache",
+    GetEvents: "telemetry",
+}
+"""Requests that an actor answers. Whatever stands neither here nor in :class:`FrontDoor` is refused: clients may not speak
+as workers do."""
+
+
+class FrontDoor:
+    """Answers one request of a client.
+
+    Args:
+        system: the actors.
+        plugins: what was loaded.
+        events_endpoint: where events are published.
+    """
+
+    def __init__(self, system: ActorSystem, plugins: Plugins, events_endpoint: str) -> None:
+        self._system = system
+        self._plugins = plugins
+        self._events_endpoint = events_endpoint
+
+    async def answer(self, _client: bytes, message: Message) -> Reply:
+        """The answer to a request.
+
+        Raises:
+            MalformedMessage: a message that clients do not send.
+            EsperError: whatever the actor answered with.
+        """
+        match message:
+            case Hello():
+                return Welcome(
+                    protocol=PROTOCOL_VERSION,
+                    version=esperd.__version__,
+                    pid=os.getpid(),
+                    events_endpoint=self._events_endpoint,
+                )
+            case ListActors():
+                return self.actors()
+            case ListPlugins():
+                return PluginList(plugins=self._plugins.records())
+        to = ROUTES.get(type(message))
+        if to is None:
+            raise MalformedMessage(f"clients do not send {type(message).__name__}", message_type=type(message).__name__)
+        return await self._system.ask(to, message)
+
+    def actors(self) -> ActorList:
+        """Every actor's status, and what could not be delivered."""
+        return ActorList(actors=self._system.status(), dead_letters=dict(self._system.dead_letters.counts))
