@@ -23,6 +23,7 @@ from esperd.report.tables import STAGE_STYLES
 WIDEST = 100
 ALPHA_WIDTH = 10
 SPARK_WIDTH = 40
+FIGURES_A_ROW = 3
 SEEDS_SHOWN = 8
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -121,27 +122,31 @@ def _figures(view: JobView, epoch: EpochCompleted) -> RenderableType:
     if epoch.gate_metric is not None:
         figures.append((view.metric_name or "metric", numbers.metric(epoch.gate_metric, view.metric_name)))
     figures += [
-        ("lr", f"{epoch.learning_rate:.2e}"),
         ("parameters", _grown(numbers.count(epoch.parameters), epoch.parameters, host.host_parameters if host else None)),
         (
             "per sample",
-            _grown(numbers.flops(epoch.flops_per_sample), epoch.flops_per_sample, host.host_flops_per_sample if host else None),
+            _grown(
+                numbers.flops(epoch.flops_per_sample),
+                epoch.flops_per_sample,
+                host.host_flops_per_sample if host else None,
+            ),
         ),
         ("charged", numbers.flops(epoch.training_flops)),
+        ("learning rate", f"{epoch.learning_rate:.2e}"),
         ("epoch took", numbers.duration(epoch.seconds)),
     ]
-    grid = Table.grid(padding=(0, 2))
-    for _ in range(4):
-        grid.add_column(style="dim")
-        grid.add_column()
-    for row in range(0, len(figures), 4):
-        cells = [text for figure in figures[row : row + 4] for text in figure]
-        grid.add_row(*cells, *[""] * (8 - len(cells)))
-    return Group(Text(), grid)
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for _ in range(FIGURES_A_ROW):
+        grid.add_column(style="dim", no_wrap=True, min_width=10)
+        grid.add_column(no_wrap=True, min_width=18)
+    for start in range(0, len(figures), FIGURES_A_ROW):
+        cells = [text for figure in figures[start : start + FIGURES_A_ROW] for text in figure]
+        grid.add_row(*cells, *[""] * (2 * FIGURES_A_ROW - len(cells)))
+    return Group(Text(), grid, Text())
 
 
 def _grown(shown: str, value: float, host: float | None) -> str:
-    return f"{shown} ({numbers.change(value, host)})" if host and value != host else shown
+    return f"{shown} {numbers.change(value, host)}" if host and value != host else shown
 
 
 def _curve(view: JobView) -> RenderableType:
@@ -203,7 +208,7 @@ def _footer(view: JobView) -> Text:
     kernels = ", ".join(f"{count} {'from ' if source != 'compiled' else ''}{source}" for source, count in view.kernels.items())
     told = [f"kernels {kernels or 'none loaded'}", f"checkpoints {view.checkpoints}"]
     if view.policy_unavailable:
-        told.append(f"policy unavailable {view.policy_unavailable} times")
+        told.append(f"decision points without a policy {view.policy_unavailable}")
     for network, metrics in view.audits.items():
         score = f" {numbers.metric(metrics.metric, view.metric_name)}" if metrics.metric is not None else ""
         told.append(f"audit of {network}{score} loss {numbers.loss(metrics.loss)}")

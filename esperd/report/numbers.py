@@ -40,7 +40,7 @@ def loss(value: float | None) -> str:
 
 def signed(value: float | None, places: int = 4) -> str:
     """A difference, with its sign."""
-    return UNKNOWN if value is None else f"{value:+.{places}f}"
+    return UNKNOWN if value is None else f"{round(value, places) + 0.0:+.{places}f}"  # + 0.0: no minus before a zero
 
 
 def metric(value: float | None, name: str | None) -> str:
