@@ -24,6 +24,8 @@ STOPPED = "stopped"
 """Reason of an end that was asked for."""
 FINISHED_KEPT = 100
 """Actors that ended for good and are still listed; the oldest are forgotten first."""
+MAX_DOUBLINGS = 60
+"""Beyond it a power of two says nothing more, and one day overflows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +288,7 @@ class Supervisor:
             child.phase = Phase.FAILED
             reason = f"ended {len(child.crashes)} times within {limits.within_s:g} s, the last time: {event.reason}"
             return [self._notify(child, event.reason), Escalate(child.name, reason)]
-        bound_s = min(limits.backoff_max_s, limits.backoff_s * 2.0**child.streak)
+        bound_s = min(limits.backoff_max_s, limits.backoff_s * 2.0 ** min(child.streak, MAX_DOUBLINGS))
         child.streak += 1
         self._wait(child, now + self._rng.uniform(0.0, bound_s))
         instructions: list[Instruction] = [self._notify(child, event.reason)]

@@ -99,6 +99,7 @@ class ActorSystem:
         self._changed = anyio.Event()
         self._tick_at: float | None = None
         self._is_stopping = False
+        self._leaving = anyio.Event()
         self._tasks: anyio.abc.TaskGroup | None = None
         self._body: anyio.CancelScope | None = None
         self._run = self._running()
@@ -328,8 +329,7 @@ class ActorSystem:
         error_class = WorkerFailed if isinstance(self._cells[name], ProcessCell) else HandlerFailed
         if self.escalated is None:
             self.escalated = error_class(f"{name} {reason}", actor=name, reason=reason)
-        if self._body is not None:
-            self._body.cancel()
+        self._cancel_body()
 
     def _plan_tick(self) -> None:
         due = self._supervisor.next_due()
@@ -347,19 +347,39 @@ class ActorSystem:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
+        """The block runs in its caller's task, everybody else in another: whatever cancels the block from outside, the
+        actors are still stopped in order.
+        """
+        opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        host = asyncio.create_task(self._host(opened), name="actor system")
+        await asyncio.wait((host, opened), return_when=asyncio.FIRST_COMPLETED)
+        try:
+            if not host.done():
+                with anyio.CancelScope() as self._body:
+                    host.add_done_callback(lambda _: self._cancel_body())
+                    yield
+        finally:
+            self._leaving.set()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait((host,))
+            if (failure := host.exception()) is not None:
+                raise failure
+        if self.escalated is not None:
+            raise self.escalated
+
+    async def _host(self, opened: asyncio.Future[None]) -> None:
         async with contextlib.AsyncExitStack() as stack:
             if self._hub is not None:
                 await stack.enter_async_context(self._hub.listening())
             self._tasks = await stack.enter_async_context(open_task_group())
-            try:
-                with anyio.CancelScope() as self._body:
-                    yield
-            finally:
-                with anyio.CancelScope(shield=True):
-                    await self._stop_all()
-                self._tasks.cancel_scope.cancel()
-        if self.escalated is not None:
-            raise self.escalated
+            opened.set_result(None)
+            await self._leaving.wait()
+            await self._stop_all()
+            self._tasks.cancel_scope.cancel()
+
+    def _cancel_body(self) -> None:
+        if self._body is not None:
+            self._body.cancel()
 
     async def _stop_all(self) -> None:
         self._is_stopping = True
