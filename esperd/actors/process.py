@@ -61,10 +61,11 @@ class WorkerProcess:
         return status
 
     async def relay_output(self) -> None:
-        """Copy what it prints to our stderr, until cancelled. Never ends by itself: the process holds both ends."""
-        while True:
+        """Copy what it prints to our stderr until it is gone, and with it the last writing end."""
+        open_end = True
+        while open_end:
             await anyio.wait_readable(self._output)
-            self._read_available()
+            open_end = self._read_available()
 
     def terminate(self) -> None:
         """Ask its whole group to end."""
@@ -96,11 +97,15 @@ class WorkerProcess:
         with contextlib.suppress(ProcessLookupError):  # the group is gone: what was wanted
             os.killpg(self.pid, number)
 
-    def _read_available(self) -> None:
-        with contextlib.suppress(BlockingIOError):
+    def _read_available(self) -> bool:
+        """Take in what is there; False at the end of the pipe, which stays readable for ever."""
+        try:
             while chunk := os.read(self._output, READ_BYTES):
                 self._tail = (self._tail + chunk)[-TAIL_BYTES:]
                 self._relay(chunk)
+        except BlockingIOError:
+            return True
+        return False
 
     def _relay(self, chunk: bytes) -> None:
         if not self._relays:
