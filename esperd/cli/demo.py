@@ -58,9 +58,8 @@ def run_demo(
         StateDirectoryLocked: when another daemon, perhaps of another demo, owns the state directory.
     """
     _require_extras()
-    directory = directory.absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    job = demo_job(directory, rng_seed=rng_seed, epochs=epochs)
+    job = demo_job(directory.absolute(), rng_seed=rng_seed, epochs=epochs)
     try:
         outcome = anyio.run(_demonstrate, output, job, directory, state_directory)
     except asyncio.CancelledError:  # SIGTERM; Ctrl-C arrives as KeyboardInterrupt

@@ -194,25 +194,40 @@ def _cell(cell: str | Cell, column: Column) -> str:
 
 
 def _decisions_grid(history: History) -> Grid:
-    def row(made: DecisionMade) -> tuple[str | Cell, ...]:
-        outcome = "applied" if made.applied else f"refused: {made.refusal}"
-        if made.decision.action == "wait":
-            outcome = ""
-        score = numbers.UNKNOWN if made.decision.score is None else f"{made.decision.score:.4f}"
-        return (str(made.epoch), Cell(say_decision(made.decision), "bold"), score, made.decision.reason, outcome)
-
-    return Grid(
-        "",
-        (
-            Column("epoch", "right"),
-            Column("decision", widest=36),
-            Column("score", "right"),
-            Column("because", widest=60),
-            Column("outcome", widest=30),
-        ),
-        [row(made) for made in history.decisions],
-        empty="no decision was recorded",
+    """Every decision; a wait repeated for the same reason is one row over its epochs."""
+    rows: list[tuple[str | Cell, ...]] = []
+    for made, first in _folded(history.decisions):
+        decision = made.decision
+        waits = decision.action == "wait"
+        outcome = "" if waits else ("applied" if made.applied else f"refused: {made.refusal}")
+        rows.append(
+            (
+                str(made.epoch) if made.epoch == first else f"{first}-{made.epoch}",
+                Cell(say_decision(decision), "" if waits else "bold"),
+                numbers.UNKNOWN if decision.score is None else f"{decision.score:.4f}",
+                decision.reason,
+                outcome,
+            )
+        )
+    columns = (
+        Column("epoch", "right"),
+        Column("decision", widest=36),
+        Column("score", "right"),
+        Column("because", widest=60),
+        Column("outcome", widest=30),
     )
+    return Grid("", columns, rows, empty="no decision was recorded")
+
+
+def _folded(decisions: Sequence[DecisionMade]) -> list[tuple[DecisionMade, int]]:
+    """Decisions, each with the epoch since which it stands unchanged."""
+    folded: list[tuple[DecisionMade, int]] = []
+    for made in decisions:
+        if folded and made.decision.action == "wait" and made.decision == folded[-1][0].decision:
+            folded[-1] = (made, folded[-1][1])
+        else:
+            folded.append((made, made.epoch))
+    return folded
 
 
 def _turns_grid(history: History) -> Grid:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from esperd.errors import MissingExtra
@@ -123,7 +124,9 @@ def _training(history: History, metric_name: str | None) -> Figure | None:
     heights = [2.6, *([2.0] if has_metric else []), *([0.45 + 0.3 * len(history.seeds)] if history.seeds else [])]
     figure = _figure(sum(heights) + 0.4)
     axes = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0])
-    last = max(epoch.epoch for epoch in (*history.growth, *history.control))
+    last = history.growth[-1].epoch
+    # The control trains more epochs for the same FLOPs; all of them are in the plot over FLOPs.
+    history = replace(history, control=tuple(epoch for epoch in history.control if epoch.epoch <= last))
     _loss_axis(axes[0], history)
     if has_metric:
         _metric_axis(axes[1], history, metric_name)
@@ -165,10 +168,10 @@ def _epochs_along(axis: Axes) -> None:
     axis.set_xlabel("epoch")
 
 
-def _legend_below(figure: Figure, axis: Axes) -> None:
-    """One row of names under the plot, where they cover no line."""
+def _legend_below(figure: Figure, axis: Axes, columns: int) -> None:
+    """Names under the plot, where they cover no line."""
     handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)), columnspacing=1.2)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)), columnspacing=1.2)
 
 
 def _metric_axis(axis: Axes, history: History, metric_name: str | None) -> None:
@@ -225,14 +228,14 @@ def _equal_flops(history: History) -> Figure | None:
 def _alpha(history: History) -> Figure | None:
     if not history.seeds:
         return None
-    figure = _figure(2.6, WIDTH_IN / 2)
+    figure = _figure(2.3 + 0.1 * len(history.seeds), WIDTH_IN / 2)
     axis = figure.subplots()
     for index, seed in enumerate(history.seeds):
         axis.plot([at for at, _ in seed.alpha], [alpha for _, alpha in seed.alpha], **_seed_line(index, seed))
     axis.set_ylim(-0.04, 1.04)
     axis.set_title("alpha")
     _epochs_along(axis)
-    _legend_below(figure, axis)
+    _legend_below(figure, axis, 2)
     return figure
 
 
@@ -251,7 +254,7 @@ def _parameters(history: History) -> Figure | None:
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axis.set_title("parameters")
     _epochs_along(axis)
-    _legend_below(figure, axis)
+    _legend_below(figure, axis, 2)
     return figure
 
 
@@ -265,19 +268,14 @@ def _contributions(history: History) -> Figure | None:
     for index, seed in measured:
         at = [contribution.epoch for contribution in seed.contributions]
         style = _seed_line(index, seed)
-        axis.plot(at, [contribution.loss for contribution in seed.contributions], marker="o", markersize=3, **style)
-        axis.fill_between(
-            at,
-            [contribution.lower for contribution in seed.contributions],
-            [contribution.upper for contribution in seed.contributions],
-            color=style["color"],
-            alpha=0.16,
-            linewidth=0,
-        )
+        means = [contribution.loss for contribution in seed.contributions]
+        below = [contribution.loss - contribution.lower for contribution in seed.contributions]
+        above = [contribution.upper - contribution.loss for contribution in seed.contributions]
+        axis.errorbar(at, means, yerr=[below, above], marker="o", markersize=4.5, capsize=4, elinewidth=1.3, **style)
     confidence = measured[0][1].contributions[0].confidence
     axis.set_title(f"contribution: gate loss without the seed minus with it, {confidence:.0%} interval")
     _epochs_along(axis)
-    _legend_below(figure, axis)
+    _legend_below(figure, axis, 4)
     return figure
 
 

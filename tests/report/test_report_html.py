@@ -14,7 +14,8 @@ from synthetic_job import JOB, REPORT
 
 from esperd.errors import MissingExtra
 from esperd.messages.growth import Stage
-from esperd.messages.telemetry import EpochCompleted
+from esperd.messages.policy import Decision
+from esperd.messages.telemetry import DecisionMade, EpochCompleted
 from esperd.report.history import Span, history_of
 from esperd.report.html import render_html, write_html
 from esperd.report.plots import draw_plots
@@ -115,6 +116,16 @@ def test_the_page_says_what_a_reader_looks_for():
         "policy unavailable",
     ):
         assert told in page()
+
+
+def test_a_wait_repeated_for_the_same_reason_is_one_row_over_its_epochs():
+    wait = Decision(action="wait", reason="2 seeds live already")
+    other = Decision(action="wait", reason="too late")
+    made = [DecisionMade(epoch=epoch, decision=wait if epoch < 7 else other, applied=True) for epoch in range(4, 9)]
+    text = render_html(REPORT, synthetic_job.numbered(made))
+    assert text.count("2 seeds live already") == 1
+    assert ">4-6<" in text
+    assert ">7-8<" in text
 
 
 def test_the_same_report_gives_the_same_page():
