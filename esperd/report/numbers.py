@@ -20,7 +20,8 @@ def scaled(value: float | None, unit: str = "") -> str:
     for size, prefix in _STEPS:
         if abs(value) >= size * 0.9995:
             return f"{_three_digits(value / size)} {prefix}{unit}"
-    return f"{_three_digits(value)} {unit}".rstrip()
+    shown = f"{value:.0f}" if value == round(value) else _three_digits(value)
+    return f"{shown} {unit}".rstrip()
 
 
 def flops(value: float | None) -> str:

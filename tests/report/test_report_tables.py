@@ -132,7 +132,9 @@ def test_a_wide_cell_is_wrapped_under_itself():
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        (numbers.scaled(0), "0.00"),
+        (numbers.scaled(0), "0"),
+        (numbers.size(754), "754 B"),
+        (numbers.scaled(1.5), "1.50"),
         (numbers.scaled(999), "999"),
         (numbers.scaled(999.6), "1.00 k"),
         (numbers.flops(1234567), "1.23 MFLOP"),
