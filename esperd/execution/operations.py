@@ -60,6 +60,7 @@ def _operation(function: Callable[..., Any], signature: str, **keywords: str) ->
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
         # layers
+        "aten.conv1d.default": _operation(torch.conv1d, "tensor tensor | tensor? ints ints ints int"),
         "aten.conv2d.default": _operation(torch.conv2d, "tensor tensor | tensor? ints ints ints int"),
         "aten.linear.default": _operation(_nn.linear, "tensor tensor | tensor?"),
         "aten.matmul.default": _operation(torch.matmul, "tensor tensor"),

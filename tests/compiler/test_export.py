@@ -72,6 +72,16 @@ class AttendsOverPixels(nn.Module):
         return x + mixed.permute(0, 2, 1).reshape(x.shape)
 
 
+class AttendsOverChannels(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        means = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
+        return x * torch.sigmoid(self.conv(means)).transpose(1, 2).unsqueeze(-1)
+
+
 class Cuts(Residual):
     """Uses an operation that no kernel may."""
 
@@ -178,6 +188,7 @@ EXPORTABLE = {
     "changes in place": ChangesInPlace,
     "pooling and arithmetic": Poolings,
     "attention": AttendsOverPixels,
+    "attention over channels": AttendsOverChannels,
 }
 
 REJECTED = {

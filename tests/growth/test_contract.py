@@ -32,6 +32,15 @@ class Sound(nn.Module):
         return x + self.conv(x)
 
 
+class OneWeakParameter(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        return x * 2.0 * torch.sigmoid(self.weight * x.mean((2, 3), keepdim=True))
+
+
 class ChangesShape(Sound):
     def forward(self, x):
         return super().forward(x)[:, :, 1:]
@@ -172,6 +181,12 @@ def test_a_sound_blueprint_passes_with_numbers_for_every_check():
         "learns",
     ]
     assert all(check.detail for check in report.checks)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_seed_of_one_parameter_is_seen_to_learn_although_its_first_step_is_tiny(seed):
+    blueprint = declare(OneWeakParameter, parameters=lambda shape: 1, flops=lambda shape: 0.0)
+    check_blueprint(blueprint, [(3, 8, 8)], seed=seed).raise_for_failures()
 
 
 @pytest.mark.parametrize(
