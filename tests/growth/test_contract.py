@@ -38,7 +38,7 @@ class OneWeakParameter(nn.Module):
         self.weight = nn.Parameter(torch.zeros(1))
 
     def forward(self, x):
-        return x * 2.0 * torch.sigmoid(self.weight * x.mean((2, 3), keepdim=True))
+        return x * 2.0 * torch.sigmoid(0.1 * self.weight * x.mean((2, 3), keepdim=True))
 
 
 class ChangesShape(Sound):

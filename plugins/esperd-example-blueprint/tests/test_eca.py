@@ -23,7 +23,7 @@ def test_keeps_the_contract_of_a_blueprint():
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 1), (4, 1), (8, 3), (64, 3), (128, 5), (256, 5), (512, 5), (2048, 7)])
 def test_the_reach_follows_the_paper(channels, size):
-    """ECA-Net, equation 12 as the authors' code computes it: the integer part of (log2(C) + 1) / 2, and the next odd number where that is even."""
+    """Equation 12 as the authors' code has it: the integer part of (log2(C) + 1) / 2; the next odd number where that is even."""
     assert kernel_size(channels) == size
 
 

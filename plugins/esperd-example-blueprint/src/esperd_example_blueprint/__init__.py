@@ -12,7 +12,7 @@ from esperd.declarations import Blueprint, Shape
 
 
 def kernel_size(channels: int) -> int:
-    """How many neighbouring channels one channel hears: the paper's equation 12 with gamma = 2 and b = 1, rounded as in the authors' code."""
+    """How many channels are heard by one: the paper's equation 12, gamma = 2 and b = 1, rounded as in the authors' code."""
     reach = int((math.log2(channels) + 1) / 2)
     return reach if reach % 2 else reach + 1
 
