@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -130,9 +131,9 @@ def readiness(evidence: Evidence, settings: Gates) -> Verdict:
         reason, passed = "its gradients were never measured", False
     elif evidence.isolated and rise is None:
         reason, passed = "its lookahead loss was never measured", False
-    elif evidence.gradient_ratio < threshold:
+    elif not evidence.gradient_ratio >= threshold:  # also when it is not a number
         reason, passed = f"gradient ratio {evidence.gradient_ratio:.3g} is below {threshold:.3g}", False
-    elif evidence.vanished_share > LARGEST_VANISHED_SHARE:
+    elif not evidence.vanished_share <= LARGEST_VANISHED_SHARE:
         reason, passed = f"{evidence.vanished_share:.0%} of its gradients have vanished", False
     elif rise is not None and not rise <= settings.max_loss_drift:
         reason, passed = f"switched on it would raise the loss by {rise:.0%}", False
@@ -155,6 +156,8 @@ def stability(evidence: Evidence, settings: Gates) -> Verdict:
     window = evidence.gate_losses
     if len(window) < 2:
         return Verdict(gate="G4", passed=False, reason="the gate loss was not measured over the window")
+    if not all(math.isfinite(value) for value in window):
+        return Verdict(gate="G4", passed=False, reason="the gate loss was not finite over the window")
     floor = max(window[0], 1e-12)
     drift = window[-1] / floor - 1.0
     spike = max(after / max(before, 1e-12) - 1.0 for before, after in itertools.pairwise(window))

@@ -128,6 +128,8 @@ def advance(life: Life, occurrence: Occurrence, durations: Growth) -> tuple[Life
                 raise IllegalTransition(f"a seed can only germinate from dormant, not from {life.stage}", stage=life.stage)
             return _check(life, Stage.GERMINATED)
         case Placed():
+            if life.stage is not Stage.GERMINATED:
+                raise IllegalTransition(f"only a germinated seed can be placed, not a {life.stage} one", stage=life.stage)
             return _check(life, Stage.TRAINING)
         case EpochEnded():
             return _epoch_ended(replace(life, epochs_in_stage=life.epochs_in_stage + 1), durations)
@@ -164,7 +166,11 @@ def _epoch_ended(life: Life, durations: Growth) -> tuple[Life, list[Instruction]
         case Stage.PROBATIONARY if stay > durations.probation_epochs:
             return _enter(life, Stage.CULLED, f"timeout: undecided after {stay} epochs of probation")
         case Stage.CULLED:
-            return _enter(life, Stage.EMBARGOED, "the slot rests")
+            embargoed, entered = _enter(life, Stage.EMBARGOED, "the slot rests")
+            if durations.embargo_epochs > 0:
+                return embargoed, entered
+            resetting, more = _enter(embargoed, Stage.RESETTING, "no embargo")
+            return resetting, entered + more
         case Stage.EMBARGOED if stay >= durations.embargo_epochs:
             return _enter(life, Stage.RESETTING, "embargo over")
         case Stage.RESETTING if stay >= RESETTING_EPOCHS:

@@ -98,7 +98,8 @@ def find_slots(host: nn.Module, batch: torch.Tensor, *, patterns: Sequence[str] 
     found = _last_of_each_run(host, batch, usable)
     if not found:
         reasons = "; ".join(f"{name}: {_why_not(entry)}" for name, entry in list(seen.items())[:6] if _why_not(entry))
-        raise InvalidSlot(f"no module of {type(host).__name__} can carry a seed ({reasons or 'it has no submodules'})")
+        otherwise = "what its modules return has the shape of its own output" if seen else "it has no submodules"
+        raise InvalidSlot(f"no module of {type(host).__name__} can carry a seed ({reasons or otherwise})")
     chosen = found
     if len(found) > limit:
         chosen = [found[round(index * (len(found) - 1) / max(limit - 1, 1))] for index in range(limit)]

@@ -14,16 +14,21 @@ def untouched(network: nn.Module) -> Iterator[None]:
     """Run passes through ``network`` and leave its buffers and the RNG streams as they were, to the bit.
 
     BatchNorm moves its running statistics in every training pass and dropout draws from the global stream; a second pass
-    per step that did either would change what the host learns.
+    per step that did either would change what the host learns. A buffer that a pass replaces by another tensor, instead of
+    writing into it, is put back as well.
     """
-    buffers = list(network.buffers())
-    with torch.no_grad():
-        saved = [buffer.clone() for buffer in buffers]
-    devices = sorted({buffer.device.index or 0 for buffer in network.parameters() if buffer.is_cuda})
+    saved = [
+        (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        for module in network.modules()
+        for name, buffer in module._buffers.items()
+    ]
+    devices = sorted({parameter.device.index or 0 for parameter in network.parameters() if parameter.is_cuda})
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
             with torch.no_grad():
-                for buffer, before in zip(buffers, saved, strict=True):
-                    buffer.copy_(before)
+                for module, name, buffer, before in saved:
+                    module._buffers[name] = buffer
+                    if buffer is not None and before is not None:
+                        buffer.copy_(before)

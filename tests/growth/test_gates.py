@@ -1,0 +1,163 @@
+"""The gates: each reason to refuse is named, what was never measured is refused, and close calls are flagged."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+import pytest
+
+from esperd.growth.gates import SMALLEST_GATE_SAMPLE, Evidence, Probe, completion, existence, fitness, proof, readiness, stability
+from esperd.messages.growth import Contribution
+from esperd.messages.jobs import Gates
+
+SETTINGS = Gates(min_gradient_ratio=0.1, max_loss_drift=0.2, max_loss_spike=0.4, min_contribution=0.01)
+PROBE = Probe(
+    shape_kept=True,
+    dtype_kept=True,
+    device_kept=True,
+    finite=True,
+    identity_error=0.0,
+    tensors=4,
+    tensors_with_gradient_first=1,
+    tensors_with_gradient_third=4,
+)
+CONTRIBUTION = Contribution(loss=0.1, lower=0.05, upper=0.15, confidence=0.95, samples=100, epoch=7)
+SOUND = Evidence(
+    blueprint="norm",
+    slot="stage1",
+    epoch=7,
+    probe=PROBE,
+    gradient_ratio=0.5,
+    vanished_share=0.0,
+    incubation_loss=1.0,
+    train_loss=1.0,
+    alpha=1.0,
+    alpha_at_rest=True,
+    gate_losses=(1.0, 1.0, 0.9),
+    contribution=CONTRIBUTION,
+)
+CHECKS = {"G0": existence, "G1": fitness, "G2": readiness, "G3": completion, "G4": stability, "G5": proof}
+NAN = math.nan
+
+
+def evidence(**changes) -> Evidence:
+    return dataclasses.replace(SOUND, **changes)
+
+
+def probe(**changes) -> Evidence:
+    return evidence(probe=dataclasses.replace(PROBE, **changes))
+
+
+def contribution(**changes) -> Evidence:
+    fields = {name: getattr(CONTRIBUTION, name) for name in CONTRIBUTION.__struct_fields__}
+    return evidence(contribution=Contribution(**{**fields, **changes}))
+
+
+@pytest.mark.parametrize("gate", CHECKS)
+def test_each_gate_lets_a_sound_seed_through_and_says_why(gate):
+    verdict = CHECKS[gate](SOUND, SETTINGS)
+    assert (verdict.gate, verdict.passed) == (gate, True)
+    assert verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("gate", "seen", "reason"),
+    [
+        ("G0", evidence(unfit="norm is for cnn slots"), "for cnn slots"),
+        ("G0", evidence(slot_free=False), "stage1 is taken or at rest"),
+        ("G1", evidence(probe=None), "never probed"),
+        ("G1", probe(shape_kept=False), "changes the slot's shape"),
+        ("G1", probe(dtype_kept=False), "changes the slot's dtype"),
+        ("G1", probe(device_kept=False), "another device"),
+        ("G1", probe(finite=False), "not finite"),
+        ("G1", probe(identity_error=1e-9), "moves the host by 1e-09"),
+        ("G1", probe(identity_error=NAN), "moves the host by nan"),
+        ("G1", probe(tensors=0, tensors_with_gradient_first=0, tensors_with_gradient_third=0), "no parameters"),
+        ("G1", probe(tensors_with_gradient_first=0), "no parameter receives a gradient at step 1"),
+        ("G1", probe(tensors_with_gradient_third=3), "only 3 of 4 parameter tensors learn by step 3"),
+        ("G2", evidence(gradient_ratio=None), "gradients were never measured"),
+        ("G2", evidence(vanished_share=None), "gradients were never measured"),
+        ("G2", evidence(incubation_loss=None), "lookahead loss was never measured"),
+        ("G2", evidence(train_loss=None), "lookahead loss was never measured"),
+        ("G2", evidence(gradient_ratio=0.09), "0.09 is below 0.1"),
+        ("G2", evidence(gradient_ratio=NAN), "nan is below 0.1"),
+        ("G2", evidence(min_gradient_ratio=0.6), "0.5 is below 0.6"),
+        ("G2", evidence(vanished_share=0.6), "60% of its gradients have vanished"),
+        ("G2", evidence(vanished_share=NAN), "have vanished"),
+        ("G2", evidence(incubation_loss=1.3), "raise the loss by 30%"),
+        ("G2", evidence(incubation_loss=NAN), "raise the loss by nan"),
+        ("G3", evidence(alpha_at_rest=False), "alpha 1 of 1"),
+        ("G3", evidence(alpha=0.5), "alpha 0.5 of 1"),
+        ("G4", evidence(gate_losses=()), "not measured over the window"),
+        ("G4", evidence(gate_losses=(1.0,)), "not measured over the window"),
+        ("G4", evidence(gate_losses=(1.0, 1.1, 1.3)), r"drifted by \+30% over 2 epochs"),
+        ("G4", evidence(gate_losses=(1.0, 0.7, 1.05)), r"jumped by \+50% in one epoch"),
+        ("G4", evidence(gate_losses=(1.0, 1.0, NAN, 1.0)), "not finite"),
+        ("G4", evidence(gate_losses=(1.0, math.inf)), "not finite"),
+        ("G5", evidence(contribution=None), "not measured at this decision point"),
+        ("G5", contribution(epoch=6), "not measured at this decision point"),
+        ("G5", contribution(samples=SMALLEST_GATE_SAMPLE - 1), "29 samples are too few, 30 are needed"),
+        ("G5", contribution(lower=0.01), "is not above 0.01"),
+        ("G5", contribution(lower=-math.inf, upper=math.inf), "is not above 0.01"),
+        ("G5", contribution(lower=NAN), "is not above 0.01"),
+    ],
+)
+def test_each_gate_refuses_for_each_of_its_reasons(gate, seen, reason):
+    verdict = CHECKS[gate](seen, SETTINGS)
+    assert not verdict.passed
+    assert verdict.gate == gate
+    assert re.search(reason, verdict.reason)
+
+
+def test_g1_names_every_problem_at_once():
+    reason = fitness(probe(shape_kept=False, finite=False), SETTINGS).reason
+    assert "shape" in reason
+    assert "finite" in reason
+
+
+def test_a_joint_seed_needs_no_lookahead_loss():
+    verdict = readiness(evidence(isolated=False, incubation_loss=None), SETTINGS)
+    assert verdict.passed
+    assert verdict.numbers["lookahead_rise"] is None
+
+
+def test_a_blueprints_own_threshold_may_be_lower_than_the_jobs():
+    assert readiness(evidence(gradient_ratio=0.02, min_gradient_ratio=0.01), SETTINGS).passed
+
+
+@pytest.mark.parametrize(
+    ("gate", "seen", "near"),
+    [
+        ("G2", evidence(gradient_ratio=0.105), True),
+        ("G2", evidence(gradient_ratio=0.095), True),
+        ("G2", evidence(gradient_ratio=0.2), False),
+        ("G2", evidence(gradient_ratio=None), False),
+        ("G4", evidence(gate_losses=(1.0, 1.19)), True),
+        ("G4", evidence(gate_losses=(1.0, 0.6, 0.9)), False),
+        ("G4", evidence(gate_losses=(1.0, 0.6, 0.83)), True),
+        ("G5", contribution(lower=0.0105), True),
+        ("G5", contribution(lower=0.0095), True),
+        ("G5", contribution(lower=0.05), False),
+    ],
+)
+def test_a_number_within_a_tenth_of_its_threshold_is_flagged(gate, seen, near):
+    assert CHECKS[gate](seen, SETTINGS).near is near
+
+
+def test_verdicts_carry_every_number_they_looked_at():
+    assert readiness(SOUND, SETTINGS).numbers == {
+        "gradient_ratio": 0.5,
+        "min_gradient_ratio": 0.1,
+        "vanished_share": 0.0,
+        "lookahead_rise": 0.0,
+    }
+    assert proof(SOUND, SETTINGS).numbers == {
+        "contribution": 0.1,
+        "lower": 0.05,
+        "upper": 0.15,
+        "samples": 100,
+        "min_contribution": 0.01,
+    }
+    assert stability(SOUND, SETTINGS).numbers == {"drift": pytest.approx(-0.1), "spike": 0.0}
