@@ -42,6 +42,9 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Loss a seed must save per unit of added FLOPs / host FLOPs; chosen, not measured."""
     warmup_epochs: int = 2
     """Epochs before the first germination."""
+    latest_germination: float = 0.6
+    """Share of the budget after which nothing is germinated: what is grown late cannot learn any more under a falling
+    learning rate, and its incubation is paid for nothing. Chosen, not measured."""
     max_live_seeds: int = 2
     """Seeds that may live (germinated to probationary) at one time."""
     max_fossilized: int = 8

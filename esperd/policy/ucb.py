@@ -80,6 +80,11 @@ def _obstacle(observation: Observation, settings: PolicySettings, ended: set[str
     may_be_kept = len(kept) + sum(record.stage in LIVE_STAGES for record in observation.seeds)
     if observation.epoch < settings.warmup_epochs:
         return f"warming up: {observation.epoch} of {settings.warmup_epochs} epochs"
+    if observation.progress >= settings.latest_germination:
+        return (
+            f"too late: {observation.progress:.0%} of the budget is spent, and nothing is grown after "
+            f"{settings.latest_germination:.0%} (latest_germination)"
+        )
     if observation.epochs_left is not None and observation.epochs_left < observation.shortest_life_epochs:
         return (
             f"too late: the budget allows {observation.epochs_left:.1f} more epochs and a seed needs "

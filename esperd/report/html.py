@@ -19,7 +19,7 @@ from esperd.report.decisions import say_decision
 from esperd.report.grid import Cell, Column, Grid
 from esperd.report.history import History, history_of
 from esperd.report.plots import draw_plots
-from esperd.report.tables import networks_grid, refusals_grid, seeds_grid
+from esperd.report.tables import networks_grid, reasons_grid, refusals_grid, seeds_grid
 from esperd.report.verdict import Judgement, Paid, judge
 
 _VERDICT_CLASSES = {Paid.YES: "yes", Paid.NO: "no", Paid.UNDECIDED: "undecided", Paid.UNKNOWN: "unknown"}
@@ -49,7 +49,7 @@ def render_html(report: Report, events: Sequence[Event], job: Job | None = None)
         _section("Networks", _card(networks_grid(report)), note=_audit_note(report)),
         _plots_section("Training", plots, ("training", "equal_flops")),
         _pair_section("Growth", plots),
-        _section("Seeds", _card(seeds_grid(report)), note=_CONTRIBUTION_NOTE),
+        _section("Seeds", _card(seeds_grid(report)) + _card(reasons_grid(report)), note=_CONTRIBUTION_NOTE),
         _section("Refused", _card(refusals_grid(report))),
         _section("Decisions", _card(_decisions_grid(history)) + _details("Stages and gates", _turns_grid(history))),
         _plots_section("Cost", plots, ("flops",)),

@@ -24,7 +24,7 @@ STAGE_STYLES: dict[Stage, str] = {
 
 def report_grids(report: Report) -> tuple[Grid, ...]:
     """Every table of a report, in reading order."""
-    return (networks_grid(report), seeds_grid(report), refusals_grid(report))
+    return (networks_grid(report), seeds_grid(report), reasons_grid(report), refusals_grid(report))
 
 
 def networks_grid(report: Report) -> Grid:
@@ -74,7 +74,6 @@ def seeds_grid(report: Report) -> Grid:
             Column("epochs", "right"),
             Column("parameters", "right"),
             Column("contribution to the loss", "right"),
-            Column("reason", widest=44),
         ),
         [
             (
@@ -84,10 +83,19 @@ def seeds_grid(report: Report) -> Grid:
                 f"{seed.germinated_epoch}-{seed.ended_epoch}",
                 numbers.count(seed.parameters),
                 contribution(seed.contribution),
-                seed.reason,
             )
             for seed in report.seeds
         ],
+        empty="no seed was germinated",
+    )
+
+
+def reasons_grid(report: Report) -> Grid:
+    """Why each seed ended as it did, in a grid of its own: reasons are sentences."""
+    return Grid(
+        "Why",
+        (Column("seed", style="bold"), Column("end"), Column("because", widest=76)),
+        [(seed.seed, Cell(str(seed.stage), STAGE_STYLES[seed.stage]), seed.reason) for seed in report.seeds],
         empty="no seed was germinated",
     )
 

@@ -9,7 +9,7 @@ from synthetic_job import REPORT
 
 from esperd.report import numbers
 from esperd.report.grid import Cell, Column, Grid
-from esperd.report.tables import networks_grid, refusals_grid, report_grids, seeds_grid
+from esperd.report.tables import networks_grid, reasons_grid, refusals_grid, report_grids, seeds_grid
 from esperd.report.verdict import Paid, judge
 
 
@@ -82,7 +82,7 @@ def test_every_seed_is_listed_with_contribution_interval_and_reason():
     assert "+0.0412 [+0.0310, +0.0514]" in text
     assert "culled" in text
     assert "not measured" in text
-    assert "the budget ended in blending" in text
+    assert "the budget ended in blending" in reasons_grid(REPORT).plain()
 
 
 def test_every_refused_arm_is_listed_with_who_refused_it():
