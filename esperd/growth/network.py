@@ -130,7 +130,8 @@ class GrowingNetwork(nn.Module):
         slots: where seeds may be placed; see :func:`esperd.growth.slots.find_slots`.
 
     Raises:
-        InvalidSlot: a slot names a module the host does not have.
+        InvalidSlot: a slot names a module the host does not have, or one that carries the slot of another network already: the
+            seeds of both would be blended in.
     """
 
     def __init__(self, host: nn.Module, slots: Sequence[SlotRecord]) -> None:
@@ -144,8 +145,13 @@ class GrowingNetwork(nn.Module):
                 module = host.get_submodule(record.slot)
             except AttributeError as error:
                 raise InvalidSlot(f"the host has no module {record.slot!r}", slot=record.slot) from error
+            if any(isinstance(getattr(hook, "__self__", None), SlotPort) for hook in module._forward_hooks.values()):
+                raise InvalidSlot(
+                    f"module {record.slot!r} already carries the slot of another network; give this one a host of its own",
+                    slot=record.slot,
+                )
             port = SlotPort(record)
-            self.ports[record.slot.replace(".", MODULE_SEPARATOR)] = port
+            self.ports[port_key(record.slot)] = port
             module.register_forward_hook(port.on_output)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
@@ -156,7 +162,7 @@ class GrowingNetwork(nn.Module):
     @property
     def slots(self) -> tuple[SlotRecord, ...]:
         """The slots in order of execution."""
-        return tuple(self.port(key).record for key in self.ports)
+        return tuple(port.record for port in self._all_ports())
 
     def port(self, slot: str) -> SlotPort:
         """The port of a slot.
@@ -164,16 +170,20 @@ class GrowingNetwork(nn.Module):
         Raises:
             InvalidSlot: no such slot; lists what exists.
         """
-        key = slot.replace(".", MODULE_SEPARATOR)
+        key = port_key(slot)
         if key not in self.ports:
-            names = [name.replace(MODULE_SEPARATOR, ".") for name in self.ports]
+            names = [record.slot for record in self.slots]
             raise InvalidSlot(f"there is no slot {slot!r}; slots are: {', '.join(names)}", slot=slot)
         return cast("SlotPort", self.ports[key])
 
+    def _all_ports(self) -> Iterator[SlotPort]:
+        for port in self.ports.values():
+            yield cast("SlotPort", port)
+
     def seeds(self) -> Iterator[Seed]:
         """Every seed in the network, by slot, oldest first."""
-        for key in self.ports:
-            yield from self.port(key)
+        for port in self._all_ports():
+            yield from port
 
     def seed(self, name: str) -> Seed:
         """The seed of this name.
@@ -222,6 +232,12 @@ class GrowingNetwork(nn.Module):
             for port in touched:
                 port.overrides.clear()
                 port.detached = None
+
+
+def port_key(slot: str) -> str:
+    """Key of a slot among the ports; a name that ``ModuleDict`` itself uses (a host may well have ``keys``) gets a separator."""
+    key = slot.replace(".", MODULE_SEPARATOR)
+    return key + MODULE_SEPARATOR if hasattr(nn.ModuleDict, key) else key
 
 
 def seed_key(name: str) -> str:

@@ -25,7 +25,7 @@ def test_every_curve_meets_0_and_1_exactly(curve):
 def test_every_curve_rises_and_stays_within_0_and_1(curve, times):
     values = [curve(t) for t in sorted(times)]
     assert all(before <= after for before, after in itertools.pairwise(values))
-    assert 0.0 <= values[0]
+    assert values[0] >= 0.0
     assert values[-1] <= 1.0
 
 

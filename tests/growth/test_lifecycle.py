@@ -179,14 +179,14 @@ def test_a_seed_whose_gates_all_pass_reaches_probation_after_its_stays_and_times
 
 
 def test_an_undecided_seed_gets_exactly_its_probation_epochs_to_be_decided_in():
-    probation = [epoch for epoch, stage in live(DURATIONS, 12) if stage is Stage.PROBATIONARY][0]
-    culled = [epoch for epoch, stage in live(DURATIONS, 12) if stage is Stage.CULLED][0]
+    probation = next(epoch for epoch, stage in live(DURATIONS, 12) if stage is Stage.PROBATIONARY)
+    culled = next(epoch for epoch, stage in live(DURATIONS, 12) if stage is Stage.CULLED)
     assert culled - probation - 1 == DURATIONS.probation_epochs
 
 
 @pytest.mark.parametrize(("gate", "stage", "stay"), [("G2", Stage.TRAINING, 2), ("G4", Stage.SHADOWING, 2)])
 def test_a_stage_may_last_twice_its_stay_then_the_refusal_becomes_a_cull(gate, stage, stay):
-    entered = dict((stage, epoch) for epoch, stage in live(DURATIONS, 12, refuse=(gate,)))
+    entered = {stage: epoch for epoch, stage in live(DURATIONS, 12, refuse=(gate,))}
     assert entered[Stage.CULLED] - entered[stage] == LONGEST_STAY * stay
 
 
