@@ -39,6 +39,7 @@ class WorkerProcess:
         self._output = output
         self._tail = b""
         self._relays = True
+        self._is_silent = False
 
     @property
     def pid(self) -> int:
