@@ -130,6 +130,7 @@ class Plugins:
         self._manager = pluggy.PluginManager("esperd")
         self._manager.add_hookspecs(hookspecs)
         self._loaded: list[_Loaded] = []
+        self._registered: dict[str, _Loaded] = {}
         self._entries: dict[str, dict[str, Any]] = {kind: {} for kind in _KINDS}
         self._origins: dict[tuple[str, str], _Loaded] = {}
 
@@ -139,12 +140,16 @@ class Plugins:
         self._loaded.append(loaded)
         try:
             self._manager.register(plugin, name=name)
-            self._manager.check_pending()
-            collected = {kind: self._collect(kind, plugin) for kind in _KINDS}
         except Exception:  # noqa: BLE001 - whatever a plugin raises is its listing, not our end
             loaded.error = traceback.format_exc()
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
+            return
+        self._registered[name] = loaded
+        try:
+            self._manager.check_pending()
+            collected = {kind: self._collect(kind, plugin) for kind in _KINDS}
+        except (Exception, SystemExit):  # noqa: BLE001 - as above; some end the interpreter when something is missing
+            loaded.error = traceback.format_exc()
+            self._manager.unregister(name=name)
             return
         for kind, declarations in collected.items():
             for declaration in declarations:
@@ -162,10 +167,8 @@ class Plugins:
         for implementation in getattr(self._manager.hook, hook).get_hookimpls():
             try:
                 implementation.function(**{name: arguments[name] for name in implementation.argnames})
-            except Exception:  # noqa: BLE001 - an observer may not disturb what it observes
-                for loaded in self._loaded:
-                    if loaded.name == implementation.plugin_name:
-                        loaded.error = traceback.format_exc()
+            except (Exception, SystemExit):  # noqa: BLE001 - an observer may not disturb what it observes
+                self._registered[implementation.plugin_name].error = traceback.format_exc()
 
     def distribution_of(self, kind: str, name: str) -> str | None:
         """Package name and version that registered ``name``; None for what is built in."""
@@ -174,9 +177,7 @@ class Plugins:
     def records(self) -> tuple[PluginRecord, ...]:
         """One record per plugin, in order of loading."""
         return tuple(
-            PluginRecord(
-                name=loaded.name, distribution=loaded.distribution, registered=loaded.registered, error=loaded.error
-            )
+            PluginRecord(name=loaded.name, distribution=loaded.distribution, registered=loaded.registered, error=loaded.error)
             for loaded in self._loaded
         )
 
@@ -201,6 +202,8 @@ class Plugins:
             for declaration in implementation.function() or ():
                 if not isinstance(declaration, _KINDS[kind]):
                     raise TypeError(f"esperd_{kind} must return {_KINDS[kind].__name__}s, got {declaration!r}")
+                if not isinstance(declaration.name, str) or not declaration.name:
+                    raise TypeError(f"a name must be a string that is not empty, got {declaration.name!r} in {declaration!r}")
                 if declaration.name in self._entries[kind] or declaration.name in {d.name for d in declarations}:
                     raise ValueError(f"the name {declaration.name!r} is already taken among {kind}")
                 declarations.append(declaration)
@@ -222,7 +225,7 @@ def load_plugins(blocked: Sequence[str] = ()) -> Plugins:
         distribution = f"{entry_point.dist.name} {entry_point.dist.version}" if entry_point.dist else None
         try:
             module = entry_point.load()
-        except Exception:  # noqa: BLE001 - whatever a plugin raises on import is its listing
+        except (Exception, SystemExit):  # noqa: BLE001 - whatever a plugin raises on import is its listing
             plugins.add_failure(entry_point.name, distribution, traceback.format_exc())
             continue
         plugins.add(entry_point.name, module, distribution)
