@@ -14,7 +14,7 @@ def leave(status: int) -> NoReturn:
     With torch and its compiler loaded the teardown takes 1 to 2.4 s (measured on two busy cores), in which the daemon could
     neither lease the next job nor end.
     """
-    atexit._run_exitfuncs()  # noqa: SLF001 - what `sys.exit` would run; there is no public name for it
+    atexit._run_exitfuncs()  # what `sys.exit` would run; there is no public name for it
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

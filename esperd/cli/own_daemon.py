@@ -87,11 +87,11 @@ async def _connect(process: anyio.abc.Process, control: str, log_file: Path) -> 
                 return client
             await client.__aexit__(None, None, None)
             await anyio.sleep(RETRY_S)
-        raise _failure(process.returncode, log_file)
+        raise daemon_failure(process.returncode, log_file)
     raise WorkerFailed(f"the daemon did not answer within {START_TIMEOUT_S:g} s; its log is {log_file}", log=str(log_file))
 
 
-def _failure(exit_status: int, log_file: Path) -> EsperError:
+def daemon_failure(exit_status: int, log_file: Path) -> EsperError:
     """What the daemon said before it ended: its typed error where there is one."""
     lines = log_file.read_text(encoding="utf-8", errors="replace").splitlines()
     with contextlib.suppress(ValueError, IndexError, KeyError, TypeError):

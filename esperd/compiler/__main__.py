@@ -5,6 +5,7 @@ Plugins that the daemon blocks must be blocked here too; it says so through ``ES
 
 from __future__ import annotations
 
+from esperd.actors.leaving import leave
 from esperd.actors.serve import serve_actor
 from esperd.compiler.actor import CompilerActor
 from esperd.config import load_config
@@ -22,3 +23,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    leave(0)

@@ -13,7 +13,8 @@ from esperd.messages.jobs import Job
 from esperd.plugins import Plugins
 
 PROBE = "import esperd, sys; sys.stdout.write(esperd.__version__)"
-PROBE_TIMEOUT_S = 60.0
+PROBE_TIMEOUT_S = 8.0
+"""Less than a client waits for an answer, so that it hears which interpreter hangs; chosen, not measured."""
 
 
 def check_job(job: Job, plugins: Plugins) -> None:
@@ -51,8 +52,10 @@ async def check_python(python: str) -> None:
     try:
         with anyio.fail_after(PROBE_TIMEOUT_S):
             probe = await anyio.run_process([python, "-c", PROBE], check=False, stderr=subprocess.PIPE)
-    except (OSError, TimeoutError) as error:
-        raise InvalidJob(f"python {python!r} does not start: {error}", key="python") from error
+    except TimeoutError as error:
+        raise InvalidJob(f"python {python!r} did not import esperd within {PROBE_TIMEOUT_S:g} s", key="python") from error
+    except OSError as error:
+        raise InvalidJob(f"python {python!r} does not start: {error.strerror or error}", key="python") from error
     if probe.returncode != 0:
         reason = (probe.stderr or b"").decode(errors="replace").strip().splitlines()
         raise InvalidJob(

@@ -6,6 +6,7 @@ import os
 
 import esperd
 from esperd.actors.system import ActorSystem
+from esperd.daemon.admission import check_python
 from esperd.errors import MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
@@ -58,6 +59,7 @@ class FrontDoor:
 
         Raises:
             MalformedMessage: a message that clients do not send.
+            InvalidJob: a job's ``python`` cannot run a worker.
             EsperError: whatever the actor answered with.
         """
         match message:
@@ -72,6 +74,8 @@ class FrontDoor:
                 return self.actors()
             case ListPlugins():
                 return PluginList(plugins=self._plugins.records())
+            case SubmitJob() if message.job.python:
+                await check_python(message.job.python)  # here, beside other requests: it starts a process and waits for it
         to = ROUTES.get(type(message))
         if to is None:
             raise MalformedMessage(f"clients do not send {type(message).__name__}", message_type=type(message).__name__)

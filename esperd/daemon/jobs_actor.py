@@ -16,7 +16,7 @@ from esperd.actors.actor import Actor, Context, handles
 from esperd.actors.clock import Clock
 from esperd.actors.spec import ProcessSpec
 from esperd.config import Config
-from esperd.daemon.admission import check_job, check_python
+from esperd.daemon.admission import check_job
 from esperd.daemon.job_store import Asked, JobStore, LeasedJob
 from esperd.errors import Busy, EsperError, NothingToShow
 from esperd.messages.base import Done
@@ -66,6 +66,10 @@ class Held:
 
     job_id: str
     generation: int
+    handed: bool = False
+    """True once the worker has the lease; before, it understands nothing."""
+    stop: StopJob | None = None
+    """What it must be told as soon as it has the lease."""
     ended: bool = False
     """True once the worker reported the end: its exit is then no loss."""
 
@@ -134,8 +138,6 @@ class JobsActor(Actor):
         if self._draining:
             raise Busy("the daemon is shutting down; submit again when it is back", retry_after_s=5.0)
         check_job(message.job, self._plugins)
-        if message.job.python:
-            await check_python(message.job.python)
         submitted = await self._store.submit(message.job, message.idempotency_key)
         if not submitted.duplicate:
             await self._announce(submitted.info)
@@ -171,7 +173,7 @@ class JobsActor(Actor):
 
     async def _asked(self, asked: Asked) -> JobInfo:
         if asked.tell_worker is not None:
-            await self.context.tell(self._worker_of(asked.info.id), asked.tell_worker)
+            await self._stop_worker(self._worker_of(asked.info.id), asked.tell_worker)
         elif asked.info.state not in (JobState.LEASED, JobState.RUNNING):
             await self._announce(asked.info)
         return asked.info
@@ -230,13 +232,29 @@ class JobsActor(Actor):
             await self._start_worker(spec)
             await self.context.watch(name)
             await self.context.ask(name, lease)
+            await self._handed(name)
         except EsperError as error:
             # Where the worker died before it was watched, nobody else will say so; a second word about it changes nothing.
             ended = Terminated(actor=name, generation=0, reason=f"could not start: {error}", will_restart=False)
             await self.context.tell(self.context.name, ended)
+
+    async def _handed(self, name: str) -> None:
+        """The worker has its lease, and is told what was asked of it while it started."""
+        held = self._held.get(name)
+        if held is None:
             return
-        if self._draining:
-            await self.context.tell(name, StopJob(why="drain"))
+        held.handed = True
+        if held.stop is not None:
+            await self.context.tell(name, held.stop)
+
+    async def _stop_worker(self, name: str, stop: StopJob) -> None:
+        """Have a worker stop, now or as soon as it has its lease."""
+        held = self._held[name]
+        if held.ended:
+            return
+        held.stop = stop
+        if held.handed:
+            await self.context.tell(name, stop)
 
     @handles(JobStarted)
     async def job_started(self, message: JobStarted) -> Done:
@@ -290,7 +308,7 @@ class JobsActor(Actor):
         """Admit and lease nothing more; every worker checkpoints and stops."""
         self._draining = True
         for name in self._held:
-            await self.context.tell(name, StopJob(why="drain"))
+            await self._stop_worker(name, StopJob(why="drain"))
         return Done()
 
     def _worker_of(self, job_id: str) -> str:

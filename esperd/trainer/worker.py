@@ -17,9 +17,10 @@ from pathlib import Path
 import structlog
 
 from esperd.actors.clock import SystemClock
+from esperd.actors.leaving import leave
 from esperd.actors.threadlink import ThreadLink
 from esperd.config import load_config
-from esperd.errors import DaemonUnreachable, EsperError
+from esperd.errors import ActorUnavailable, AskTimeout, Busy, Conflict, DaemonUnreachable, EsperError, HandlerFailed
 from esperd.logs import configure_logging
 from esperd.messages.base import Message, MessageT
 from esperd.messages.control import Stop
@@ -42,13 +43,18 @@ from esperd.trainer.desk import StopReason
 from esperd.trainer.run import Stopped
 from esperd.trainer.session import Session
 
-LEASE_TIMEOUT_S = 60.0
+LOOK_S = 0.5
+"""How often a worker without a lease looks whether its daemon is still there."""
 DECIDE_TIMEOUT_S = 30.0
 KERNEL_TIMEOUT_S = 600.0
 """A kernel may have to be compiled first, behind others."""
 
 EXIT_LOST_DAEMON = 75
 """EX_TEMPFAIL: the job is not at fault and goes on with the next daemon."""
+
+DAEMON_TROUBLE = (DaemonUnreachable, ActorUnavailable, AskTimeout, Busy, Conflict, HandlerFailed)
+"""The daemon could not record what this worker said, or gave the job to another. The job is not at fault: whoever holds it
+next goes on from its last checkpoint."""
 
 log = structlog.get_logger()
 
@@ -128,15 +134,15 @@ def main() -> int:
     """Train one lease.
 
     Returns:
-        0 when the job's end was reported, 75 when the daemon was lost.
+        0 when the job's end was reported, or no lease came; 75 when the daemon was lost or could not be told.
     """
     config = load_config()
     configure_logging(config.daemon.log_level)
     desks: list[LinkDesk] = []
     link = ThreadLink(step=lambda: desks[0].step if desks else None)
     with link:
-        lease = link.received.get(timeout=LEASE_TIMEOUT_S)
-        if not isinstance(lease, Lease):
+        lease = _await_lease(link)
+        if lease is None:
             return 0
         desk = LinkDesk(link, lease)
         desks.append(desk)
@@ -144,10 +150,21 @@ def main() -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             link.ask("jobs", _train(desk, lease, link))
-        except DaemonUnreachable as error:
-            log.warning("daemon lost", job=lease.job_id, error=str(error))
+        except DAEMON_TROUBLE as error:
+            log.warning("the daemon could not be told", job=lease.job_id, code=error.code, error=str(error))
             return EXIT_LOST_DAEMON
     return 0
+
+
+def _await_lease(link: ThreadLink) -> Lease | None:
+    """The lease; None when the daemon wants this process to end, or is gone, before it gave one."""
+    while not link.daemon_lost:
+        try:
+            message = link.received.get(timeout=LOOK_S)
+        except queue.Empty:
+            continue
+        return message if isinstance(message, Lease) else None
+    return None
 
 
 def _train(desk: LinkDesk, lease: Lease, link: ThreadLink) -> JobSucceeded | JobStopped | JobBroken:
@@ -162,14 +179,14 @@ def _train(desk: LinkDesk, lease: Lease, link: ThreadLink) -> JobSucceeded | Job
         outcome = session.train(lease.checkpoint)
     except Stopped as stopped:
         return JobStopped(job_id=job_id, generation=generation, why=stopped.why)
-    except DaemonUnreachable:
+    except DAEMON_TROUBLE:
         raise
     except EsperError as error:
         broken = JobError(code=error.code, message=str(error), traceback=_story(error))
         return JobBroken(job_id=job_id, generation=generation, error=broken)
     except MemoryError:
         raise  # the process is beyond repair: the daemon starts another, from the last checkpoint
-    except Exception as error:  # noqa: BLE001 - whatever the user's model or data raises ends the job, with its traceback
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises ends the job, with its traceback
         message = f"{type(error).__name__}: {error}"
         broken = JobError(code="job_failed", message=message, traceback=traceback.format_exc())
         return JobBroken(job_id=job_id, generation=generation, error=broken)
@@ -183,4 +200,4 @@ def _story(error: EsperError) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
