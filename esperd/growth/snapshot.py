@@ -62,6 +62,8 @@ class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
     """Samples of the gradient ratio and lookahead passes, by seed."""
     groups: tuple[str, ...]
     """Names of the optimiser's groups, in order."""
+    learning_rates: tuple[float, ...]
+    """Learning rates of these groups as of the last step."""
     scalars: dict[str, float]
     """Optimiser state that is not a tensor, by the same keys as tensors."""
     epoch: int
@@ -111,6 +113,7 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
         windows=grower.windows,
         incubations={name: (gathered.ratio.samples, gathered.passes) for name, gathered in grower.incubations.items()},
         groups=tuple(group["name"] for group in grower.optimizer.param_groups),
+        learning_rates=tuple(float(group["lr"]) for group in grower.optimizer.param_groups),
         scalars=scalars,
         epoch=grower.epoch,
         step=grower.step,
@@ -166,6 +169,8 @@ def _restore_optimizer(grower: Grower, state: GrowerState, tensors: dict[str, to
     for name in state.groups:
         if name != HOST_GROUP:
             add_group(grower.optimizer, name, seeds[name].parameters(), grower.growth.learning_rate_scale)
+    for standing, learning_rate in zip(grower.optimizer.param_groups, state.learning_rates, strict=True):
+        standing["lr"] = learning_rate
     parameters = {
         (group["name"], index): parameter
         for group in grower.optimizer.param_groups

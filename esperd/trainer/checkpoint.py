@@ -7,7 +7,7 @@ data, the policy's state and the ledger.
 from __future__ import annotations
 
 import base64
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import safetensors
@@ -78,7 +78,7 @@ def decode(data: bytes) -> tuple[SessionState, dict[str, torch.Tensor], dict[str
         header_size = int.from_bytes(data[:8], "little")
         header = msgspec.json.decode(data[8 : 8 + header_size], type=dict[str, dict[str, object]])
         packed = base64.b64decode(str(header["__metadata__"][METADATA_KEY]))
-        version = msgspec.msgpack.decode(packed).get("format")
+        version = msgspec.msgpack.decode(packed, type=dict[str, Any]).get("format")
         if version != FORMAT:
             raise CheckpointRejected(f"the checkpoint has format {version}; this esperd reads {FORMAT}", format=str(version))
         state = msgspec.msgpack.decode(packed, type=SessionState)

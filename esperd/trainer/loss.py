@@ -12,6 +12,7 @@ from torch.nn import functional
 from esperd.declarations import resolve
 from esperd.errors import ImportFailed, InvalidModel, UnknownName
 from esperd.messages.jobs import Job
+from esperd.trainer.samples import check_label_range
 
 PerSampleFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -99,6 +100,7 @@ def check_output(loss: PerSample, output: object, target: torch.Tensor, metric: 
     Raises:
         InvalidModel: when the output is no floating-point tensor of the batch's length, its shape does not fit loss or
             metric, either raises, or returns anything but one floating-point value per sample, or the loss has no gradient.
+        InvalidData: when cross_entropy meets a label that has no logit.
     """
     if not isinstance(output, torch.Tensor):
         raise InvalidModel(
@@ -112,6 +114,8 @@ def check_output(loss: PerSample, output: object, target: torch.Tensor, metric: 
     for measure in (loss, metric) if metric is not None else (loss,):
         if measure.function in (cross_entropy, accuracy):
             _check_logits(measure, output, target)
+            if measure.function is cross_entropy:
+                check_label_range("the train split", target, output.shape[1])
         elif measure.function is mse and output.shape != target.shape:
             raise _misfit("mse needs an output of the target's shape", output, target)
         _check_values(measure, output, target)

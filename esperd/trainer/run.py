@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -99,11 +100,12 @@ class Run:
         return self.phase == "growth" and self.job.growth.enabled
 
     def spent(self) -> budgets.Spent:
-        """What is gone of the budget."""
+        """What is gone of the budget. The host's gate pass that ends an epoch is set aside from its beginning: it will be run."""
+        gate_pass = self.host_flops_per_sample * self.splits.gate.samples
         return budgets.Spent(
             steps=self.grower.step,
             steps_per_epoch=self.steps_per_epoch,
-            flops=self.grower.ledger.total,
+            flops=self.grower.ledger.total + gate_pass,
             seconds=self.seconds,
         )
 
@@ -121,7 +123,7 @@ class Run:
             Stopped: when the daemon asked for it; the run stands after a whole step.
             TrainingDiverged: when a loss is not finite.
         """
-        while self.progress < 1.0:
+        while self.batch > 0 or self.progress < 1.0:  # an epoch that was begun is brought to its decision point
             began = self.seconds
             train_loss = self._train_epoch()
             measured = self.grower.measure(self._gate())
@@ -143,7 +145,7 @@ class Run:
             if why is not None:
                 raise Stopped(why)
             share = self.progress
-            if share >= 1.0:
+            if share >= 1.0 and self.batch > 0:
                 break
             set_learning_rate(self.grower.optimizer, budgets.learning_rate(self.job.optimizer, self.job.scheduler, share))
             inputs, targets = (part.to(self.device) for part in self.splits.train.batch(batches[index]))
@@ -158,7 +160,7 @@ class Run:
         self.batch, self.loss_sum, self.loss_samples = 0, None, 0
         self.grower.epoch += 1
         self.grower.train_loss = mean
-        if not mean < float("inf"):
+        if not math.isfinite(mean):
             raise TrainingDiverged(
                 f"the training loss is {mean} in epoch {self.grower.epoch}; lower optimizer.learning_rate",
                 epoch=self.grower.epoch,
@@ -294,6 +296,7 @@ class Run:
 
     def audit(self) -> tuple[Measured, Metrics]:
         """Read the audit split. To be called once, when nothing will be decided any more."""
+        seconds = self.seconds
         measured = measure(self.grower.network, batches_of(self.splits.audit, self.device), self.grower.loss, self.grower.metric)
         metrics = Metrics(
             loss=measured.mean_loss,
@@ -301,7 +304,7 @@ class Run:
             parameters=self.grower.network.effective_parameters,
             flops_per_sample=self.flops_per_sample(),
             training_flops=self.grower.ledger.total,
-            training_seconds=self.seconds,
+            training_seconds=seconds,
             epochs=self.grower.step / self.steps_per_epoch,
         )
         return measured, metrics

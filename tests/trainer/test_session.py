@@ -1,0 +1,510 @@
+"""A job from its first line to its report, in one process: what it leaves, how it is stopped and resumed, what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import desks
+import msgspec
+import pytest
+import safetensors.torch
+import torch
+from torch.nn import functional
+
+from esperd.errors import (
+    CheckpointRejected,
+    ConfigError,
+    EsperError,
+    ImportFailed,
+    InvalidData,
+    InvalidModel,
+    TrainingDiverged,
+    UnknownName,
+)
+from esperd.growth.export import load
+from esperd.messages.growth import Stage
+from esperd.messages.telemetry import (
+    AuditMeasured,
+    CheckpointSaved,
+    DecisionMade,
+    EpochCompleted,
+    KernelLoaded,
+    PolicyUnavailable,
+    StageChanged,
+    TrainingStarted,
+)
+from esperd.store.blobs import Blobs
+from esperd.trainer.data import epoch_order
+from esperd.trainer.run import Stopped
+from esperd.trainer.session import Session
+
+GROWING = desks.growing_job()
+ALWAYS_CHECKPOINTED = desks.growing_job(checkpoint_every_s=0.0)
+CONTROLLED = desks.growing_job(control=True, budget={"epochs": 6}, growth={"blueprints": ["squeeze_excite"]})
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory):
+    return Blobs(tmp_path_factory.mktemp("blobs"))
+
+
+@pytest.fixture(scope="module")
+def grown(blobs):
+    """The job ``GROWING``, undisturbed."""
+    return desks.train(GROWING, blobs)
+
+
+@pytest.fixture(scope="module")
+def begun(blobs):
+    """A checkpoint of the job ``GROWING``, from the middle of its first epoch."""
+    desk = desks.train_until(GROWING, blobs, lambda desk: "drain" if desk.steps_in_epoch == 1 else None)
+    return desk.checkpoints[-1][0]
+
+
+@pytest.fixture(scope="module")
+def controlled(blobs):
+    """A job with a control, undisturbed."""
+    return desks.train(CONTROLLED, blobs)
+
+
+def same_end(one, other):
+    """Whether two runs of one job ended alike: weights, structure and history to the byte, report but for durations."""
+    assert one.files["model.safetensors"] == other.files["model.safetensors"]
+    assert one.files["growth.json"] == other.files["growth.json"]
+    assert one.comparable_report == other.comparable_report
+    return True
+
+
+def without_seconds(events):
+    return [msgspec.structs.replace(event, seconds=0.0) for event in events]
+
+
+# --- what a job leaves -------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_leaves_its_model_its_structure_and_its_report(grown):
+    assert [artifact.name for artifact in grown.outcome.artifacts] == ["model.safetensors", "growth.json", "report.json"]
+    assert grown.outcome.epoch == 9
+    assert grown.report.grown.epochs == 9.0
+    assert grown.report.metric_name == "accuracy"
+    assert grown.report.control is None
+    assert grown.report.resumed == 0
+
+
+def test_a_job_grows_seeds_and_culls_those_that_do_not_pay(grown):
+    ends = {seed.stage for seed in grown.report.seeds}
+    assert ends == {Stage.FOSSILIZED, Stage.CULLED}
+    kept = [seed for seed in grown.report.seeds if seed.stage is Stage.FOSSILIZED]
+    added = sum(seed.parameters for seed in kept)
+    started = grown.desk.of(TrainingStarted)[0]
+    assert grown.report.grown.parameters == started.host_parameters + added
+    assert all(seed.contribution.lower > 0 for seed in kept)
+
+
+def test_the_structure_lists_what_was_kept_and_the_history_everything(grown):
+    structure = json.loads(grown.files["growth.json"])
+    kept = [seed.seed for seed in grown.report.seeds if seed.stage is Stage.FOSSILIZED]
+    assert [seed["name"] for seed in structure["seeds"]] == kept
+    assert [seed["seed"] for seed in structure["history"]] == [seed.seed for seed in grown.report.seeds]
+    assert structure["manifest"]["job"] == "job-1"
+
+
+def test_events_tell_the_job_in_order(grown):
+    kinds = [type(event) for event in grown.desk.events]
+    assert kinds[0] is TrainingStarted
+    assert kinds[-1] is AuditMeasured
+    assert [event.epoch for event in grown.desk.of(EpochCompleted)] == list(range(1, 10))
+    epochs = [event.epoch for event in grown.desk.events if not isinstance(event, TrainingStarted | AuditMeasured)]
+    assert epochs == sorted(epochs)
+
+
+def test_every_seed_is_seen_to_move_from_stage_to_stage(grown):
+    for name, moves in itertools.groupby(sorted(grown.desk.of(StageChanged), key=lambda event: event.seed), lambda e: e.seed):
+        moves = list(moves)
+        assert moves[0].before is Stage.DORMANT, name
+        assert all(earlier.after is later.before for earlier, later in itertools.pairwise(moves)), name
+
+
+def test_a_germinated_seed_says_which_kernel_it_runs_on(grown):
+    loaded = {event.seed: event.manifest_id for event in grown.desk.of(KernelLoaded)}
+    recorded = {seed.seed: seed.kernel for event in grown.desk.of(EpochCompleted) for seed in event.seeds}
+    assert loaded == recorded
+
+
+def test_training_seconds_leave_out_the_audit_pass(blobs):
+    clock = itertools.count()
+    session = Session(desks.growing_job(growth={"enabled": False}), desks.PLUGINS, desks.InProcessDesk(), blobs)
+    run = session._run("growth", session.job.budget)
+    run.clock = lambda: next(clock)
+    run._started = run.clock()
+    run.grower.epoch = 1
+    _, metrics = run.audit()
+    assert metrics.training_seconds == 1.0
+
+
+def test_the_audit_split_is_read_once_for_each_network_after_everything_was_decided(blobs):
+    desk = desks.InProcessDesk()
+    session = Session(CONTROLLED, desks.PLUGINS, desk, blobs)
+    reads = []
+
+    class Watched:
+        def __init__(self, split):
+            self.split = split
+            self.samples = split.samples
+
+        def batch(self, indices):
+            reads.append((len(desk.of(EpochCompleted)), len(indices)))
+            return self.split.batch(indices)
+
+    session.splits = dataclasses.replace(session.splits, audit=Watched(session.splits.audit))
+    session.train()
+    growth = [event for event in desk.of(EpochCompleted) if event.phase == "growth"]
+    everything = len(desk.of(EpochCompleted))
+    assert reads == [(len(growth), session.splits.audit.samples), (everything, session.splits.audit.samples)]
+
+
+# --- the control -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_control_is_the_host_alone_for_the_same_flops_within_one_step(controlled):
+    report, started = controlled.report, controlled.desk.of(TrainingStarted)[0]
+    last = controlled.desk.of(EpochCompleted)[-1]
+    whole_epochs = [event for event in controlled.desk.of(EpochCompleted) if event.phase == "control"][:2]
+    epoch_flops = whole_epochs[1].training_flops - whole_epochs[0].training_flops
+    gate_flops = started.host_flops_per_sample * started.gate_samples
+    step_flops = (epoch_flops - gate_flops) / started.train_samples * CONTROLLED.batch_size
+    assert last.phase == "control"
+    assert report.control.parameters == started.host_parameters
+    assert 0 <= report.control.training_flops - report.grown.training_flops <= step_flops
+
+
+def test_growing_is_compared_with_the_control_sample_by_sample(controlled):
+    comparison, report = controlled.report.comparison, controlled.report
+    assert comparison.samples == controlled.desk.of(TrainingStarted)[0].audit_samples
+    assert comparison.loss == pytest.approx(report.control.loss - report.grown.loss, abs=1e-6)
+    assert comparison.metric == pytest.approx(report.grown.metric - report.control.metric, abs=1e-6)
+    assert comparison.loss_lower < comparison.loss < comparison.loss_upper
+
+
+def test_both_phases_start_from_the_same_weights(controlled):
+    growth, control = (
+        next(event for event in controlled.desk.of(EpochCompleted) if event.phase == phase) for phase in ("growth", "control")
+    )
+    # The first epoch of each trains the host alone; only the learning rate follows another budget.
+    assert control.train_loss == pytest.approx(growth.train_loss, rel=0.05)
+
+
+# --- stopped and resumed -----------------------------------------------------------------------------------------------------
+
+STOPS = {
+    "before the first step": lambda _desk: "pause",
+    "while a seed incubates": desks.in_stage(Stage.TRAINING),
+    "while a seed is blended in": desks.in_stage(Stage.BLENDING, step=3),
+    "while a seed is on probation": desks.in_stage(Stage.PROBATIONARY),
+    "while a slot is at rest": desks.at_rest,
+}
+
+
+@pytest.mark.parametrize("stop", STOPS.values(), ids=STOPS.keys())
+def test_a_job_stopped_in_mid_epoch_ends_bit_identical(grown, blobs, stop):
+    stopped = desks.train_until(GROWING, blobs, stop)
+    resumed = desks.train(GROWING, blobs, resume_from=stopped.checkpoints[-1][0], resumed=1)
+    assert same_end(resumed, grown)
+    assert resumed.report.resumed == 1
+
+
+def test_a_job_stopped_again_and_again_ends_bit_identical(grown, blobs):
+    checkpoint = None
+    for _ in range(6):
+        stopped = desks.train_until(GROWING, blobs, desks.after_steps(6), resume_from=checkpoint)
+        checkpoint = stopped.checkpoints[-1][0]
+    assert same_end(desks.train(GROWING, blobs, resume_from=checkpoint), grown)
+
+
+class Killed(BaseException):
+    """What kill -9 looks like from inside: nothing runs after it."""
+
+
+def test_a_killed_job_replays_from_an_older_checkpoint_and_ends_bit_identical(blobs):
+    def kill(desk):
+        if desks.in_stage(Stage.PROBATIONARY)(desk):
+            raise Killed
+
+    undisturbed = desks.train(ALWAYS_CHECKPOINTED, blobs)
+    killed = desks.InProcessDesk(stop=kill)
+    with pytest.raises(Killed):
+        Session(ALWAYS_CHECKPOINTED, desks.PLUGINS, killed, blobs).train()
+    sha256, epoch = killed.checkpoints[-3]
+    resumed = desks.train(ALWAYS_CHECKPOINTED, blobs, resume_from=sha256)
+    assert same_end(resumed, undisturbed)
+    replayed = [event for event in undisturbed.desk.of(EpochCompleted) if event.epoch > epoch]
+    assert without_seconds(resumed.desk.of(EpochCompleted)) == without_seconds(replayed)
+    decided = [event for event in undisturbed.desk.of(DecisionMade) if event.epoch > epoch]
+    assert resumed.desk.of(DecisionMade) == decided
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": {"name": "sgd", "learning_rate": 0.1}},
+        {"growth": {**msgspec.to_builtins(GROWING.growth), "incubation": "joint"}},
+    ],
+    ids=["sgd", "joint incubation"],
+)
+def test_resuming_is_exact_for_other_ways_to_train(blobs, changes):
+    job = desks.growing_job(budget={"epochs": 8}, **changes)
+    undisturbed = desks.train(job, blobs)
+    stopped = desks.train_until(job, blobs, desks.in_stage(Stage.SHADOWING))
+    assert same_end(desks.train(job, blobs, resume_from=stopped.checkpoints[-1][0]), undisturbed)
+
+
+def test_a_job_stopped_in_its_control_ends_bit_identical(controlled, blobs):
+    stopped = desks.train_until(CONTROLLED, blobs, desks.in_control)
+    resumed = desks.train(CONTROLLED, blobs, resume_from=stopped.checkpoints[-1][0])
+    assert same_end(resumed, controlled)
+    assert {event.phase for event in resumed.desk.of(EpochCompleted)} == {"control"}
+    assert [event.network for event in resumed.desk.of(AuditMeasured)] == ["control"]
+
+
+def test_a_job_stopped_when_its_budget_is_spent_still_gets_its_last_decision_point(blobs):
+    job = desks.growing_job(budget={"flops": 4e6}, checkpoint_every_s=1e9)
+    undisturbed = desks.train(job, blobs)
+    last = undisturbed.desk.of(EpochCompleted)[-1]
+    steps = round(undisturbed.report.grown.epochs * -(-undisturbed.desk.of(TrainingStarted)[0].train_samples // job.batch_size))
+    stopped = desks.train_until(job, blobs, desks.after_steps(steps))
+    resumed = desks.train(job, blobs, resume_from=stopped.checkpoints[-1][0])
+    assert same_end(resumed, undisturbed)
+    assert without_seconds(resumed.desk.of(EpochCompleted)[-1:]) == without_seconds([last])
+
+
+def test_a_cancelled_job_leaves_no_checkpoint(blobs):
+    stopped = desks.train_until(GROWING, blobs, desks.in_stage(Stage.TRAINING, why="cancel"))
+    assert stopped.checkpoints == []
+    assert stopped.of(CheckpointSaved) == []
+
+
+def test_a_stopped_job_says_why_and_keeps_one_checkpoint(blobs):
+    desk = desks.InProcessDesk(stop=desks.in_stage(Stage.TRAINING, why="pause"))
+    with pytest.raises(Stopped) as stopped:
+        Session(GROWING, desks.PLUGINS, desk, blobs).train()
+    assert stopped.value.why == "pause"
+    (saved,) = desk.of(CheckpointSaved)
+    assert (saved.sha256, saved.epoch) == desk.checkpoints[0]
+    assert saved.size_bytes == len(blobs.get(saved.sha256))
+
+
+def test_a_checkpoint_of_another_job_is_refused(begun, blobs):
+    other = desks.growing_job(rng_seed=9)
+    with pytest.raises(CheckpointRejected, match="another job"):
+        desks.train(other, blobs, resume_from=begun)
+
+
+def test_data_that_changed_since_the_checkpoint_is_refused(begun, blobs, monkeypatch):
+    images = desks.images
+    monkeypatch.setattr(desks, "images", lambda: images(shift=1))
+    with pytest.raises(CheckpointRejected, match="data changed"):
+        desks.train(GROWING, blobs, resume_from=begun)
+
+
+@pytest.mark.parametrize(
+    ("changes", "because"),
+    [
+        ({}, ""),
+        ({"budget": {"epochs": 2, "seconds": 60.0}}, "seconds"),
+        ({"threads": 2}, "threads"),
+    ],
+)
+def test_a_job_names_the_condition_that_exact_resuming_lacks(blobs, changes, because):
+    desk = desks.train_until(desks.growing_job(**changes), blobs, STOPS["before the first step"])
+    torch.set_num_threads(1)
+    started = desk.of(TrainingStarted)[0]
+    assert started.exact_resume is not bool(because)
+    assert because in started.inexact_because
+
+
+# --- when others fail --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ungrown(blobs):
+    """The same job with a strategy that never grows anything."""
+    return desks.train(desks.growing_job(budget={"epochs": 4}, policy={"strategy": "never"}), blobs)
+
+
+def test_training_goes_on_without_structural_change_while_the_policy_is_away(blobs, ungrown):
+    desk = desks.InProcessDesk(policy_away={1, 2, 3, 4})
+    ended = desks.train(desks.growing_job(budget={"epochs": 4}), blobs, desk)
+    assert [event.epoch for event in desk.of(PolicyUnavailable)] == [1, 2, 3, 4]
+    assert "actor_unavailable" in desk.of(PolicyUnavailable)[0].reason
+    assert ended.report.policy_unavailable == 4
+    assert ended.report.seeds == ()
+    assert ended.files["model.safetensors"] == ungrown.files["model.safetensors"]
+
+
+def test_growth_resumes_when_the_policy_is_back(blobs):
+    desk = desks.InProcessDesk(policy_away={1, 2})
+    desks.train(desks.growing_job(budget={"epochs": 10}), blobs, desk)
+    assert desk.decided == list(range(3, 11))
+    assert min(event.epoch for event in desk.of(StageChanged)) == 3
+
+
+def test_a_kernel_that_cannot_be_provided_refuses_the_decision_and_training_goes_on(blobs, ungrown):
+    desk = desks.InProcessDesk(kernels=False)
+    ended = desks.train(desks.growing_job(budget={"epochs": 10}), blobs, desk)
+    wanted = [event for event in desk.of(DecisionMade) if event.decision.action == "germinate"]
+    assert wanted
+    assert not any(event.applied for event in wanted)
+    assert all(event.refusal.startswith("kernel_rejected: ") for event in wanted)
+    assert ended.report.seeds == ()
+    assert {refused.by for refused in ended.report.refused} == {"gate"}
+    assert ended.report.grown.epochs == 10
+
+
+@pytest.mark.parametrize("only_measured", [False, True], ids=["in training", "when measured"])
+def test_a_loss_that_is_not_finite_ends_the_job(blobs, only_measured):
+    job = desks.growing_job(host="desks:exploding", host_options={"only_measured": only_measured})
+    with pytest.raises(TrainingDiverged, match=r"lower optimizer\.learning_rate"):
+        desks.train(job, blobs)
+
+
+# --- what does not fit -------------------------------------------------------------------------------------------------------
+
+MISFITS = {
+    "a host that returns no module": ({"host": "desks:no_module"}, InvalidModel, "returned str"),
+    "a host that raises": ({"host": "desks:raising"}, ImportFailed, "out of ideas"),
+    "a host that is not there": ({"host": "desks:nowhere"}, ImportFailed, "nowhere"),
+    "a host nobody registered": ({"host": "transformer"}, UnknownName, "cnn"),
+    "a host that does not run on the data": ({"host": "desks:unfit"}, InvalidModel, "does not run"),
+    "a host that does not run, ungrown": (
+        {"host": "desks:unfit", "growth": {"enabled": False}},
+        InvalidModel,
+        "does not run",
+    ),
+    "a host with two outputs": ({"host": "desks:two_outputs"}, InvalidModel, "returned a tuple"),
+    "a host with nothing to train": ({"host": "desks:frozen"}, InvalidModel, "nothing to train"),
+    "labels without an output": ({"data_options": {"labels": 4}}, InvalidData, "label 3"),
+    "a loss that does not fit the output": ({"loss": "mse"}, InvalidModel, "mse"),
+    "a strategy nobody registered": ({"policy": {"strategy": "oracle"}}, UnknownName, "ucb"),
+    "a blueprint nobody registered": ({"growth": {"blueprints": ["tree*"]}}, UnknownName, "conv_light"),
+    "an alpha schedule nobody registered": ({"growth": {"alpha_schedule": "jump"}}, UnknownName, "cosine"),
+    "a slot pattern that matches nothing": ({"slots": {"patterns": ["layer9.*"]}}, UnknownName, "body"),
+}
+
+
+@pytest.mark.parametrize(("changes", "error", "told"), MISFITS.values(), ids=MISFITS.keys())
+def test_what_does_not_fit_is_refused_before_anything_is_trained(blobs, changes, error, told):
+    desk = desks.InProcessDesk()
+    with pytest.raises(error, match=told):
+        desks.train(desks.growing_job(**changes), blobs, desk)
+    assert desk.events == []
+
+
+def test_a_device_that_is_not_there_is_refused(blobs, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidModel, match="no CUDA device"):
+        desks.train(desks.growing_job(device="cuda"), blobs)
+
+
+def test_errors_in_the_users_code_carry_its_traceback(blobs):
+    with pytest.raises(EsperError) as failed:
+        desks.train(desks.growing_job(host="desks:raising"), blobs)
+    assert "desks.py" in failed.value.fields["traceback"]
+
+
+# --- without growth, and out again -------------------------------------------------------------------------------------------
+
+
+def test_a_job_without_growth_is_the_loop_one_would_write_by_hand(blobs):
+    job = desks.growing_job(budget={"epochs": 3}, growth={"enabled": False})
+    ended = desks.train(job, blobs)
+
+    torch.manual_seed(job.rng_seed)
+    host = desks.host()
+    optimizer = torch.optim.AdamW(host.parameters(), lr=job.optimizer.learning_rate, weight_decay=job.optimizer.weight_decay)
+    train = Session(job, desks.PLUGINS, desks.InProcessDesk(), blobs).splits.train
+    torch.manual_seed(job.rng_seed)
+    desks.host()  # leaves the RNG stream where the job's training found it
+    steps, step = 3 * -(-train.samples // job.batch_size), 0
+    host.train()
+    for epoch in range(3):
+        for indices in torch.split(epoch_order(job.rng_seed, epoch, train.samples), job.batch_size):
+            share = 0.5 * (1.0 + torch.cos(torch.tensor(torch.pi * step / steps, dtype=torch.float64)).item())
+            for group in optimizer.param_groups:
+                group["lr"] = job.optimizer.learning_rate * share
+            x, y = train.batch(indices)
+            optimizer.zero_grad()
+            functional.cross_entropy(host(x), y, reduction="none").mean().backward()
+            optimizer.step()
+            step += 1
+
+    weights = safetensors.torch.load(ended.files["model.safetensors"])
+    assert set(weights) == {f"host.{name}" for name in host.state_dict()}
+    assert all(torch.equal(weights[f"host.{name}"], tensor) for name, tensor in host.state_dict().items())
+
+
+def test_a_job_without_growth_has_no_slots_and_asks_no_policy(blobs):
+    ended = desks.train(desks.growing_job(budget={"epochs": 2}, growth={"enabled": False}), blobs)
+    assert ended.report.slots == ()
+    assert ended.desk.decided == []
+    assert json.loads(ended.files["growth.json"])["seeds"] == []
+
+
+def test_the_grown_model_is_copied_to_the_directory_the_job_names(tmp_path, grown, blobs):
+    job = msgspec.structs.replace(GROWING, workdir=str(tmp_path), export=type(GROWING.export)(directory="out/model"))
+    ended = desks.train(job, blobs)
+    written = {path.name: path.read_bytes() for path in (tmp_path / "out" / "model").iterdir()}
+    assert written == ended.files
+    network = load(tmp_path / "out" / "model", host=desks.host)
+    assert network.effective_parameters == grown.report.grown.parameters
+
+
+def test_an_export_directory_that_cannot_be_written_is_named(tmp_path, blobs):
+    (tmp_path / "taken").write_text("a file")
+    job = desks.growing_job(budget={"epochs": 1}, workdir=str(tmp_path), export={"directory": "taken"})
+    with pytest.raises(ConfigError, match=r"export\.directory .*taken"):
+        desks.train(job, blobs)
+
+
+# --- budgets -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_of_flops_ends_within_one_step_or_less_than_a_gate_pass(blobs):
+    job = desks.growing_job(budget={"flops": 2e7}, growth={"enabled": False})
+    ended = desks.train(job, blobs)
+    started = ended.desk.of(TrainingStarted)[0]
+    gate = started.host_flops_per_sample * started.gate_samples
+    step = 3 * started.host_flops_per_sample * job.batch_size
+    assert -gate <= ended.report.grown.training_flops - 2e7 <= step
+    assert ended.desk.of(EpochCompleted)[-1].progress == 1.0
+
+
+def test_a_budget_of_seconds_counts_what_the_clock_says(blobs):
+    ticks = itertools.count()
+    job = desks.growing_job(budget={"seconds": 100.0}, growth={"enabled": False})
+    desk = desks.InProcessDesk()
+    Session(job, desks.PLUGINS, desk, blobs, clock=lambda: float(next(ticks))).train()
+    assert 1 <= len(desk.of(EpochCompleted)) < 20
+    assert desk.of(EpochCompleted)[-1].progress == 1.0
+
+
+def test_a_budget_that_ends_between_two_epochs_trains_no_empty_epoch(blobs):
+    """The clock passes the limit after the loop looked and before the first step: the epoch has one step, and a loss."""
+    readings = itertools.chain([0.0] * 6, itertools.repeat(10.0))
+    desk = desks.InProcessDesk()
+    job = desks.growing_job(budget={"seconds": 5.0}, growth={"enabled": False})
+    Session(job, desks.PLUGINS, desk, blobs, clock=lambda: next(readings)).train()
+    (epoch,) = desk.of(EpochCompleted)
+    assert desk.steps_in_epoch == 0
+    assert epoch.train_loss > 0
+
+
+def test_a_budget_of_parameters_refuses_arms_that_would_exceed_it(blobs):
+    started = desks.train_until(GROWING, blobs, STOPS["before the first step"]).of(TrainingStarted)[0]
+    job = desks.growing_job(budget={"epochs": 8, "parameters": started.host_parameters + 10})
+    ended = desks.train(job, blobs)
+    assert ended.report.seeds == ()
+    assert ended.report.grown.parameters == started.host_parameters
+    reasons = " ".join(event.decision.reason for event in ended.desk.of(DecisionMade))
+    assert f"would exceed the budget's {started.host_parameters + 10}" in reasons
