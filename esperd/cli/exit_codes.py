@@ -59,8 +59,9 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> int:
 
 
 def tell_error(message: str, code: str, fields: Mapping[str, WireValue], *, as_json: bool, stream: IO[str] | None = None) -> None:
-    """Write an error to ``stream`` (stderr when None)."""
-    text = f"error: {message}"
+    """Write an error to ``stream`` (stderr when None), behind the traceback of the user's code where there is one."""
+    story = fields.get("traceback")
+    text = f"{story}error: {message}" if isinstance(story, str) and story else f"error: {message}"
     if as_json:
         text = json.dumps({"error": {"code": code, "message": message, "fields": dict(fields)}})
     print(text, file=stream or sys.stderr)
