@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import structlog
 
 from esperd.errors import WorkerFailed
@@ -24,6 +25,8 @@ TAIL_BYTES = 8 * 1024
 PIPE_BYTES = 1024 * 1024
 """Room for what a worker prints after its daemon was killed, while it writes its last checkpoint."""
 READ_BYTES = 64 * 1024
+READS = 2 * PIPE_BYTES // READ_BYTES
+"""Reads before the event loop gets its turn: more than a full pipe, less than a worker that prints without end."""
 STDERR = 2
 
 log = structlog.get_logger(__name__)
@@ -39,7 +42,6 @@ class WorkerProcess:
         self._output = output
         self._tail = b""
         self._relays = True
-        self._is_silent = False
 
     @property
     def pid(self) -> int:
@@ -67,6 +69,8 @@ class WorkerProcess:
         while open_end:
             await anyio.wait_readable(self._output)
             open_end = self._read_available()
+            # An end that stays readable would starve its own cancellation: a wait that is over at once is never cancelled.
+            await anyio.lowlevel.checkpoint()
 
     def terminate(self) -> None:
         """Ask its whole group to end."""
@@ -101,12 +105,15 @@ class WorkerProcess:
     def _read_available(self) -> bool:
         """Take in what is there; False at the end of the pipe, which stays readable for ever."""
         try:
-            while chunk := os.read(self._output, READ_BYTES):
+            for _ in range(READS):
+                chunk = os.read(self._output, READ_BYTES)
+                if not chunk:
+                    return False
                 self._tail = (self._tail + chunk)[-TAIL_BYTES:]
                 self._relay(chunk)
         except BlockingIOError:
             return True
-        return False
+        return True
 
     def _relay(self, chunk: bytes) -> None:
         if not self._relays:

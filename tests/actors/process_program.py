@@ -106,6 +106,19 @@ def stay_away() -> NoReturn:
         time.sleep(60)
 
 
+def chatter() -> NoReturn:
+    """Prints without end and never connects."""
+    while True:
+        print("x" * 10_000, flush=True)
+
+
+def fall_silent() -> NoReturn:
+    """Closes whatever it could print to, the inherited reading end included, and never connects."""
+    os.closerange(0, 64)
+    while True:
+        time.sleep(60)
+
+
 if __name__ == "__main__":
     match sys.argv[1]:
         case "serve":
@@ -114,5 +127,9 @@ if __name__ == "__main__":
             train()
         case "stay-away":
             stay_away()
+        case "chatter":
+            chatter()
+        case "fall-silent":
+            fall_silent()
         case "exit":
             print("nothing to do")

@@ -270,6 +270,20 @@ async def test_a_process_that_is_not_ready_in_time_is_killed_and_the_caller_told
         assert caught.value.fields["status"] == -signal.SIGKILL
 
 
+async def start_in_vain(directory: Path, mode: str) -> None:
+    async with open_system(directory) as system:
+        with pytest.raises(WorkerFailed, match="was not ready within"):
+            await system.start(program(mode, start_timeout_s=0.8))
+
+
+@pytest.mark.parametrize("use_uvloop", [False, True], ids=["asyncio", "uvloop"])
+@pytest.mark.parametrize("mode", ["chatter", "fall-silent"])
+def test_a_process_that_prints_without_end_or_closes_its_output_holds_nobody_up(
+    tmp_path: Path, mode: str, *, use_uvloop: bool
+) -> None:
+    anyio.run(start_in_vain, tmp_path, mode, backend_options={"use_uvloop": use_uvloop})
+
+
 @pytest.mark.asyncio
 async def test_a_process_that_ends_before_it_is_ready_failed_to_start(tmp_path: Path) -> None:
     async with open_system(tmp_path) as system:
