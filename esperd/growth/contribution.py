@@ -74,7 +74,7 @@ def measure(
     """Measure a network, and the network without each of some seeds, on the same samples.
 
     Args:
-        network: left in the mode it was in.
+        network: left in the mode it was in, module by module.
         batches: (inputs, targets); the split.
         loss: per-sample loss.
         metric: per-sample metric, or None.
@@ -88,7 +88,7 @@ def measure(
     configurations: list[str | None] = [None, *ablate]
     losses: list[list[torch.Tensor]] = [[] for _ in configurations]
     metrics: list[list[torch.Tensor]] = [[] for _ in configurations]
-    training = network.training
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
@@ -99,7 +99,8 @@ def measure(
                     if metric is not None:
                         metrics[index].append(metric(output, targets).cpu())
     finally:
-        network.train(training)
+        for module, training in modes:
+            module.training = training
     values = [
         (torch.cat(losses[index]), torch.cat(metrics[index]) if metric is not None else None)
         for index in range(len(configurations))

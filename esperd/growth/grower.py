@@ -121,7 +121,7 @@ class Grower:
     sample: tuple[torch.Tensor, torch.Tensor] | None = None
     """A batch of the train split, for probing new seeds."""
     fused: bool | None = None
-    """Whether stacked ablation passes agree with separate ones for this model; None until it was tried."""
+    """Whether stacked ablation passes agree with separate ones for every seed measured so far; None until it was tried."""
     step: int = 0
     """Optimiser steps taken."""
 
@@ -200,9 +200,8 @@ class Grower:
         """
         ablate = [seed.name for seed in self.network.seeds() if seed.stage is Stage.PROBATIONARY]
         kept = list(batches)
-        if ablate and self.fused is None:
-            self.fused = fuses(self.network, kept[0], self.loss, ablate[:1])
-        measured = self._charged_measure(kept, ablate)
+        tried = self._try_fusing(kept[0], [name for name in ablate if self.network.seed(name).contribution is None])
+        measured = self._charged_measure(kept, ablate, tried)
         self.gate_loss = measured.mean_loss
         if not torch.isfinite(measured.loss).all():
             raise TrainingDiverged(
@@ -215,20 +214,27 @@ class Grower:
             self.emit(ContributionMeasured(epoch=self.epoch, seed=name, contribution=seed.contribution))
         return measured
 
-    def _charged_measure(self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], ablate: list[str]) -> Measured:
-        """The gate pass is charged as such; what the ablations add to it, as ablation."""
+    def _try_fusing(self, batch: tuple[torch.Tensor, torch.Tensor], seeds: list[str]) -> int:
+        """Find out whether passes may be stacked for seeds that were never measured; returns how many samples that took."""
+        if not seeds or self.fused is False:
+            return 0
+        self.fused = fuses(self.network, batch, self.loss, seeds)
+        return 2 * (1 + len(seeds)) * len(batch[0])
+
+    def _charged_measure(self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], ablate: list[str], tried: int) -> Measured:
+        """The gate pass is charged as such; what the ablations add to it, and the samples tried before, as ablation."""
         samples = sum(len(inputs) for inputs, _ in batches)
-        plain = self.ledger.cost("gate", self.structure())
-        if plain is None:
+        if not ablate:
+            return self.ledger.charge(
+                "gate", self.structure(), samples, lambda: measure(self.network, batches, self.loss, self.metric)
+            )
+        if self.ledger.cost("gate", self.structure()) is None:
             first: Batches = batches[:1]
             self.ledger.charge("gate", self.structure(), len(batches[0][0]), lambda: measure(self.network, first, self.loss))
-            plain = self.ledger.cost("gate", self.structure()) or 0.0
-            samples_charged = len(batches[0][0])
-        else:
-            samples_charged = 0
+        plain = self.ledger.cost("gate", self.structure()) or 0.0
         result = measure(self.network, batches, self.loss, self.metric, ablate=ablate, fused=bool(self.fused))
-        self.ledger.spent["gate"] += plain * (samples - samples_charged)
-        self.ledger.spent["ablation"] += sum(self._cost_without(name, plain) for name in ablate) * samples
+        self.ledger.spent["gate"] += plain * samples
+        self.ledger.spent["ablation"] += sum(self._cost_without(name, plain) for name in ablate) * samples + plain * tried
         return result
 
     def _cost_without(self, name: str, plain: float) -> float:
@@ -237,6 +243,7 @@ class Grower:
 
     def end_epoch(self) -> None:
         """Move every seed on: stays are counted, gates that are due are asked, slots cool down."""
+        resting = list(self.resting.values())  # before any is culled now: that one's rest begins with the next epoch
         for seed in list(self.network.seeds()):
             if seed.name in self.windows and self.gate_loss is not None:
                 self.windows[seed.name].append(self.gate_loss)
@@ -244,7 +251,7 @@ class Grower:
                 self._read_incubation(seed)
             if seed.lives:
                 self.occur(seed, EpochEnded())
-        for seed in list(self.resting.values()):
+        for seed in resting:
             self.occur(seed, EpochEnded())
 
     def apply(self, decision: Decision) -> str | None:

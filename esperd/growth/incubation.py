@@ -39,13 +39,13 @@ def lookahead_gradients(
     """Set the seed's gradients to those of the loss the network would have with the seed at ``alpha``.
 
     The pass is cut at the seed's input, so nothing flows back into the host before the slot, and the host's parameters
-    receive no gradient at all.
+    receive no gradient at all. Only the seed's own buffers move.
 
     Returns:
         () the mean loss of that pass, detached, still on the device.
     """
     parameters = list(seed.parameters())
-    with untouched(network), network.alphas({seed.name: alpha}, detached=seed.name):
+    with untouched(network, but=seed), network.alphas({seed.name: alpha}, detached=seed.name):
         value = loss(network(inputs), targets).mean()
         gradients = torch.autograd.grad(value, parameters, allow_unused=True)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -103,15 +103,16 @@ def _learning_tensors(
     reached: set[int] = set()
     counts: list[int] = []
     try:
-        for _ in range(PROBE_STEPS):
-            lookahead_gradients(network, seed, inputs, targets, loss, alpha=alpha)
-            reached.update(
-                index
-                for index, parameter in enumerate(parameters)
-                if parameter.grad is not None and bool((parameter.grad != 0).any())
-            )
-            counts.append(len(reached))
-            _probe_step(parameters)
+        with untouched(seed):
+            for _ in range(PROBE_STEPS):
+                lookahead_gradients(network, seed, inputs, targets, loss, alpha=alpha)
+                reached.update(
+                    index
+                    for index, parameter in enumerate(parameters)
+                    if parameter.grad is not None and bool((parameter.grad != 0).any())
+                )
+                counts.append(len(reached))
+                _probe_step(parameters)
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):

@@ -30,8 +30,9 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
 
 
 def add_group(optimizer: torch.optim.Optimizer, name: str, parameters: Iterable[nn.Parameter], scale: float) -> None:
-    """Add a seed's parameters as a group of its own; ``scale`` multiplies the host's learning rate."""
-    group: dict[str, Any] = {"params": list(parameters), "name": name, "scale": scale}
+    """Add a seed's parameters as a group of its own; ``scale`` multiplies the host's learning rate, from the first step on."""
+    host = next(group for group in optimizer.param_groups if group["name"] == HOST_GROUP)
+    group: dict[str, Any] = {"params": list(parameters), "name": name, "scale": scale, "lr": host["lr"] * scale}
     optimizer.add_param_group(group)
 
 

@@ -10,16 +10,22 @@ from torch import nn
 
 
 @contextmanager
-def untouched(network: nn.Module) -> Iterator[None]:
+def untouched(network: nn.Module, *, but: nn.Module | None = None) -> Iterator[None]:
     """Run passes through ``network`` and leave its buffers and the RNG streams as they were, to the bit.
 
     BatchNorm moves its running statistics in every training pass and dropout draws from the global stream; a second pass
     per step that did either would change what the host learns. A buffer that a pass replaces by another tensor, instead of
     writing into it, is put back as well.
+
+    Args:
+        network: what is left as it was.
+        but: a part of it whose buffers may move: a seed with BatchNorm must learn its statistics behind the host.
     """
+    free = set() if but is None else set(but.modules())
     saved = [
         (module, name, buffer, None if buffer is None else buffer.detach().clone())
         for module in network.modules()
+        if module not in free
         for name, buffer in module._buffers.items()
     ]
     devices = sorted({parameter.device.index or 0 for parameter in network.parameters() if parameter.is_cuda})

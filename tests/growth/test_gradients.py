@@ -1,0 +1,80 @@
+"""Gradient statistics: the ratio's formula, its bias correction, and what is unknown stays unknown."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from esperd.growth.gradients import DECAY, RATIO_CEILING, GradientRatio, gradient_norms
+
+
+def ratio(host=100, seed=25) -> GradientRatio:
+    return GradientRatio(host_parameters=host, seed_parameters=seed)
+
+
+def test_norms_are_one_for_each_parameter_with_a_gradient():
+    parameters = [nn.Parameter(torch.zeros(2)) for _ in range(3)]
+    assert gradient_norms(parameters) is None
+    parameters[0].grad, parameters[2].grad = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 2.0])
+    assert torch.equal(gradient_norms(parameters), torch.tensor([5.0, 2.0]))
+
+
+def test_the_ratio_is_of_norms_per_root_of_parameters():
+    gathered = ratio(host=100, seed=25)
+    gathered.observe(torch.tensor([3.0, 4.0]), torch.tensor([1.0]))  # norms 5 and 1
+    found, _ = gathered.read()
+    assert found == pytest.approx(1 / 5 * (100 / 25) ** 0.5)
+
+
+def test_a_seed_whose_parameters_move_as_the_hosts_do_has_a_ratio_of_one():
+    gathered = ratio(host=400, seed=9)
+    gathered.observe(torch.full((400,), 0.1), torch.full((9,), 0.1))
+    assert gathered.read()[0] == pytest.approx(1.0)
+
+
+def test_first_samples_count_as_what_they_are():
+    gathered = ratio(host=1, seed=1)
+    for samples in range(1, 6):
+        gathered.observe(torch.ones(1), torch.ones(1) * 0.3)
+        assert gathered.read()[0] == pytest.approx(0.3), f"after {samples} samples"
+
+
+def test_later_samples_weigh_more():
+    gathered = ratio(host=1, seed=1)
+    for value in (1.0, 2.0):
+        gathered.observe(torch.ones(1), torch.ones(1) * value)
+    expected = ((1 - DECAY) * DECAY * 1.0 + (1 - DECAY) * 2.0) / (1 - DECAY**2)
+    assert gathered.read()[0] == pytest.approx(expected)
+
+
+def test_the_vanished_share_is_a_mean_over_tensors_and_samples():
+    gathered = ratio()
+    gathered.observe(torch.ones(1), torch.tensor([1.0, 1e-9, 0.0, 1.0]))
+    gathered.observe(torch.ones(1), torch.tensor([1.0, 1.0, 0.0, 1.0]))
+    assert gathered.read()[1] == pytest.approx((0.5 + 0.25) / 2)
+
+
+def test_nothing_measured_is_unknown_not_zero():
+    gathered = ratio()
+    gathered.observe(None, torch.ones(1))
+    gathered.observe(torch.ones(1), None)
+    assert gathered.read() == (None, None)
+
+
+def test_a_host_without_gradient_has_no_ratio_to_give():
+    gathered = ratio()
+    gathered.observe(torch.zeros(3), torch.ones(1))
+    assert gathered.read() == (None, 0.0)
+
+
+def test_a_ratio_is_clamped_where_it_carries_no_information():
+    gathered = ratio()
+    gathered.observe(torch.full((1,), 1e-6), torch.full((1,), 1e6))
+    assert gathered.read()[0] == pytest.approx(RATIO_CEILING)
+
+
+def test_a_gradient_that_is_not_a_number_gives_no_ratio():
+    gathered = ratio()
+    gathered.observe(torch.ones(1), torch.tensor([float("nan")]))
+    assert gathered.read()[0] is None

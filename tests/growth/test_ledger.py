@@ -1,0 +1,126 @@
+"""The ledger: everything that runs is charged what it costs, and being counted changes nothing."""
+
+from __future__ import annotations
+
+import torch
+from small_growth import BATCH, GATE, SAMPLES, TRAIN, epoch, germinate, grower, loss, network, same, tensors_of
+from torch import nn
+
+from esperd.growth.flops import count_flops
+from esperd.growth.ledger import Ledger
+from esperd.messages.growth import Stage
+
+LINEAR = 2 * 8 * 5
+"""Multiply-adds of an 8 → 5 linear layer, as two FLOPs each."""
+FIRST, SECOND, HEAD = 2 * 9 * 1 * 4 * 36, 2 * 9 * 4 * 6 * 9, 2 * 6 * 3
+"""The test host by hand: 3x3 convolution 1 → 4 on 6x6, 3x3 convolution 4 → 6 on 3x3, linear 6 → 3."""
+FORWARD = FIRST + SECOND + HEAD
+TRAINED = FORWARD + FORWARD + (SECOND + HEAD)
+"""Forward, gradients of all weights, gradients of the inputs of all layers but the first."""
+
+
+def test_a_linear_layer_costs_what_a_hand_computes():
+    layer = nn.Linear(8, 5)
+    output, forward = count_flops(lambda: layer(torch.ones(3, 8)))
+    assert forward == 3 * LINEAR
+    assert torch.equal(output, layer(torch.ones(3, 8)))
+    _, both = count_flops(lambda: layer(torch.ones(3, 8, requires_grad=True)).sum().backward())
+    assert both == 3 * (LINEAR + 2 * LINEAR)
+
+
+def test_a_convolution_costs_what_a_hand_computes():
+    layer = nn.Conv2d(3, 7, 3, padding=1, stride=2)
+    _, forward = count_flops(lambda: layer(torch.ones(2, 3, 8, 8)))
+    assert forward == 2 * (2 * 9 * 3 * 7) * 16
+
+
+def test_work_is_counted_once_and_charged_by_samples():
+    ledger, runs = Ledger(), []
+    layer = nn.Linear(8, 5)
+
+    def work(samples):
+        runs.append(samples)
+        return layer(torch.ones(samples, 8))
+
+    for samples in (3, 5, 1):
+        assert ledger.charge("gate", "host", samples, lambda samples=samples: work(samples)).shape == (samples, 5)
+    assert runs == [3, 5, 1]
+    assert ledger.spent == {"train": 0.0, "incubation": 0.0, "ablation": 0.0, "gate": 9.0 * LINEAR}
+    assert ledger.total == 9 * LINEAR
+    assert ledger.cost("gate", "host") == LINEAR
+    assert ledger.cost("gate", "other") is None
+    assert ledger.cost("train", "host") is None
+
+
+def test_an_epoch_of_the_host_costs_what_a_hand_computes():
+    grown = grower()
+    epoch(grown)
+    assert grown.ledger.spent == {"train": SAMPLES * TRAINED, "incubation": 0.0, "gate": SAMPLES * FORWARD, "ablation": 0.0}
+    epoch(grown)
+    assert grown.ledger.spent["train"] == 2 * SAMPLES * TRAINED
+    assert grown.ledger.spent["gate"] == 2 * SAMPLES * FORWARD
+
+
+def test_a_seed_is_charged_from_its_probe_to_its_ablations():
+    grown = grower()
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    probed = grown.ledger.spent["incubation"]
+    assert probed > 3 * FORWARD * BATCH, "three lookahead steps"
+    epoch(grown)
+    # each lookahead pass: host and seed forward; backward to the seed's weights and the norm before them, no further
+    seed = 2 * 9 * 4 * 4 * 36
+    lookahead = FORWARD + seed + (SECOND + HEAD) + 2 * seed
+    assert grown.ledger.spent["incubation"] - probed == lookahead * SAMPLES
+    while grown.network.seed("first#0").stage is not Stage.PROBATIONARY:
+        epoch(grown)
+        assert grown.ledger.spent["ablation"] == 0.0
+    spent = dict(grown.ledger.spent)
+    epoch(grown)
+    assert grown.ledger.spent["train"] - spent["train"] == SAMPLES * (TRAINED + 3 * seed)
+    assert grown.ledger.spent["gate"] - spent["gate"] == SAMPLES * (FORWARD + seed)
+    # one ablation of the split; before it, fusing was tried: with and without the seed, stacked and separately
+    assert grown.fused
+    assert grown.ledger.spent["ablation"] == SAMPLES * (FORWARD + seed) * (1 + 4)
+    epoch(grown)
+    assert grown.ledger.spent["ablation"] == SAMPLES * (FORWARD + seed) * (1 + 4 + 1)
+
+
+def test_being_counted_changes_no_bit():
+    counted, plain = grower(), grower()
+    for grown in (counted, plain):
+        grown.apply(germinate("bottleneck", "second"))
+    plain.ledger.charge = lambda purpose, structure, samples, work: work()
+    plain.ledger.cost = lambda purpose, structure: 1.0
+    for grown in (counted, plain):
+        torch.manual_seed(3)
+        for _ in range(5):
+            epoch(grown)
+            grown.ledger.costs.clear()  # counted anew, every time
+    assert counted.gate_loss == plain.gate_loss
+    assert same(tensors_of(counted), tensors_of(plain))
+
+
+def test_counting_observes_batch_norm_and_dropout_without_a_trace():
+    outcomes = []
+    for count in (True, False):
+        net = network().train()
+        torch.manual_seed(0)
+
+        def work(net=net):
+            value = loss(net(TRAIN[0]), TRAIN[1]).mean()
+            value.backward()
+            return value.detach()
+
+        value = count_flops(work)[0] if count else work()
+        gradients = {f"grad {name}": parameter.grad for name, parameter in net.named_parameters()}
+        outcomes.append({"value": value, "rng": torch.get_rng_state(), **net.state_dict(), **gradients})
+    assert same(*outcomes)
+
+
+def test_a_split_of_several_batches_is_charged_once():
+    grown = grower()
+    grown.network.train()
+    halves = [(GATE[0][:40], GATE[1][:40]), (GATE[0][40:], GATE[1][40:])]
+    grown.measure(halves)
+    assert grown.ledger.spent["gate"] == SAMPLES * FORWARD

@@ -1,0 +1,120 @@
+"""The optimiser through surgery: what stays is left alone to the bit, what leaves is forgotten."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from esperd.errors import InvalidModel
+from esperd.growth.optimizer import add_group, build_optimizer, remove_group, set_learning_rate
+from esperd.messages.jobs import Optimizer
+
+SETTINGS = [
+    Optimizer(name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01),
+    Optimizer(name="adamw", learning_rate=0.01, weight_decay=0.1),
+]
+both = pytest.mark.parametrize("settings", SETTINGS, ids=["sgd", "adamw"])
+
+
+def parameters(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [nn.Parameter(torch.randn(3, generator=generator)) for _ in range(count)]
+
+
+def step(optimizer, number):
+    generator = torch.Generator().manual_seed(number)
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if group["name"] == "host":
+                parameter.grad = torch.randn(3, generator=generator)
+            else:
+                parameter.grad = torch.ones(3)
+    optimizer.step()
+
+
+def state(optimizer, chosen):
+    return [
+        {key: torch.as_tensor(value).clone() for key, value in optimizer.state[parameter].items() if value is not None}
+        for parameter in chosen
+    ]
+
+
+@both
+def test_groups_that_come_and_go_leave_the_host_to_the_bit(settings):
+    undisturbed, host = parameters(2, 0), parameters(2, 0)
+    reference, optimizer = build_optimizer(settings, undisturbed), build_optimizer(settings, host)
+    for number in range(8):
+        if number == 2:
+            add_group(optimizer, "a#0", parameters(2, 1), 1.0)
+        if number == 3:
+            add_group(optimizer, "b#1", parameters(1, 2), 0.5)
+        if number == 5:
+            remove_group(optimizer, "a#0")
+        step(reference, number)
+        step(optimizer, number)
+        assert all(torch.equal(a, b) for a, b in zip(undisturbed, host, strict=True))
+        for ours, theirs in zip(state(optimizer, host), state(reference, undisturbed), strict=True):
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+@both
+def test_removing_one_seed_leaves_the_state_of_another_to_the_bit(settings):
+    optimizer = build_optimizer(settings, parameters(1, 0))
+    kept, gone = parameters(2, 1), parameters(2, 2)
+    add_group(optimizer, "gone#0", gone, 1.0)
+    add_group(optimizer, "kept#1", kept, 1.0)
+    step(optimizer, 0)
+    before = state(optimizer, kept)
+    remove_group(optimizer, "gone#0")
+    assert all(
+        ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+        for ours, theirs in zip(state(optimizer, kept), before, strict=True)
+    )
+
+
+@both
+def test_a_removed_group_leaves_nothing_behind(settings):
+    optimizer = build_optimizer(settings, parameters(2, 0))
+    gone = parameters(2, 1)
+    add_group(optimizer, "gone#0", gone, 1.0)
+    step(optimizer, 0)
+    groups = optimizer.param_groups
+    remove_group(optimizer, "gone#0")
+    assert [group["name"] for group in optimizer.param_groups] == ["host"]
+    assert optimizer.param_groups is groups, "schedulers hold on to the list"
+    assert not any(parameter in optimizer.state for parameter in gone)
+    values = [parameter.detach().clone() for parameter in gone]
+    step(optimizer, 1)
+    assert all(torch.equal(a, b) for a, b in zip(gone, values, strict=True))
+    remove_group(optimizer, "gone#0")
+
+
+@both
+def test_a_groups_rate_follows_the_hosts_by_its_scale_from_its_first_step(settings):
+    optimizer = build_optimizer(settings, parameters(1, 0))
+    set_learning_rate(optimizer, 0.4)
+    add_group(optimizer, "a#0", parameters(1, 1), 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.1]
+    set_learning_rate(optimizer, 0.2)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.05]
+
+
+def test_settings_reach_the_optimizer():
+    sgd, adamw = (build_optimizer(settings, parameters(1, 0)) for settings in SETTINGS)
+    assert isinstance(sgd, torch.optim.SGD)
+    assert isinstance(adamw, torch.optim.AdamW)
+    group = sgd.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 0.01)
+    group = adamw.param_groups[0]
+    assert (group["lr"], group["weight_decay"]) == (0.01, 0.1)
+
+
+def test_frozen_parameters_are_left_out_and_a_frozen_host_is_refused():
+    chosen = parameters(2, 0)
+    chosen[0].requires_grad_(False)
+    optimizer = build_optimizer(SETTINGS[0], chosen)
+    assert optimizer.param_groups[0]["params"] == [chosen[1]]
+    with pytest.raises(InvalidModel, match="nothing to train"):
+        build_optimizer(SETTINGS[0], chosen[:1])
