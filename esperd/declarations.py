@@ -16,6 +16,9 @@ from esperd.errors import ImportFailed
 Shape = tuple[int, ...]
 Topology = Literal["cnn", "mlp"]
 
+GUARDED_STAGES = ("germinated", "training", "blending", "shadowing", "probationary", "fossilized")
+"""Stages that are entered through a gate."""
+
 TOPOLOGY_SHAPES: dict[Topology, str] = {"cnn": "(C, H, W)", "mlp": "(F,)"}
 """Shape of one sample's tensor at a slot, by topology."""
 
@@ -61,20 +64,25 @@ class Strategy:
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """A check before a stage. ``check`` names a function ``(evidence, settings) -> Verdict``, pure; see
-    :mod:`esperd.growth.gates`.
+    :mod:`esperd.growth.gates`. Several may guard one stage: a seed enters when all of them pass.
     """
 
     name: str
     guards: str
-    """The stage one enters through it."""
+    """The stage one enters through it: one of :data:`GUARDED_STAGES`."""
     check: str
     description: str
+
+    def __post_init__(self) -> None:
+        if self.guards not in GUARDED_STAGES:
+            raise ValueError(f"gate {self.name!r} guards {self.guards!r}, must be one of: {', '.join(GUARDED_STAGES)}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SurgeryOperation:
-    """A structural change a decision may ask for. ``apply`` names a function ``(network, decision) -> None`` that
-    either completes or raises and leaves the network as it was.
+    """A structural change a decision may ask for. ``apply`` names a function ``(grower, decision) -> str | None`` that
+    completes, or returns why it refused, or raises; in the last two cases it leaves the network as it was. See
+    :mod:`esperd.growth.surgery`.
     """
 
     name: str

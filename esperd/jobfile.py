@@ -39,7 +39,7 @@ def load_job(path: Path) -> Job:
     """Read a job file.
 
     Args:
-        path: a TOML file; see ``docs/jobs.md`` for its keys. A relative ``workdir`` in it is relative to the file's folder.
+        path: a TOML file; see ``docs/job.md`` for its keys. A relative ``workdir`` in it is relative to the file's folder.
 
     Returns:
         The job, with an absolute ``workdir``.

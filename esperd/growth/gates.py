@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from esperd.messages.growth import Contribution, Verdict
+import msgspec
+
+from esperd.declarations import Gate, resolve
+from esperd.growth.lifecycle import GATES
+from esperd.messages.growth import Contribution, Stage, Verdict
 from esperd.messages.jobs import Gates
 
 NEAR = 0.1
@@ -67,6 +71,41 @@ class Evidence:
 
 
 GateCheck = Callable[[Evidence, Gates], Verdict]
+
+
+def gate_checks(declared: Iterable[Gate]) -> dict[str, GateCheck]:
+    """What is asked at G0 to G5: the gate itself, then every further one that guards the same stage.
+
+    Raises:
+        ImportFailed: when a check cannot be imported.
+    """
+    checks = {gate: resolve(gate.check) for gate in declared}
+    own = {gate.name: check for gate, check in checks.items() if gate.name in GATES.values()}
+    further: dict[str, dict[str, GateCheck]] = {name: {} for name in own}
+    for gate, check in checks.items():
+        if gate.name not in own:
+            further[GATES[Stage(gate.guards)]][gate.name] = check
+    return {name: _joined(check, further[name]) if further[name] else check for name, check in own.items()}
+
+
+def _joined(own: GateCheck, further: Mapping[str, GateCheck]) -> GateCheck:
+    """One verdict over several gates: the first refusal counts, every number is kept."""
+
+    def check(evidence: Evidence, settings: Gates) -> Verdict:
+        verdict = own(evidence, settings)
+        for name, other in further.items():
+            added = other(evidence, settings)
+            refused = verdict.passed and not added.passed
+            verdict = msgspec.structs.replace(
+                verdict,
+                passed=verdict.passed and added.passed,
+                reason=f"{name}: {added.reason}" if refused else verdict.reason,
+                near=verdict.near or added.near,
+                numbers={**verdict.numbers, **{f"{name}: {key}": number for key, number in added.numbers.items()}},
+            )
+        return verdict
+
+    return check
 
 
 def _near(value: float | None, threshold: float) -> bool:

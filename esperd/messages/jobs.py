@@ -27,8 +27,11 @@ class Optimizer(Section, frozen=True, kw_only=True):
     """``[optimizer]``: ``sgd`` (momentum) or ``adamw``."""
 
     name: Literal["sgd", "adamw"] = "adamw"
+    """Which one; seeds and host share it."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0)] = 3e-3
+    """The first one; ``[scheduler]`` says how it goes on."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0)] = 0.01
+    """As ``torch.optim`` means it: decoupled for ``adamw``, added to the gradient for ``sgd``."""
     momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9
     """SGD only."""
 
@@ -37,6 +40,7 @@ class Scheduler(Section, frozen=True, kw_only=True):
     """``[scheduler]``: the learning rate over the share of the budget that is spent."""
 
     name: Literal["constant", "cosine"] = "cosine"
+    """Its shape."""
     final_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     """Learning rate at the end, as a share of the first; ``cosine`` only."""
 
@@ -45,9 +49,11 @@ class Budget(Section, frozen=True, kw_only=True):
     """``[budget]``: the job ends at the first limit it reaches. At least one of epochs, flops, seconds is required."""
 
     epochs: Positive | None = None
+    """Passes over the train split."""
     flops: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
     """Training FLOPs, everything charged: culled seeds, incubation and ablations too."""
     seconds: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    """Seconds of training. A job bound by time cannot be resumed bit-identically."""
     parameters: Positive | None = None
     """Largest parameter count the grown network may have."""
 
@@ -65,18 +71,23 @@ class Growth(Section, frozen=True, kw_only=True):
     """``[growth]``: what may be grown and how long each stage lasts, in epochs."""
 
     enabled: bool = True
+    """False: the host trains alone."""
     blueprints: tuple[str, ...] = ()
     """Names or shell patterns. Empty: every registered blueprint of the slot's topology."""
     incubation: Literal["lookahead", "joint"] = "lookahead"
     """How a seed trains before it is blended in, see ``docs/growth.md``."""
     incubation_epochs: Positive = 3
+    """Stay in TRAINING before gate G2 is asked."""
     blending_epochs: Positive = 3
+    """Stay in BLENDING: how long alpha takes to its target."""
     shadowing_epochs: Positive = 2
+    """Stay in SHADOWING: the window gate G4 looks at."""
     probation_epochs: Positive = 4
     """Longest stay in PROBATIONARY; after it the seed is culled for ``timeout``."""
     embargo_epochs: NonNegative = 2
     """Epochs a slot rests after a cull."""
     alpha_target: Fraction = 1.0
+    """Share of a seed's output that flows once it is blended in."""
     alpha_schedule: str = "cosine"
     """Name of a registered alpha schedule."""
     learning_rate_scale: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
@@ -102,7 +113,9 @@ class Split(Section, frozen=True, kw_only=True):
     """``[split]``: how one set is divided when the data names no splits."""
 
     gate: Share = 0.2
+    """Share of the samples that gates and the policy look at."""
     audit: Share = 0.2
+    """Share of the samples that is read once, at the end."""
     seed: int = 0
     """Seed of the permutation; independent of the job's ``rng_seed`` so that RNG seeds share splits."""
     allow_duplicates: bool = False
@@ -124,6 +137,7 @@ class Job(Section, frozen=True, kw_only=True):
     data: str
     """Name of a registered data set, a path to an ``.npz`` file, or ``module:function``."""
     name: str = ""
+    """For people; need not be unique."""
     host_options: dict[str, Any] = {}
     """Keyword arguments of the host's function."""
     data_options: dict[str, Any] = {}
@@ -134,10 +148,13 @@ class Job(Section, frozen=True, kw_only=True):
     """``accuracy``, or ``module:function`` taking (output, target), returning one value per sample. Default: accuracy
     for cross_entropy, none otherwise."""
     batch_size: Positive = 64
+    """Samples a training step."""
     device: Literal["cpu", "cuda"] = "cpu"
+    """Where the network trains."""
     threads: Positive = 1
     """Intra-op threads of the worker. More than one makes resume inexact on some operations."""
     rng_seed: NonNegative = 0
+    """Of the host's weights, the order of samples, seeds' weights and the policy's draws."""
     workdir: str = "."
     """Where the user's modules and relative paths are found; made absolute by the client."""
     python: str = ""

@@ -6,6 +6,10 @@ a pure function of the request, so a restarted policy continues where the job st
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import msgspec
+
 from esperd.messages.base import Message, Reply, Value
 from esperd.messages.growth import SeedRecord, SlotRecord
 
@@ -34,22 +38,22 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     strategy: str = "ucb"
     """Name of a registered strategy."""
-    exploration: float = 0.5
+    exploration: Annotated[float, msgspec.Meta(ge=0.0)] = 0.5
     """Width of the UCB bonus in units of the reward's spread; chosen, not measured."""
-    rent_parameters: float = 0.02
+    rent_parameters: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02
     """Loss a seed must save per unit of added parameters / host parameters; chosen, not measured."""
-    rent_flops: float = 0.02
+    rent_flops: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02
     """Loss a seed must save per unit of added FLOPs / host FLOPs; chosen, not measured."""
-    warmup_epochs: int = 2
+    warmup_epochs: Annotated[int, msgspec.Meta(ge=0)] = 2
     """Epochs before the first germination."""
     latest_germination: float = 0.6
     """Share of the budget after which nothing is germinated: what is grown late cannot learn any more under a falling
     learning rate, and its incubation is paid for nothing. Chosen, not measured."""
-    max_live_seeds: int = 2
+    max_live_seeds: Annotated[int, msgspec.Meta(ge=1)] = 2
     """Seeds that may live (germinated to probationary) at one time."""
-    max_fossilized: int = 8
+    max_fossilized: Annotated[int, msgspec.Meta(ge=0)] = 8
     """Seeds kept at most."""
-    patience: int = 3
+    patience: Annotated[int, msgspec.Meta(ge=1)] = 3
     """Contribution measurements after which an undecided probationary seed is culled."""
 
 

@@ -19,6 +19,7 @@ from esperd.errors import CheckpointRejected, ConfigError, EsperError, ImportFai
 from esperd.execution.oplist import load_kernel
 from esperd.growth.contribution import Measured
 from esperd.growth.export import HostReference, SampleSpec, encode
+from esperd.growth.gates import gate_checks
 from esperd.growth.grower import Grower
 from esperd.growth.interval import mean_interval
 from esperd.growth.ledger import Ledger
@@ -164,7 +165,7 @@ class Session:
             metric=self.metric,
             growth=self.job.growth,
             settings=self.job.gates,
-            gates={name: resolve(gate.check) for name, gate in self.plugins.gates.items()},
+            gates=gate_checks(self.plugins.gates.values()),
             operations={name: resolve(entry.apply) for name, entry in self.plugins.surgery_operations.items()},
             curve=self.curve,
             nursery=nursery,

@@ -6,11 +6,26 @@ import dataclasses
 import math
 import re
 
+import msgspec
 import pytest
 
-from esperd.growth.gates import SMALLEST_GATE_SAMPLE, Evidence, Probe, completion, existence, fitness, proof, readiness, stability
-from esperd.messages.growth import Contribution
+from esperd.declarations import GUARDED_STAGES, Gate
+from esperd.growth.gates import (
+    SMALLEST_GATE_SAMPLE,
+    Evidence,
+    Probe,
+    completion,
+    existence,
+    fitness,
+    gate_checks,
+    proof,
+    readiness,
+    stability,
+)
+from esperd.growth.lifecycle import GATES
+from esperd.messages.growth import Contribution, Verdict
 from esperd.messages.jobs import Gates
+from esperd.plugins import load_plugins
 
 SETTINGS = Gates(min_gradient_ratio=0.1, max_loss_drift=0.2, max_loss_spike=0.4, min_contribution=0.01)
 PROBE = Probe(
@@ -161,3 +176,41 @@ def test_verdicts_carry_every_number_they_looked_at():
         "min_contribution": 0.01,
     }
     assert stability(SOUND, SETTINGS).numbers == {"drift": pytest.approx(-0.1), "spike": 0.0}
+
+
+def in_the_mood(evidence, _settings):
+    return Verdict(gate="mood", passed=evidence.epoch > 7, reason=f"epoch {evidence.epoch}", numbers={"epoch": evidence.epoch})
+
+
+def moody(guards="fossilized"):
+    return Gate(name="mood", guards=guards, check=f"{__name__}:in_the_mood", description="")
+
+
+def test_a_gate_of_a_plugin_is_asked_where_the_built_in_one_is():
+    check = gate_checks([*load_plugins().gates.values(), moody()])["G5"]
+    refused = check(SOUND, SETTINGS)
+    assert (refused.gate, refused.passed, refused.reason) == ("G5", False, "mood: epoch 7")
+    assert refused.numbers["mood: epoch"] == 7
+    assert refused.numbers["samples"] == 100
+    later = dataclasses.replace(SOUND, epoch=8, contribution=msgspec.structs.replace(CONTRIBUTION, epoch=8))
+    assert check(later, SETTINGS).passed
+    assert check(later, SETTINGS).reason == proof(later, SETTINGS).reason
+
+
+def test_a_gate_of_a_plugin_does_not_overrule_a_refusal():
+    check = gate_checks([*load_plugins().gates.values(), moody()])["G5"]
+    stale = dataclasses.replace(SOUND, epoch=8)
+    assert not check(stale, SETTINGS).passed
+    assert check(stale, SETTINGS).reason == proof(stale, SETTINGS).reason
+
+
+def test_without_plugins_the_gates_are_the_built_in_ones():
+    checks = gate_checks(load_plugins().gates.values())
+    assert list(checks) == list(GATES.values())
+    assert checks["G5"] is proof
+
+
+def test_a_gate_guards_a_stage_that_is_entered_through_one():
+    assert tuple(GATES) == GUARDED_STAGES
+    with pytest.raises(ValueError, match="gate 'mood' guards 'culled', must be one of: germinated"):
+        moody("culled")
