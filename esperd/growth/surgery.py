@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esperd.errors import IllegalTransition
+from esperd.errors import BlueprintRejected, IllegalTransition
 from esperd.growth.grower import Grower
 from esperd.growth.incubation import probe
 from esperd.growth.lifecycle import CullRequested, FossilizeRequested, Germinate, Placed
@@ -18,10 +18,13 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
         None when it incubates; otherwise what gate G0 or G1 had against it.
 
     Raises:
-        IllegalTransition: when the decision names no arm.
+        IllegalTransition: when the decision names no arm, or no batch was seen yet to probe the seed with.
+        BlueprintRejected: when the seed raises as it is probed; it is culled.
     """
     if decision.arm is None:
         raise IllegalTransition("a decision to germinate must name an arm", action=decision.action)
+    if grower.sample is None:
+        raise IllegalTransition("a seed can only germinate once a batch was seen", slot=decision.arm.slot)
     network, record = grower.network, grower.network.port(decision.arm.slot).record
     name = f"{record.slot}#{network.germinated}"
     unfit = grower.nursery.unfit(decision.arm.blueprint, record)
@@ -44,15 +47,18 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
         return refusal
     network.germinated += 1
     network.insert(seed)
-    if grower.sample is None:
-        raise IllegalTransition("a seed can only germinate once a batch was seen", seed=name)
     inputs, targets = grower.sample
-    shown = grower.ledger.charge(
-        "incubation",
-        f"probe:{name}",
-        len(inputs),
-        lambda: probe(network, seed, inputs, targets, grower.loss, alpha=grower.growth.alpha_target),
-    )
+    try:
+        shown = grower.ledger.charge(
+            "incubation",
+            f"probe:{name}",
+            len(inputs),
+            lambda: probe(network, seed, inputs, targets, grower.loss, alpha=grower.growth.alpha_target),
+        )
+    except Exception as error:
+        problem = f"its probe raised {type(error).__name__}: {error}"
+        grower.occur(seed, CullRequested(problem))
+        raise BlueprintRejected(f"seed {name} of blueprint {seed.blueprint!r} was culled: {problem}", seed=name) from error
     grower.occur(seed, Placed(), probe=shown)
     return None if seed.stage is Stage.TRAINING else seed.life.reason
 
