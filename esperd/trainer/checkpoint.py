@@ -87,6 +87,8 @@ def decode(data: bytes) -> tuple[SessionState, dict[str, torch.Tensor], dict[str
         raise CheckpointRejected(f"the checkpoint is malformed: {error}") from error
     tensors = {name.removeprefix("state."): tensor for name, tensor in held.items() if name.startswith("state.")}
     streams = {name.removeprefix("rng."): tensor for name, tensor in held.items() if name.startswith("rng.")}
+    if "cpu" not in streams:
+        raise CheckpointRejected("the checkpoint is malformed: it holds no RNG stream")
     return state, tensors, streams
 
 
