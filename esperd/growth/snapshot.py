@@ -110,7 +110,7 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
         resting=tuple(_seed_state(seed) for seed in grower.resting.values()),
         germinated=grower.network.germinated,
         outcomes=tuple(grower.outcomes),
-        windows=grower.windows,
+        windows={name: list(window) for name, window in grower.windows.items()},
         incubations={name: (gathered.ratio.samples, gathered.passes) for name, gathered in grower.incubations.items()},
         groups=tuple(group["name"] for group in grower.optimizer.param_groups),
         learning_rates=tuple(float(group["lr"]) for group in grower.optimizer.param_groups),
@@ -120,8 +120,8 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
         train_loss=grower.train_loss,
         gate_loss=grower.gate_loss,
         fused=grower.fused,
-        spent=grower.ledger.spent,
-        costs=grower.ledger.costs,
+        spent=dict(grower.ledger.spent),
+        costs=dict(grower.ledger.costs),
     )
     return state, tensors
 
