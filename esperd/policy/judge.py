@@ -23,10 +23,10 @@ def judge(record: SeedRecord, pending: PendingSeed, settings: PolicySettings) ->
         return Decision(action="wait", seed=record.seed, reason="its contribution has not been measured yet")
     measured = _describe(contribution)
     if contribution.lower > price:
-        reason = f"{measured}: all of the interval lies above its rent of {price:.4f}"
+        reason = f"{measured}: the interval lies above its rent of {price:.4f}"
         return Decision(action="fossilize", seed=record.seed, score=contribution.loss - price, reason=reason)
     if contribution.upper < price:
-        reason = f"{measured}: all of the interval lies below its rent of {price:.4f}"
+        reason = f"{measured}: the interval lies below its rent of {price:.4f}"
         return Decision(action="cull", seed=record.seed, score=contribution.loss - price, reason=reason)
     undecided = f"{measured}: the interval spans its rent of {price:.4f}"
     if pending.measurements >= settings.patience:
@@ -38,6 +38,6 @@ def judge(record: SeedRecord, pending: PendingSeed, settings: PolicySettings) ->
 
 def _describe(contribution: Contribution) -> str:
     return (
-        f"without it the loss is {contribution.loss:.4f} higher ({contribution.confidence:.0%} interval "
-        f"{contribution.lower:.4f} to {contribution.upper:.4f}, {contribution.samples} samples)"
+        f"without it the loss moves by {contribution.loss:+.4f} [{contribution.lower:+.4f}, {contribution.upper:+.4f}] "
+        f"({contribution.confidence:.0%}, {contribution.samples} samples)"
     )
