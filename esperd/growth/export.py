@@ -7,17 +7,20 @@ host that is not built in is only imported when the caller says so, or handed in
 from __future__ import annotations
 
 import hashlib
+import inspect
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import safetensors
 import safetensors.torch
 import torch
 from torch import nn
 
 from esperd.declarations import resolve
-from esperd.errors import ExportRejected
+from esperd.errors import EsperError, ExportRejected, InvalidSlot
 from esperd.execution.oplist import load_kernel
 from esperd.growth.alpha import Ramp
 from esperd.growth.lifecycle import Life
@@ -29,7 +32,8 @@ FORMAT = 1
 WEIGHTS = "model.safetensors"
 STRUCTURE = "growth.json"
 BUILTIN_HOSTS = "esperd.builtins.networks."
-"""Hosts under this prefix ship with esperd: importing them runs no foreign code."""
+"""Modules under this prefix ship with esperd. A function defined in one of them may be called on a file's word, and nothing
+that such a module merely imports: ``…networks.cnn:torch.os.system`` would run a shell."""
 
 
 class HostReference(msgspec.Struct, frozen=True, kw_only=True):
@@ -156,7 +160,8 @@ def read(path: Path) -> tuple[GrowthFile, dict[str, torch.Tensor]]:
         path: the directory, or its ``growth.json``.
 
     Raises:
-        ExportRejected: files missing or malformed, an unknown format version, or weights that are not the ones described.
+        ExportRejected: files missing or malformed, an unknown format version, a structure that contradicts itself, or weights
+            that are not the ones described.
     """
     directory = path.parent if path.name == STRUCTURE else path
     try:
@@ -175,7 +180,32 @@ def read(path: Path) -> tuple[GrowthFile, dict[str, torch.Tensor]]:
         raise ExportRejected(
             f"{WEIGHTS} has SHA-256 {digest}, but {STRUCTURE} describes {structure.weights_sha256}", path=str(directory)
         )
-    return structure, safetensors.torch.load(weights)
+    problem = _contradiction(structure)
+    if problem:
+        raise ExportRejected(f"{directory / STRUCTURE} contradicts itself: {problem}", path=str(directory))
+    try:
+        return structure, safetensors.torch.load(weights)
+    # what the library raises on damaged headers, unknown dtypes and impossible shapes
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RuntimeError, AssertionError) as error:
+        raise ExportRejected(f"{WEIGHTS} is not safetensors: {error}", path=str(directory)) from error
+
+
+def _contradiction(structure: GrowthFile) -> str:
+    """What in a file does not hang together; empty when everything does."""
+    slots = {record.slot: record for record in structure.slots}
+    if len(slots) != len(structure.slots) or not all(slots):
+        return "slots must have names of their own"
+    names = {seed.name for seed in structure.seeds}
+    if len(names) != len(structure.seeds):
+        return "two seeds have the same name"
+    for seed in structure.seeds:
+        if slots.get(seed.slot.slot) != seed.slot:
+            return f"seed {seed.name!r} stands at {seed.slot.slot!r}, which is not one of the slots"
+        if not re.fullmatch(re.escape(seed.slot.slot) + r"#[0-9]{1,9}", seed.name):
+            return f"{seed.name!r} is no name of a seed at {seed.slot.slot!r}"
+        if not 0.0 <= seed.alpha <= 1.0:
+            return f"seed {seed.name!r} has alpha {seed.alpha}"
+    return ""
 
 
 def load(
@@ -198,7 +228,11 @@ def load(
     """
     structure, tensors = read(Path(path))
     with torch.random.fork_rng(devices=[]):
-        network = GrowingNetwork(_host(structure.host, host, import_host=import_host), structure.slots)
+        built = _host(structure.host, host, import_host=import_host)
+    try:
+        network = GrowingNetwork(built, structure.slots)
+    except InvalidSlot as error:
+        raise ExportRejected(f"the host does not fit {STRUCTURE}: {error}", path=str(path)) from error
     for exported in structure.seeds:
         seed = Seed(
             name=exported.name,
@@ -225,12 +259,33 @@ def _host(reference: HostReference, given: nn.Module | Callable[..., nn.Module] 
     if isinstance(given, nn.Module):
         return given
     if given is None:
-        if not reference.factory.startswith(BUILTIN_HOSTS) and not import_host:
+        builtin = reference.factory.startswith(BUILTIN_HOSTS)
+        if not builtin and not import_host:
             raise ExportRejected(
                 f"this model's host is {reference.factory!r}, which is not part of esperd. Pass host=<your module or function>, "
                 "or import_host=True to import it by that name (only for files you trust)",
                 host=reference.factory,
             )
-        given = resolve(reference.factory)
-    host: nn.Module = given(**reference.options)
+        given = _builtin_host(reference.factory) if builtin and not import_host else resolve(reference.factory)
+    try:
+        host: object = given(**reference.options)
+    except EsperError:
+        raise
+    except Exception as error:
+        raise ExportRejected(
+            f"host {reference.factory!r} could not be built with {reference.options}: {type(error).__name__}: {error}",
+            host=reference.factory,
+        ) from error
+    if not isinstance(host, nn.Module):
+        raise ExportRejected(
+            f"host {reference.factory!r} returned {type(host).__name__}, not a torch.nn.Module", host=reference.factory
+        )
     return host
+
+
+def _builtin_host(factory: str) -> Callable[..., nn.Module]:
+    module, _, name = factory.partition(":")
+    function = resolve(factory) if name.isidentifier() else None
+    if not inspect.isfunction(function) or function.__module__ != module:
+        raise ExportRejected(f"{factory!r} is not a host that is part of esperd", host=factory)
+    return function
