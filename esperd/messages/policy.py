@@ -34,7 +34,7 @@ class ArmOption(Value, frozen=True, kw_only=True):
 
 
 class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """``[policy]`` of a job."""
+    """``[policy]``: how it is decided what to grow; see ``docs/policy.md``."""
 
     strategy: str = "ucb"
     """Name of a registered strategy."""
