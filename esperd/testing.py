@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -63,9 +63,9 @@ def process_id(pid: int) -> ProcessId:
 
 
 def children_of(pid: int) -> tuple[ProcessId, ...]:
-    """Processes whose parent is ``pid``, zombies left out."""
+    """Processes whose parent is ``pid``; zombies, which ended and were not waited for, included."""
     found = (_status(int(entry.name)) for entry in PROC.iterdir() if entry.name.isdigit())
-    return tuple(status.identity for status in found if status is not None and status.parent == pid and status.state != "Z")
+    return tuple(status.identity for status in found if status is not None and status.parent == pid)
 
 
 class DaemonProcess:
@@ -246,6 +246,21 @@ def running_daemon(
         yield daemon.start()
     finally:
         daemon.close()
+
+
+async def until(holds: Callable[[], Awaitable[bool]], timeout_s: float = START_TIMEOUT_S) -> None:
+    """Wait for a state that nobody announces.
+
+    Args:
+        holds: asked again and again.
+        timeout_s: how long; far more than it takes, since it only bounds a failure.
+
+    Raises:
+        TimeoutError: when it did not come about.
+    """
+    with anyio.fail_after(timeout_s):
+        while not await holds():  # noqa: ASYNC110 - what other processes do sets no event of ours
+            await anyio.sleep(RETRY_S)
 
 
 async def first_event(

@@ -89,6 +89,7 @@ class Link:
         self._clock: Clock = clock or SystemClock()
         self._ids = itertools.count(1)
         self._open: dict[int, asyncio.Future[Reply]] = {}
+        self._sending: set[anyio.CancelScope] = set()
         self._inbox: Mailbox[tuple[Head, Message]] = Mailbox(incarnation.actor)
         self._heard_at = self._clock.monotonic()
         self._socket: zmq.asyncio.Socket | None = None
@@ -310,6 +311,8 @@ class Link:
         if not self.daemon_lost.is_set():
             log.error("daemon lost", actor=self.name, generation=self.generation, reason=why)
             self.daemon_lost.set()
+        for sending in self._sending:
+            sending.cancel()
         self._fail_open(unreachable(self.incarnation.hub, why))
 
     def _require_daemon(self) -> None:
@@ -321,7 +324,15 @@ class Link:
     async def _send(self, frames: Sequence[bytes]) -> None:
         if self._socket is None:
             raise unreachable(self.incarnation.hub, "this link is not open")
-        await self._socket.send_multipart(frames)
+        with anyio.CancelScope() as sending:
+            # Without a peer, ZeroMQ waits for one for ever; a lost daemon must not hold whoever asks it.
+            self._sending.add(sending)
+            try:
+                await self._socket.send_multipart(frames)
+            finally:
+                self._sending.discard(sending)
+        if sending.cancelled_caught:
+            raise unreachable(self.incarnation.hub, "it was lost before this could be sent")
 
     def _settle(self, request: int, reply: Reply) -> None:
         answer = self._open.get(request)

@@ -12,7 +12,8 @@ from esperd.errors import InvalidJob
 from esperd.messages.jobs import Job
 from esperd.plugins import Plugins
 
-PROBE = "import esperd, sys; sys.stdout.write(esperd.__version__)"
+PROBE = "import esperd.messages, sys; sys.stdout.write(esperd.__version__)"
+"""More than the bare package, so that an esperd without its dependencies is found out; torch would take seconds."""
 PROBE_TIMEOUT_S = 8.0
 """Less than a client waits for an answer, so that it hears which interpreter hangs; chosen, not measured."""
 
@@ -51,7 +52,7 @@ async def check_python(python: str) -> None:
     """
     try:
         with anyio.fail_after(PROBE_TIMEOUT_S):
-            probe = await anyio.run_process([python, "-c", PROBE], check=False, stderr=subprocess.PIPE)
+            probe = await anyio.run_process([python, "-P", "-c", PROBE], check=False, stderr=subprocess.PIPE)
     except TimeoutError as error:
         raise InvalidJob(f"python {python!r} did not import esperd within {PROBE_TIMEOUT_S:g} s", key="python") from error
     except OSError as error:

@@ -212,7 +212,8 @@ class JobsActor(Actor):
         job = leased.info.job
         spec = ProcessSpec(
             name=name,
-            command=[job.python or sys.executable, "-m", "esperd.trainer.worker"],
+            # -P: what lies in the folder that the daemon was started from is not part of the user's environment.
+            command=[job.python or sys.executable, "-P", "-m", "esperd.trainer.worker"],
             environment=worker_environment(self._config, threads=job.threads),
             restart="temporary",
             grace_s=self._config.daemon.drain_timeout_s,
@@ -297,7 +298,9 @@ class JobsActor(Actor):
         held = self._held.pop(message.actor, None)
         if held is None:
             return
-        if not held.ended:
+        if not held.ended and self._draining:  # ended with the daemon, through no fault of the job
+            await self._announce(await self._store.stopped(held.job_id, held.generation, "drain"))
+        elif not held.ended:
             info = await self._store.worker_lost(held.job_id, held.generation, message.reason)
             log.warning("worker lost", job=held.job_id, reason=message.reason, state=str(info.state))
             await self._announce(info)

@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import anyio
@@ -30,6 +31,7 @@ from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import JobsActor, blob_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_directory
+from esperd.errors import ActorUnavailable
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState
 from esperd.messages.jobs import DrainJobs
@@ -128,9 +130,18 @@ class _Daemon:
         self._jobs: JobsActor | None = None
 
     async def run(self) -> int:
+        # Signals are ours until the very end: a third one must not kill a daemon that still has workers to stop.
+        with (
+            anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+            contextlib.closing(bind(self._config.http)) as listening,
+        ):
+            result = await self._serve(listening, aiter(signals))
+        log.info("stopped", drained=result == 0)
+        return result
+
+    async def _serve(self, listening: socket.socket, signals: AsyncIterator[signal.Signals]) -> int:
         config = self._config
         control, workers, events = (endpoint(config.runtime_directory, name) for name in ("control", "workers", "events"))
-        listening = bind(config.http)
         self._report_plugins()
         async with contextlib.AsyncExitStack() as stack:
             publisher = await stack.enter_async_context(Publisher(events))
@@ -147,10 +158,11 @@ class _Daemon:
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick, door)
-                result = await self._until_signalled(system)
+                drained = await self._until_drained(system, signals)
                 tasks.cancel_scope.cancel()
-        log.info("stopped", drained=result == 0)
-        return result
+            if not drained:
+                await self._stop_processes(system)
+        return 0 if drained else 1
 
     async def _open_parts(self, stack: contextlib.AsyncExitStack, publisher: Publisher) -> _Parts:
         """Open databases and blobs. Each database has one owner and migrations of its own; only events may lag a power cut."""
@@ -177,7 +189,7 @@ class _Daemon:
             ChildSpec("policy", lambda: PolicyActor(parts.decisions, self._plugins)),
             ProcessSpec(
                 name="compiler",
-                command=[sys.executable, "-m", "esperd.compiler"],
+                command=[sys.executable, "-P", "-m", "esperd.compiler"],
                 environment=worker_environment(config, threads=1),
                 nice=config.compiler.nice,
                 start_timeout_s=config.workers.start_timeout_s,
@@ -222,27 +234,37 @@ class _Daemon:
             self._metrics.observe_loop_lag(max(0.0, self._clock.monotonic() - before - TICK_S))
             self._metrics.observe_actors(door.actors())
 
-    async def _until_signalled(self, system: ActorSystem) -> int:
-        """Wait for SIGTERM or SIGINT, drain; a second one ends the drain."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-            received = aiter(signals)
-            first = await anext(received)
-            log.info("draining", signal=first.name, timeout_s=self._config.daemon.drain_timeout_s)
-            self._status.draining = True
-            with anyio.move_on_after(self._config.daemon.drain_timeout_s):
-                async with anyio.create_task_group() as tasks:
+    async def _until_drained(self, system: ActorSystem, signals: AsyncIterator[signal.Signals]) -> bool:
+        """Wait for SIGTERM or SIGINT, drain; False when a second one, or the drain's timeout, cut it short."""
+        first = await anext(signals)
+        log.info("draining", signal=first.name, timeout_s=self._config.daemon.drain_timeout_s)
+        self._status.draining = True
+        with anyio.move_on_after(self._config.daemon.drain_timeout_s):
+            async with anyio.create_task_group() as tasks:
 
-                    async def give_up() -> None:
-                        second = await anext(received)
-                        log.warning("stopping now", signal=second.name)
-                        tasks.cancel_scope.cancel()
-
-                    tasks.start_soon(give_up)
-                    await system.ask("jobs", DrainJobs())
-                    await self._until_idle()
+                async def give_up() -> None:
+                    second = await anext(signals)
+                    log.warning("stopping now", signal=second.name)
                     tasks.cancel_scope.cancel()
-                    return 0
-            return 1
+
+                tasks.start_soon(give_up)
+                await system.ask("jobs", DrainJobs())
+                await self._until_idle()
+                tasks.cancel_scope.cancel()
+                return True
+        return False
+
+    async def _stop_processes(self, system: ActorSystem) -> None:
+        """End every worker now, without the grace it would have to checkpoint; what it was at is resumed or done again."""
+
+        async def stop(name: str) -> None:
+            with contextlib.suppress(ActorUnavailable):  # it ended by itself meanwhile
+                await system.stop(name, grace_s=0.0)
+
+        async with anyio.create_task_group() as tasks:
+            for actor in system.status():
+                if actor.pid not in (None, os.getpid()):
+                    tasks.start_soon(stop, actor.name)
 
     async def _until_idle(self) -> None:
         """Return once no worker holds a lease."""

@@ -1,0 +1,36 @@
+"""One daemon for every test that does it no harm; tests that stop or kill one start their own."""
+
+from __future__ import annotations
+
+import pytest
+from daemon_jobs import QUICK
+
+from esperd.testing import running_daemon
+
+OBSERVER = """
+from esperd.hookspecs import hookimpl
+
+
+@hookimpl
+def esperd_job_started(job):
+    if job.name == "observed":
+        raise RuntimeError("this observer looks away")
+"""
+
+
+def install(directory, name, code):
+    """What pip leaves of a package: its module and the entry point that names it."""
+    (directory / f"{name}.py").write_text(code)
+    metadata = directory / f"{name}-0.1.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 0.1\n")
+    (metadata / "entry_points.txt").write_text(f"[esperd]\n{name} = {name}\n")
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory):
+    packages = tmp_path_factory.mktemp("packages")
+    install(packages, "observer", OBSERVER)
+    install(packages, "unfinished", "import no_such_package_anywhere\n")
+    with running_daemon(tmp_path_factory.mktemp("shared") / "state", QUICK, environment={"PYTHONPATH": str(packages)}) as daemon:
+        yield daemon
