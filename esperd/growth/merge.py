@@ -99,12 +99,12 @@ def _attempt(
         problem = change(layer, seed)
         if problem:
             return problem
-        network.remove(seed.name)
-        error = float(((network(sample) - wanted).abs() / (1 + wanted.abs())).max())
+        with network.alphas({seed.name: 0.0}):
+            error = float(((network(sample) - wanted).abs() / (1 + wanted.abs())).max())
     if error <= TOLERANCE:
+        network.remove(seed.name)
         return ""
     layer.load_state_dict(state)
-    network.insert(seed)
     return f"folding it would change outputs by {error:.1e}"
 
 
@@ -184,8 +184,8 @@ def merge_export(directory: Path, *, import_host: bool = False) -> Merge:
     """
     structure, _ = read(directory)
     network = load(directory, import_host=import_host)
-    dtype = getattr(torch, structure.input.dtype)
-    if not dtype.is_floating_point:
+    dtype: object = getattr(torch, structure.input.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ExportRejected(f"folds are checked on random inputs, and this network takes {structure.input.dtype}")
     generator = torch.Generator().manual_seed(0)
     sample = torch.rand(SAMPLES, *structure.input.shape, generator=generator, dtype=dtype)
@@ -198,6 +198,10 @@ def merge_export(directory: Path, *, import_host: bool = False) -> Merge:
         manifest={**structure.manifest, "merged": list(result.folded)},
         version=structure.esperd,
     )
-    (directory / WEIGHTS).write_bytes(weights)
-    (directory / STRUCTURE).write_bytes(text)
+    # Both are on the disk before either takes the place of the old one; a pair that was torn apart is noticed by its hash.
+    written = [(directory / f".{name}.merging", directory / name, data) for name, data in ((WEIGHTS, weights), (STRUCTURE, text))]
+    for temporary, _, data in written:
+        temporary.write_bytes(data)
+    for temporary, final, _ in written:
+        temporary.replace(final)
     return result

@@ -84,7 +84,8 @@ def kernel(blueprint: str, shape: tuple[int, ...]) -> KernelCompiled:
     """Compiled once for all tests; the clock stands still, nobody looks at the profile."""
     key = KernelKey(blueprint=blueprint, source="built in", shape=tuple(shape))
     if key not in _kernels:
-        _kernels[key] = compile_kernel(key, PLUGINS.blueprints[blueprint])
+        with torch.enable_grad():
+            _kernels[key] = compile_kernel(key, PLUGINS.blueprints[blueprint])
     return _kernels[key]
 
 
