@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -92,6 +93,13 @@ def job_from(values: Mapping[str, Any], directory: Path, *, origin: str = "job",
     except msgspec.ValidationError as error:
         raise _explain(str(error), values, origin=origin, text=text) from error
     _check_budget(job, origin)
+    for steps, number in _numbers(job):
+        if not math.isfinite(number):
+            raise InvalidJob(
+                f"{_where(steps, origin, text)}: {_dotted(steps)}: expected a finite number, got {number}",
+                file=origin,
+                key=_dotted(steps),
+            )
     return msgspec.structs.replace(job, workdir=str((directory / Path(job.workdir).expanduser()).absolute()))
 
 
@@ -124,6 +132,21 @@ def _check_budget(job: Job, origin: str) -> None:
         )
 
 
+def _numbers(table: msgspec.Struct, steps: tuple[Step, ...] = ()) -> Iterator[tuple[list[Step], float]]:
+    """Every floating-point number of a job and where it stands, options left out: those belong to the user's functions."""
+    for field in msgspec.structs.fields(table):
+        value = getattr(table, field.name)
+        if isinstance(value, msgspec.Struct):
+            yield from _numbers(value, (*steps, field.name))
+        elif isinstance(value, float):
+            yield [*steps, field.name], value
+
+
+def _where(steps: list[Step], origin: str, text: str | None) -> str:
+    line = _line_of(steps, text)
+    return origin if line is None else f"{origin}, line {line}"
+
+
 def _explain(message: str, values: Mapping[str, Any], *, origin: str, text: str | None) -> InvalidJob:
     """The error a person can act on, from msgspec's text and the values it was given."""
     place = _PLACE.fullmatch(message)
@@ -140,9 +163,8 @@ def _explain(message: str, values: Mapping[str, Any], *, origin: str, text: str 
         return InvalidJob(f"{origin}: {told}", file=origin, key=_dotted([*steps, key]))
     else:
         told = f"{_dotted(steps) or 'job'}: {_say(problem, steps, values)}"
-    line = _line_of(steps, text)
-    where = origin if line is None else f"{origin}, line {line}"
-    return InvalidJob(f"{where}: {told}", file=origin, key=_dotted(steps), line=line)
+    where = _where(steps, origin, text)
+    return InvalidJob(f"{where}: {told}", file=origin, key=_dotted(steps), line=_line_of(steps, text))
 
 
 def _say(problem: str, steps: list[Step], values: Mapping[str, Any]) -> str:

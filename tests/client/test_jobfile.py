@@ -70,6 +70,18 @@ def test_a_wrong_budget_names_key_and_value(line, told):
     assert refusal(GOOD.replace("epochs = 20", line)).message == told
 
 
+@pytest.mark.parametrize(
+    ("table", "key", "value"),
+    [("budget", "flops", "inf"), ("gates", "min_contribution", "nan"), ("policy", "exploration", "inf")],
+)
+def test_a_number_that_is_not_finite_is_refused_with_its_line(tmp_path, table, key, value):
+    text = 'host = "cnn"\ndata = "digits"\n' + ("" if table == "budget" else "[budget]\nepochs = 2\n")
+    text += f"[{table}]\n{key} = {value}\n"
+    line = text.count("\n")
+    with pytest.raises(InvalidJob, match=rf"job.toml, line {line}: {table}\.{key}: expected a finite number, got {value}"):
+        parse_job(text, tmp_path, origin="job.toml")
+
+
 def test_a_choice_that_does_not_exist_lists_the_choices():
     error = refusal(GOOD + "[optimizer]\nname = 'adam'\n")
     assert error.message == "job.toml, line 9: optimizer.name: expected 'sgd' or 'adamw', got 'adam'"
