@@ -97,7 +97,7 @@ def test_a_seed_whose_whole_interval_pays_its_rent_is_fossilized_with_the_number
     verdict = ask(observation(seeds=(seed(measured=contribution(0.05)),))).decisions[0]
 
     assert (verdict.action, verdict.seed) == ("fossilize", "s1#1")
-    assert "0.0490 to 0.0510" in verdict.reason
+    assert "[+0.0490, +0.0510]" in verdict.reason
     assert f"{RENT:.4f}" in verdict.reason
 
 
