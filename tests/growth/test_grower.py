@@ -1,0 +1,101 @@
+"""The grower: a seed's whole life in order, every event told, and training that ends before numbers turn to nonsense."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from small_growth import BATCH, GATE, SAMPLES, batches, end, epoch, germinate, grower, steps, until
+
+from esperd.errors import TrainingDiverged
+from esperd.growth.alpha import cosine
+from esperd.growth.optimizer import set_learning_rate
+from esperd.messages.growth import Stage
+from esperd.messages.policy import Decision
+from esperd.messages.telemetry import ContributionMeasured, GateEvaluated, StageChanged
+
+
+def told(event):
+    match event:
+        case StageChanged():
+            return str(event.after)
+        case GateEvaluated():
+            return f"{event.verdict.gate} {'passed' if event.verdict.passed else 'refused'}"
+        case ContributionMeasured():
+            return "contribution"
+    raise AssertionError(event)
+
+
+def test_a_seed_lives_through_its_stages_and_every_step_is_told():
+    events = []
+    grown = grower(events, dropout=0.0, incubation_epochs=2, blending_epochs=1, shadowing_epochs=1)
+    torch.manual_seed(0)
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    seed = until(grown, "first#0", Stage.PROBATIONARY)
+    epoch(grown)
+    assert grown.apply(Decision(action="fossilize", seed="first#0", reason="proven")) is None
+    assert [told(event) for event in events] == [
+        *("G0 passed", "germinated", "G1 passed", "training"),
+        *("G2 passed", "blending"),
+        *("G3 passed", "shadowing"),
+        *("G4 passed", "probationary"),
+        "contribution",
+        *("G5 passed", "fossilized"),
+    ]
+    assert seed.contribution.lower > 0.0
+    assert [event.epoch for event in events if isinstance(event, StageChanged)] == [1, 1, 3, 4, 5, 6]
+
+
+def test_alpha_climbs_step_by_step_and_stands_when_blending_ends():
+    grown = grower(incubation_epochs=1, blending_epochs=2, alpha_target=0.6)
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    seed = until(grown, "first#0", Stage.BLENDING)
+    assert seed.alpha == 0.0
+    seen = []
+    for _ in range(2):
+        losses = []
+        for batch in batches(grown.epoch):
+            losses += steps(grown, [batch])
+            seen.append(seed.alpha)
+        end(grown, losses)
+    total = 2 * SAMPLES // BATCH
+    assert seen[:-1] == [0.6 * cosine(step / total) for step in range(1, total)]
+    assert seen[-1] == 0.6
+    assert seed.stage is Stage.SHADOWING
+
+
+def test_a_seed_that_would_raise_the_loss_is_not_blended_in():
+    grown = grower(incubation_epochs=1, learning_rate_scale=1e4)
+    epoch(grown)
+    grown.apply(germinate("conv_light", "second"))  # no BatchNorm behind it to scale it down again
+    for _ in range(2):
+        epoch(grown)
+    outcome = grown.outcomes[0]
+    assert outcome.stage is Stage.CULLED
+    assert outcome.reason.startswith("G2: switched on it would raise the loss by")
+
+
+def test_seeds_that_take_part_in_a_pass_name_its_structure():
+    grown = grower(incubation="joint")
+    assert grown.structure() == "host"
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    grown.apply(germinate("norm", "second"))
+    assert grown.structure() == "first#0,second#1"
+
+
+def test_a_gate_loss_that_is_not_finite_ends_the_training():
+    grown = grower()
+    epoch(grown)
+    with torch.no_grad():
+        grown.network.host.head.bias[0] = float("nan")
+    with pytest.raises(TrainingDiverged, match="the gate loss is nan after epoch 1; lower optimizer.learning_rate"):
+        grown.measure([GATE])
+
+
+def test_the_hosts_learning_rate_can_be_read_back():
+    grown = grower()
+    set_learning_rate(grown.optimizer, 0.125)
+    assert grown.host_learning_rate() == 0.125
+    assert grown.host_parameters == sum(parameter.numel() for parameter in grown.network.host.parameters())
