@@ -46,7 +46,7 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Loss a seed must save per unit of added FLOPs / host FLOPs; chosen, not measured."""
     warmup_epochs: Annotated[int, msgspec.Meta(ge=0)] = 2
     """Epochs before the first germination."""
-    latest_germination: float = 0.6
+    latest_germination: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.6
     """Share of the budget after which nothing is germinated: what is grown late cannot learn any more under a falling
     learning rate, and its incubation is paid for nothing. Chosen, not measured."""
     max_live_seeds: Annotated[int, msgspec.Meta(ge=1)] = 2
