@@ -12,7 +12,7 @@ QUICK = Config(jobs=Jobs(max_running=2, backoff_s=0.05, backoff_max_s=0.1))
 """Two workers at a time; a lost one is replaced at once."""
 
 SHORT_HEARTBEATS = Config(
-    jobs=Jobs(backoff_s=0.05, backoff_max_s=0.1), workers=Workers(heartbeat_interval_s=0.2, heartbeat_timeout_s=4.0)
+    jobs=Jobs(backoff_s=0.05, backoff_max_s=0.1), workers=Workers(heartbeat_interval_s=0.2, heartbeat_timeout_s=3.0)
 )
 """A worker soon sees that its daemon died; not so soon that a busy machine looks like a dead one."""
 
