@@ -90,7 +90,7 @@ def test_a_gate_loss_that_is_not_finite_ends_the_training():
     epoch(grown)
     with torch.no_grad():
         grown.network.host.head.bias[0] = float("nan")
-    with pytest.raises(TrainingDiverged, match="the gate loss is nan after epoch 1; lower optimizer.learning_rate"):
+    with pytest.raises(TrainingDiverged, match="the gate loss is nan after epoch 1; lower"):
         grown.measure([GATE])
 
 

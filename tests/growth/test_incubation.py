@@ -169,6 +169,15 @@ def test_the_probe_sees_the_slot_behind_its_older_seeds():
     assert min(seen) > 90.0, "probe steps scale it, from 100"
 
 
+def test_a_lookahead_pass_is_cut_at_the_seeds_input():
+    net = network().train()
+    cut = []
+    net.insert(seed := seed_of(To(lambda x: cut.append(x.grad_fn.next_functions) or x), net.slots[1], alpha=0.0))
+    lookahead_gradients(net, seed, X, Y, loss, alpha=1.0)
+    (multiplication,) = cut
+    assert multiplication[0][0] is None, "no way back into the host"
+
+
 def test_joint_incubation_starts_at_the_target_as_the_identity_and_trains_with_the_host():
     grown = grower(incubation="joint", alpha_target=0.8, dropout=0.0)
     torch.manual_seed(0)
