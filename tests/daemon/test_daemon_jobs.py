@@ -6,9 +6,10 @@ import pytest
 from daemon_jobs import job
 
 from esperd.errors import Conflict, IllegalTransition, JobNotFound, NothingToShow
+from esperd.messages.control import ActorState
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import EpochCompleted, JobStateChanged, TrainingStarted
-from esperd.testing import first_event
+from esperd.testing import children_of, first_event, process_id
 
 
 def is_now(state):
@@ -20,10 +21,13 @@ async def states(handle):
 
 
 @pytest.mark.asyncio
-async def test_a_job_is_paused_resumed_where_it_stood_and_cancelled(daemon):
+async def test_a_running_job_is_listed_with_its_worker_paused_resumed_where_it_stood_and_cancelled(daemon):
     async with daemon.client() as esper:
         handle = await esper.submit(job(checkpoint_every_s=1e6))  # no checkpoint but the one that pausing takes
         await first_event(handle, EpochCompleted, lambda event: event.body.epoch >= 2)
+        (worker,) = [actor for actor in (await esper.actors()).actors if actor.name == f"trainer/{handle.id}.1"]
+        assert (worker.state, worker.generation, worker.restarts) == (ActorState.RUNNING, 1, 0)
+        assert process_id(worker.pid) in children_of(daemon.pid)
         assert (await handle.pause()).state is JobState.RUNNING  # recorded; its worker stops by itself
         paused = await first_event(handle, JobStateChanged, is_now(JobState.PAUSED))
         info = await handle.info()

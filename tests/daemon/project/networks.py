@@ -14,7 +14,9 @@ CLASSES = 3
 
 
 class Small(nn.Module):
-    """Two hidden layers. Takes its time when ``delay_s`` says so, and stands still while the file ``stuck`` exists."""
+    """Two hidden layers. Takes its time when ``delay_s`` says so, and stands still while the file ``stuck``
+    exists, leaving the file ``standing`` as a sign.
+    """
 
     def __init__(self, delay_s: float, width: int, classes: int) -> None:
         super().__init__()
@@ -26,6 +28,7 @@ class Small(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, 12) → (B, classes)."""
         while Path("stuck").exists():
+            Path("standing").touch()
             time.sleep(0.01)
         time.sleep(self.delay_s)
         result: torch.Tensor = self.head(self.second(self.first(x)))
