@@ -23,7 +23,7 @@ from esperd.messages.jobs import Gates, Optimizer, SeedOutcome
 from esperd.messages.policy import Decision
 
 EPOCHS = 16
-CONTINUED = 3
+CONTINUED = 2
 """Epochs that both go on for after a snapshot."""
 DECISIONS = {
     1: germinate("conv_light", "first"),
@@ -122,12 +122,12 @@ def load(saved: Saved, mode: str) -> Grower:
 
 
 def run_epoch(grown: Grower, saved: list[Saved] | None = None, batch: int = 0, losses: tuple[float, ...] = ()) -> None:
-    """One epoch of the script, from any batch; ``saved`` gets a snapshot from its middle and one from its end."""
+    """One epoch of the script, from any batch; ``saved`` gets a snapshot from its end, and of odd epochs from the middle."""
     set_learning_rate(grown.optimizer, 0.02 * 0.9**grown.epoch)
     chosen, done = batches(grown.epoch), list(losses)
     for index in range(batch, len(chosen)):
         done += steps(grown, chosen[index : index + 1])
-        if saved is not None and index == 1:
+        if saved is not None and index == 1 and grown.epoch % 2:
             saved.append(save(grown, 2, tuple(done)))
     end(grown, done)
     if grown.epoch in DECISIONS:
@@ -159,7 +159,7 @@ def test_the_script_passes_through_every_stage(mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_grower_restored_anywhere_goes_on_to_the_bit(mode):
     standings, snapshots = undisturbed(mode)
-    assert len(snapshots) == 2 * EPOCHS + 1
+    assert len(snapshots) == 1 + EPOCHS + EPOCHS // 2
     for saved in snapshots:
         torch.manual_seed(12345)
         grown = load(saved, mode)
