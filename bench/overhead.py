@@ -24,7 +24,7 @@ from esperd.testing import running_daemon
 
 CHANNELS = [12, 16, 24]
 """With three input channels and ten classes: 5,862 parameters."""
-EPOCHS = {"cifar": 6, "digits": 60, "cifar quick": 2, "digits quick": 40}
+EPOCHS = {"cifar": 5, "digits": 60, "cifar quick": 2, "digits quick": 40}
 
 
 def job_for(data: Path | None, epochs: int, workdir: Path) -> Job:
