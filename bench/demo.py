@@ -92,7 +92,7 @@ def share(name: str, values: list[float]) -> harness.Figure:
         unit="of runs",
         better="higher",
         repeats=tuple(values),
-        baseline=harness.Baseline(name="required", value=REQUIRED_SHARE, repeats=()),
+        baseline=harness.Baseline(name="required", value=REQUIRED_SHARE, repeats=(REQUIRED_SHARE,)),
         ratio=value / REQUIRED_SHARE,
     )
 
