@@ -16,6 +16,7 @@ from esperd.messages.telemetry import (
     DecisionMade,
     EpochCompleted,
     Event,
+    ExportFailed,
     KernelLoaded,
     PolicyUnavailable,
     StageChanged,
@@ -52,6 +53,7 @@ class JobView:
     audits: dict[str, Metrics] = field(default_factory=dict)
     checkpoints: int = 0
     policy_unavailable: int = 0
+    export_failed: ExportFailed | None = None
 
     @property
     def is_over(self) -> bool:
@@ -112,6 +114,8 @@ def _fold_body(view: JobView, body: Body, at: float) -> JobView:
             return replace(view, policy_unavailable=view.policy_unavailable + 1)
         case AuditMeasured():
             return replace(view, audits={**view.audits, body.network: body.metrics})
+        case ExportFailed():
+            return replace(view, export_failed=body)
         case _:
             return view
 

@@ -9,6 +9,7 @@ from esperd.messages.telemetry import (
     DecisionMade,
     EpochCompleted,
     Event,
+    ExportFailed,
     GateEvaluated,
     JobStateChanged,
     KernelLoaded,
@@ -54,6 +55,10 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return (
                 f"audit      {body.network}: loss {numbers.loss(measured.loss)}{score}, "
                 f"{numbers.count(measured.parameters)} parameters"
+            )
+        case ExportFailed() as body:
+            return (
+                f"export     {body.directory} could not be written: {body.reason}; `esper export {event.job}` writes it elsewhere"
             )
         case _:
             return None

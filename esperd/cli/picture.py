@@ -51,6 +51,9 @@ def draw(view: JobView) -> RenderableType:
     parts += [Text(), _footer(view)]
     if view.error is not None:
         parts.append(Text(view.error.message, style="bold red"))
+    if view.export_failed is not None:
+        told = f"{view.export_failed.directory} could not be written: {view.export_failed.reason}"
+        parts.append(Text(f"{told}; `esper export {view.job}` writes the model elsewhere", style="yellow"))
     panel = Panel(
         Group(*parts),
         title=_title(view),

@@ -126,7 +126,9 @@ class Export(Section, frozen=True, kw_only=True):
     """``[export]``: where a copy of the grown model is written at the end of the job."""
 
     directory: str | None = None
-    """Relative to ``workdir``. The model is kept in the daemon's store whether or not this is set."""
+    """Relative to ``workdir``; made when the job starts, which fails when it cannot be written. The model is kept in the
+    daemon's store whether or not this is set: a copy that fails at the end is told by the event ``ExportFailed``, and the job
+    succeeds."""
 
 
 class Job(Section, frozen=True, kw_only=True):
@@ -277,12 +279,13 @@ class SeedOutcome(Value, frozen=True, kw_only=True):
 
 
 class RefusedArm(Value, frozen=True, kw_only=True):
-    """An arm that was wanted but not grown, and who refused it: the policy (declined) or a gate."""
+    """An arm that was wanted but not grown, and why."""
 
     slot: str
     blueprint: str
     epoch: int
     by: str
+    """``policy`` declined it; ``gate``: a gate or a check refused it; ``unavailable``: its kernel could not be provided."""
     reason: str
 
 
@@ -336,6 +339,10 @@ class Artifact(Value, frozen=True, kw_only=True):
 
 
 # --- between the daemon and a trainer worker -----------------------------------------------------------------------------
+
+EXIT_NO_FAULT = 75
+"""Exit status (EX_TEMPFAIL) of a worker that had to leave through no fault of its job: it lost the daemon or its lease, or the
+disk would not take the artifacts. The job goes on from its last checkpoint, and no attempt is spent."""
 
 
 class Lease(Message, frozen=True, kw_only=True):

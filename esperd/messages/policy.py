@@ -78,6 +78,8 @@ class Observation(Value, frozen=True, kw_only=True):
     seeds: tuple[SeedRecord, ...]
     slots: tuple[SlotRecord, ...]
     options: tuple[ArmOption, ...]
+    unavailable: tuple[Arm, ...] = ()
+    """Arms whose latest germination failed because the kernel could not be provided: nothing was learned about them."""
 
 
 class Alternative(Value, frozen=True, kw_only=True):

@@ -130,6 +130,13 @@ class AuditMeasured(EventBody, frozen=True, kw_only=True):
     metrics: Metrics
 
 
+class ExportFailed(EventBody, frozen=True, kw_only=True):
+    """The copy into ``[export] directory`` could not be written at the end; the job succeeds, its store has everything."""
+
+    directory: str
+    reason: str
+
+
 Body = (
     JobStateChanged
     | TrainingStarted
@@ -142,6 +149,7 @@ Body = (
     | CheckpointSaved
     | PolicyUnavailable
     | AuditMeasured
+    | ExportFailed
 )
 
 

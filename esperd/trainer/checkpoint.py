@@ -17,6 +17,7 @@ import torch
 from esperd.errors import CheckpointRejected
 from esperd.growth.snapshot import GrowerState
 from esperd.messages.jobs import Artifact, Metrics, RefusedArm
+from esperd.trainer.unavailable import UnavailableArm
 
 FORMAT = 1
 METADATA_KEY = "esperd"
@@ -36,6 +37,7 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     policy_state: bytes
     refused: tuple[RefusedArm, ...]
     policy_unavailable: int
+    unavailable: tuple[UnavailableArm, ...] = ()
 
 
 class FinishedGrowth(msgspec.Struct, frozen=True, kw_only=True):

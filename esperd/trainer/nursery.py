@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from collections.abc import Callable
 
 import torch
 
@@ -11,10 +13,15 @@ from esperd.declarations import Blueprint, resolve
 from esperd.execution.oplist import load_kernel
 from esperd.growth.grower import GrownModule
 from esperd.messages.growth import SlotRecord
-from esperd.messages.kernels import KernelKey
+from esperd.messages.kernels import KernelKey, KernelProvided
 from esperd.messages.telemetry import KernelLoaded
 from esperd.plugins import Plugins
 from esperd.trainer.desk import Desk
+from esperd.trainer.unavailable import UNAVAILABLE
+
+RETRY_AFTER_S = 2.0
+"""How long to wait before a kernel that could not be provided is asked for once more: an actor restarts within that time.
+Chosen, not measured."""
 
 
 class KernelNursery:
@@ -25,13 +32,17 @@ class KernelNursery:
         desk: reaches the cache.
         device: where seeds live.
         rng_seed: the job's; a seed's weights depend on it and on the seed's name alone, never on the host's RNG stream.
+        sleep: waits so many seconds.
     """
 
-    def __init__(self, plugins: Plugins, desk: Desk, device: torch.device, rng_seed: int) -> None:
+    def __init__(
+        self, plugins: Plugins, desk: Desk, device: torch.device, rng_seed: int, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self._plugins = plugins
         self._desk = desk
         self._device = device
         self._rng_seed = rng_seed
+        self._sleep = sleep
         self.loaded: list[KernelLoaded] = []
         """Kernels loaded since this list was last emptied."""
 
@@ -58,7 +69,7 @@ class KernelNursery:
             EsperError: when the cache cannot provide the kernel, or the blueprint's factory fails.
         """
         declaration = self._plugins.blueprints[blueprint]
-        provided = self._desk.kernel(self.key(declaration, slot))
+        provided = self._provide(self.key(declaration, slot))
         module = load_kernel(provided.graph, None)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_of(self._rng_seed, seed))
@@ -73,6 +84,16 @@ class KernelNursery:
             kernel=provided.manifest_id,
             graph=provided.graph.decode(),
         )
+
+    def _provide(self, key: KernelKey) -> KernelProvided:
+        """Ask the cache; once more after a short wait when the daemon is in trouble, unless the job is to stop."""
+        try:
+            return self._desk.kernel(key)
+        except UNAVAILABLE:
+            if self._desk.stop_requested() is not None:
+                raise
+            self._sleep(RETRY_AFTER_S)
+        return self._desk.kernel(key)
 
 
 def seed_of(rng_seed: int, name: str) -> int:

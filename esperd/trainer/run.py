@@ -25,6 +25,7 @@ from esperd.trainer.checkpoint import RunState
 from esperd.trainer.data import Split, Splits, epoch_order
 from esperd.trainer.desk import Desk, StopReason
 from esperd.trainer.nursery import KernelNursery
+from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArms
 
 EVALUATION_BATCH = 512
 """Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured."""
@@ -77,6 +78,7 @@ class Run:
     policy_state: bytes = b""
     refused: list[RefusedArm] = field(default_factory=list)
     policy_unavailable: int = 0
+    unavailable: UnavailableArms = field(default_factory=UnavailableArms)
 
     def __post_init__(self) -> None:
         self._started = self.clock()
@@ -193,7 +195,7 @@ class Run:
             self._carry_out(decision)
 
     def _carry_out(self, decision: Decision) -> None:
-        refusal = ""
+        refusal, by = "", "gate"
         if decision.action == "wait":
             if decision.arm is not None:
                 self._refuse(decision.arm, "policy", decision.reason)
@@ -203,11 +205,21 @@ class Run:
                 refusal = self.grower.apply(decision) or ""
             except EsperError as error:
                 refusal = f"{error.code}: {error}"
-            if refusal and decision.arm is not None:
-                self._refuse(decision.arm, "gate", refusal)
+                by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
+            if decision.arm is not None:
+                self._settle(decision.arm, by, refusal)
         self.events.extend(self.nursery.loaded)
         self.nursery.loaded.clear()
         self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
+
+    def _settle(self, arm: Arm, by: str, refusal: str) -> None:
+        """Remember how a germination went: what the daemon could not provide is no fault of the arm."""
+        if by == "unavailable":
+            self.unavailable.failed(arm, self.grower.epoch)
+        else:
+            self.unavailable.settled(arm)
+        if refusal:
+            self._refuse(arm, by, refusal)
 
     def _refuse(self, arm: Arm, by: str, reason: str) -> None:
         """Remember a refusal; the same arm refused again by the same party keeps its latest reason only."""
@@ -233,6 +245,7 @@ class Run:
             seeds=grower.records(),
             slots=grower.network.slots,
             options=tuple(self._options()),
+            unavailable=self.unavailable.arms(),
         )
 
     def _options(self) -> Iterator[ArmOption]:
@@ -243,13 +256,14 @@ class Run:
             for blueprint in blueprints:
                 if self.nursery.unfit(blueprint.name, slot):
                     continue
+                arm = Arm(slot=slot.slot, blueprint=blueprint.name)
                 parameters = blueprint.parameters(slot.shape)
                 total = self.grower.network.effective_parameters + parameters
-                why_not = taken
+                why_not = taken or self.unavailable.why_not(arm, self.grower.epoch)
                 if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
                     why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
                 yield ArmOption(
-                    arm=Arm(slot=slot.slot, blueprint=blueprint.name),
+                    arm=arm,
                     parameters=parameters,
                     flops_per_sample=blueprint.flops(slot.shape),
                     available=not why_not,
@@ -328,6 +342,7 @@ class Run:
             policy_state=self.policy_state,
             refused=tuple(self.refused),
             policy_unavailable=self.policy_unavailable,
+            unavailable=self.unavailable.entries(),
         )
         return state, tensors
 
@@ -349,6 +364,7 @@ class Run:
         self.policy_state = state.policy_state
         self.refused = list(state.refused)
         self.policy_unavailable = state.policy_unavailable
+        self.unavailable = UnavailableArms(state.unavailable)
 
 
 def _belongs_on_device(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import nn
 
 import esperd
 from esperd.declarations import resolve
-from esperd.errors import CheckpointRejected, ConfigError, EsperError, ImportFailed, InvalidModel
+from esperd.errors import CheckpointRejected, EsperError, ImportFailed, InvalidJob, InvalidModel
 from esperd.execution.oplist import load_kernel
 from esperd.growth.contribution import Measured
 from esperd.growth.export import HostReference, SampleSpec, encode
@@ -29,7 +30,7 @@ from esperd.growth.slots import find_slots
 from esperd.growth.untouched import untouched
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Artifact, Budget, Comparison, Job, Report
-from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, TrainingStarted
+from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, ExportFailed, TrainingStarted
 from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs
 from esperd.trainer import checkpoint
@@ -62,9 +63,10 @@ class Session:
         blobs: where checkpoints and artifacts go.
         resumed: times this job already went on from a checkpoint.
         clock: seconds, monotonic.
+        sleep: waits so many seconds.
 
     Raises:
-        EsperError: model, data, slots, loss or metric do not fit; each with its own class.
+        EsperError: model, data, slots, loss, metric or export directory do not fit; each with its own class.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Session:
         *,
         resumed: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.job = job
         self.plugins = plugins
@@ -83,11 +86,15 @@ class Session:
         self.blobs = blobs
         self.resumed = resumed
         self.clock = clock
+        self.sleep = sleep
         self.events: list[Body] = []
         self.finished: FinishedGrowth | None = None
         self._audit_tensors: dict[str, torch.Tensor] = {}
         self._last_checkpoint = clock()
         self.device = _device(job)
+        self.export_directory = _export_directory(job)
+        if self.export_directory is not None and not resumed:
+            _require_writable(self.export_directory)
         torch.set_num_threads(job.threads)
         for blueprint in plugins.blueprints.matching(job.growth.blueprints):
             resolve(blueprint.factory)
@@ -157,7 +164,7 @@ class Session:
             torch.manual_seed(self.job.rng_seed)
             host = self._build_host()
         network = GrowingNetwork(host, self.slots if phase == "growth" else ())
-        nursery = KernelNursery(self.plugins, self.desk, self.device, self.job.rng_seed)
+        nursery = KernelNursery(self.plugins, self.desk, self.device, self.job.rng_seed, self.sleep)
         grower = Grower(
             network=network,
             optimizer=build_optimizer(self.job.optimizer, network.host.parameters()),
@@ -233,10 +240,12 @@ class Session:
             because = "threads > 1: sums over threads may differ in their last bits"
         if not because and self.device.type != "cpu":
             because = "some CUDA operations are not deterministic"
+        if not because:
+            because = self._fault_met(run)
         flops = run.host_flops_per_sample or self._host_flops(run)
         self.events.append(
             TrainingStarted(
-                epoch=run.grower.epoch,
+                epoch=self._epoch(run),
                 epochs=self.job.budget.epochs,
                 train_samples=self.splits.train.samples,
                 gate_samples=self.splits.gate.samples,
@@ -250,6 +259,20 @@ class Session:
             )
         )
         self._flush()
+
+    def _fault_met(self, run: Run) -> str:
+        """What the daemon could not do for this job before it was resumed, and would have done in another run; empty: nothing."""
+        growth = self.finished.run if self.finished is not None else run
+        for refused in growth.refused:
+            if refused.by == "unavailable":
+                return f"the kernel of {refused.blueprint} at {refused.slot} could not be provided at epoch {refused.epoch}"
+        if growth.policy_unavailable:
+            return f"the policy could not be reached at {growth.policy_unavailable} decision points"
+        return ""
+
+    def _epoch(self, run: Run) -> int:
+        """Epochs of the growth run: the job's own count. The control does more of them, for the same FLOPs."""
+        return self.finished.run.grower.epoch if self.finished is not None else run.grower.epoch
 
     def _host_flops(self, run: Run) -> float:
         """Forward FLOPs of the host for one sample, counted outside the ledger: nothing was trained by it."""
@@ -316,8 +339,8 @@ class Session:
         )
         text = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
         artifacts = (*self.finished.artifacts, self._keep("report.json", text))
-        if self.job.export.directory is not None:
-            self._copy_out(Path(self.job.workdir) / self.job.export.directory, artifacts)
+        if self.export_directory is not None:
+            self._copy_out(self.export_directory, artifacts)
         self._flush()
         return Outcome(artifacts=artifacts, epoch=grown.grower.epoch)
 
@@ -343,20 +366,22 @@ class Session:
         return Artifact(name=name, sha256=self.blobs.put(data), size_bytes=len(data))
 
     def _copy_out(self, directory: Path, artifacts: tuple[Artifact, ...]) -> None:
+        """Copy what the store keeps. That the copy failed is told, and takes nothing from a job that did its work."""
+        files = [(artifact.name, self.blobs.get(artifact.sha256)) for artifact in artifacts]
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            for artifact in artifacts:
-                (directory / artifact.name).write_bytes(self.blobs.get(artifact.sha256))
+            for name, data in files:
+                (directory / name).write_bytes(data)
         except OSError as error:
-            raise ConfigError(
-                f"export.directory {directory} cannot be written: {error}; the model is kept in the store", key="export.directory"
-            ) from error
+            self.events.append(ExportFailed(directory=str(directory), reason=str(error)))
 
     # --- events and checkpoints ------------------------------------------------------------------------------------------
 
     def _epoch_ended(self, run: Run) -> None:
         self._flush()
-        if self.clock() - self._last_checkpoint >= self.job.checkpoint_every_s:
+        # What the policy is told after a kernel was unavailable must not be heard by a run that knows nothing of it.
+        met_fault = any(refused.by == "unavailable" and refused.epoch == run.grower.epoch for refused in run.refused)
+        if met_fault or self.clock() - self._last_checkpoint >= self.job.checkpoint_every_s:
             self._checkpoint(run)
 
     def _flush(self) -> None:
@@ -376,10 +401,11 @@ class Session:
         )
         data = checkpoint.encode(session, {**tensors, **self._audit_tensors})
         sha256 = self.blobs.put(data)
-        self.desk.checkpoint_written(sha256, run.grower.epoch)
+        epoch = self._epoch(run)
+        self.desk.checkpoint_written(sha256, epoch)
         self._last_checkpoint = self.clock()
         self.events.append(
-            CheckpointSaved(epoch=run.grower.epoch, sha256=sha256, size_bytes=len(data), seconds=self._last_checkpoint - began)
+            CheckpointSaved(epoch=epoch, sha256=sha256, size_bytes=len(data), seconds=self._last_checkpoint - began)
         )
 
     def _resume(self, run: Run, sha256: str) -> Run:
@@ -409,6 +435,29 @@ def _device(job: Job) -> torch.device:
     if job.device == "cuda" and not torch.cuda.is_available():
         raise InvalidModel('device = "cuda", but torch sees no CUDA device here; use device = "cpu"', device=job.device)
     return torch.device(job.device)
+
+
+def _export_directory(job: Job) -> Path | None:
+    return None if job.export.directory is None else Path(job.workdir) / job.export.directory
+
+
+def _require_writable(directory: Path) -> None:
+    """Make the directory and a file in it: what is found wrong here has cost nothing yet.
+
+    Raises:
+        InvalidJob: when the operating system refuses.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise InvalidJob(
+            f"export.directory {directory} cannot be written: {error}; name another one, or none: the model is kept in the"
+            " daemon's store either way",
+            key="export.directory",
+            directory=str(directory),
+        ) from error
 
 
 def _host_reference(job: Job, plugins: Plugins) -> HostReference:

@@ -16,7 +16,7 @@ from esperd.cli.picture import alpha_bar, draw, sparkline
 from esperd.messages.growth import Stage
 from esperd.messages.jobs import JobError, JobState
 from esperd.messages.policy import Arm, Decision
-from esperd.messages.telemetry import CheckpointSaved, DecisionMade, JobStateChanged, StageChanged
+from esperd.messages.telemetry import CheckpointSaved, DecisionMade, ExportFailed, JobStateChanged, StageChanged
 
 EVENTS = synthetic_job.events()
 
@@ -61,6 +61,15 @@ def test_gate_losses_start_anew_with_the_control():
     growth = view_after(until(StageChanged, after=Stage.FOSSILIZED))
     assert len(growth.gate_losses) == 13
     assert len(view_after().gate_losses) == synthetic_job.EPOCHS + 5
+
+
+def test_a_copy_that_could_not_be_written_is_shown_with_what_to_do():
+    failed = ExportFailed(directory="/full/model", reason="[Errno 28] No space left on device")
+    (event,) = synthetic_job.numbered([failed])
+    told = f"/full/model could not be written: [Errno 28] No space left on device; `esper export {event.job}` writes"
+    assert told in describe(event)
+    shown = " ".join(drawn(fold(view_after(), event), width=250).replace("│", " ").split())
+    assert told in shown
 
 
 def test_a_stage_change_shows_before_the_epoch_ends():

@@ -252,6 +252,10 @@ def test_a_refused_germination_counts_as_a_try():
     assert (found[arm()].pulls, found[arm()].total) == (1, pytest.approx(-RENT))
 
 
+def test_a_germination_whose_kernel_could_not_be_provided_teaches_nothing():
+    assert learned(observation(), observation(options=(), unavailable=(arm(),))) == {}
+
+
 def test_a_germination_that_happened_is_credited_when_its_seed_ends():
     assert learned(observation(), observation(seeds=(seed(stage=Stage.TRAINING),), options=())) == {}
 

@@ -37,14 +37,17 @@ class InProcessDesk:
     """Answers a session as the daemon's actors would, and remembers what it was told.
 
     ``stop`` is asked before every step, with the desk, for a reason to stop. At the decision points in ``policy_away`` the
-    policy cannot be reached. With ``kernels`` False none can be provided.
+    policy cannot be reached. With ``kernels`` False none can be provided. ``kernel_errors`` are raised, one after the other, by
+    the first attempts to get one.
     """
 
-    def __init__(self, *, stop=lambda _desk: None, policy_away=(), kernels=True):
+    def __init__(self, *, stop=lambda _desk: None, policy_away=(), kernels=True, kernel_errors=()):
         self.job_id = "job-1"
         self.stop = stop
         self.policy_away = policy_away
         self.kernels = kernels
+        self.kernel_errors = list(kernel_errors)
+        self.observations = []
         self.events = []
         self.checkpoints = []
         self.stages = {}
@@ -56,11 +59,14 @@ class InProcessDesk:
         if request.point in self.policy_away:
             raise ActorUnavailable("policy is between two incarnations")
         self.decided.append(request.point)
+        self.observations.append(request.observation)
         return resolve(PLUGINS.strategies[request.settings.strategy].decide)(request)
 
     def kernel(self, key):
         if not self.kernels:
             raise KernelRejected("the compiler could not prove this kernel's gradients")
+        if self.kernel_errors:
+            raise self.kernel_errors.pop(0)
         kernel = kernel_for(key.digest(), key)
         return KernelProvided(
             manifest_id=kernel.manifest.identity(),
@@ -117,9 +123,9 @@ class Ended:
         return told
 
 
-def train(job, blobs, desk=None, *, resume_from=None, resumed=0):
+def train(job, blobs, desk=None, *, resume_from=None, resumed=0, sleep=lambda _seconds: None):
     """One attempt at a job, to its end."""
-    session = Session(job, PLUGINS, desk or InProcessDesk(), blobs, resumed=resumed)
+    session = Session(job, PLUGINS, desk or InProcessDesk(), blobs, resumed=resumed, sleep=sleep)
     return Ended(session, session.train(resume_from))
 
 

@@ -14,11 +14,14 @@ import torch
 from torch.nn import functional
 
 from esperd.errors import (
+    ActorUnavailable,
+    AskTimeout,
     CheckpointRejected,
-    ConfigError,
     EsperError,
+    HandlerFailed,
     ImportFailed,
     InvalidData,
+    InvalidJob,
     InvalidModel,
     TrainingDiverged,
     UnknownName,
@@ -30,13 +33,17 @@ from esperd.messages.telemetry import (
     CheckpointSaved,
     DecisionMade,
     EpochCompleted,
+    ExportFailed,
     KernelLoaded,
     PolicyUnavailable,
     StageChanged,
     TrainingStarted,
 )
+from esperd.policy.state import decode_state
 from esperd.store.blobs import Blobs
+from esperd.trainer.checkpoint import decode
 from esperd.trainer.data import epoch_order
+from esperd.trainer.nursery import RETRY_AFTER_S
 from esperd.trainer.run import Stopped
 from esperd.trainer.session import Session
 
@@ -268,6 +275,15 @@ def test_a_job_stopped_in_its_control_ends_bit_identical(controlled, blobs):
     assert [event.network for event in resumed.desk.of(AuditMeasured)] == ["control"]
 
 
+def test_while_the_control_trains_a_job_stands_at_the_last_epoch_of_its_growth(controlled, blobs):
+    stopped = desks.train_until(CONTROLLED, blobs, desks.in_control)
+    assert {epoch for _, epoch in stopped.checkpoints} == {6}
+    assert {saved.epoch for saved in stopped.of(CheckpointSaved)} == {6}
+    assert stopped.of(EpochCompleted)[-1].epoch < controlled.desk.of(EpochCompleted)[-1].epoch
+    resumed = desks.train(CONTROLLED, blobs, resume_from=stopped.checkpoints[-1][0])
+    assert resumed.desk.of(TrainingStarted)[0].epoch == 6
+
+
 def test_a_job_stopped_when_its_budget_is_spent_still_gets_its_last_decision_point(blobs):
     job = desks.growing_job(budget={"flops": 4e6}, checkpoint_every_s=1e9)
     undisturbed = desks.train(job, blobs)
@@ -360,6 +376,54 @@ def test_a_kernel_that_cannot_be_provided_refuses_the_decision_and_training_goes
     assert ended.report.seeds == ()
     assert {refused.by for refused in ended.report.refused} == {"gate"}
     assert ended.report.grown.epochs == 10
+
+
+def test_a_kernel_that_is_there_at_the_second_attempt_is_grown(grown, blobs):
+    slept = []
+    desk = desks.InProcessDesk(kernel_errors=[ActorUnavailable("cache is between two incarnations")])
+    assert same_end(desks.train(GROWING, blobs, desk, sleep=slept.append), grown)
+    assert slept == [RETRY_AFTER_S]
+
+
+@pytest.fixture(scope="module")
+def faulty(blobs):
+    """The job ``GROWING``, whose first germination met a daemon in trouble."""
+    errors = [HandlerFailed("cache: OSError"), AskTimeout("no answer")]
+    desk = desks.InProcessDesk(kernel_errors=errors)
+    return desks.train(desks.growing_job(checkpoint_every_s=1e9), blobs, desk)
+
+
+def test_a_kernel_that_cannot_be_had_is_recorded_as_unavailable_and_its_arm_rests_uncharged(blobs, faulty):
+    (refused,) = [row for row in faulty.report.refused if row.by == "unavailable"]
+    assert (refused.epoch, refused.reason) == (1, "ask_timeout: no answer")
+    after = faulty.desk.observations[1]
+    (arm,) = after.unavailable
+    assert (arm.slot, arm.blueprint) == (refused.slot, refused.blueprint)
+    (option,) = [option for option in after.options if option.arm == arm]
+    assert "asked for again from epoch 3" in option.why_not
+    assert faulty.report.seeds  # others were grown meanwhile
+    sha256, _ = faulty.desk.checkpoints[0]
+    state, _, _ = decode(blobs.get(sha256))
+    assert decode_state(state.run.policy_state).arms == ()
+
+
+def test_a_resumed_job_that_met_such_a_fault_says_so_and_goes_on_as_it_would_have(blobs, faulty):
+    sha256, epoch = faulty.desk.checkpoints[0]  # taken at once, although none was due
+    assert epoch == 1
+    resumed = desks.train(desks.growing_job(checkpoint_every_s=1e9), blobs, resume_from=sha256)
+    assert same_end(resumed, faulty)
+    started = resumed.desk.of(TrainingStarted)[0]
+    assert not started.exact_resume
+    assert "could not be provided at epoch 1" in started.inexact_because
+
+
+def test_a_job_resumed_after_the_policy_was_away_says_so(blobs):
+    desk = desks.InProcessDesk(policy_away={1, 2}, stop=lambda desk: "drain" if len(desk.of(EpochCompleted)) == 2 else None)
+    job = desks.growing_job(budget={"epochs": 3})
+    with pytest.raises(Stopped):
+        desks.train(job, blobs, desk)
+    resumed = desks.train_until(job, blobs, lambda _desk: "drain", resume_from=desk.checkpoints[-1][0])
+    assert "the policy could not be reached at 2 decision points" in resumed.of(TrainingStarted)[0].inexact_because
 
 
 @pytest.mark.parametrize("only_measured", [False, True], ids=["in training", "when measured"])
@@ -460,11 +524,26 @@ def test_the_grown_model_is_copied_to_the_directory_the_job_names(tmp_path, grow
     assert network.effective_parameters == grown.report.grown.parameters
 
 
-def test_an_export_directory_that_cannot_be_written_is_named(tmp_path, blobs):
+@pytest.mark.parametrize("directory", ["taken", "taken/below"])
+def test_an_export_directory_that_cannot_be_written_is_named_before_anything_is_trained(tmp_path, blobs, directory):
     (tmp_path / "taken").write_text("a file")
-    job = desks.growing_job(budget={"epochs": 1}, workdir=str(tmp_path), export={"directory": "taken"})
-    with pytest.raises(ConfigError, match=r"export\.directory .*taken"):
-        desks.train(job, blobs)
+    job = desks.growing_job(budget={"epochs": 1}, workdir=str(tmp_path), export={"directory": directory})
+    desk = desks.InProcessDesk()
+    with pytest.raises(InvalidJob, match=r"export\.directory .*taken.* cannot be written"):
+        desks.train(job, blobs, desk)
+    assert desk.events == []
+
+
+def test_a_copy_that_fails_at_the_end_is_told_and_the_job_succeeds(tmp_path, blobs):
+    job = desks.growing_job(budget={"epochs": 1}, workdir=str(tmp_path), export={"directory": "out"})
+    begun = desks.train_until(job, blobs, desks.after_steps(1)).checkpoints[-1][0]
+    (tmp_path / "out").rmdir()
+    (tmp_path / "out").write_text("in the way")
+    ended = desks.train(job, blobs, resume_from=begun, resumed=1)
+    (told,) = ended.desk.of(ExportFailed)
+    assert told.directory == str(tmp_path / "out")
+    assert "exists" in told.reason
+    assert {"model.safetensors", "growth.json", "report.json"} == set(ended.files)
 
 
 # --- budgets -----------------------------------------------------------------------------------------------------------------
