@@ -84,6 +84,8 @@ class Cell(ABC):
         """Messages handled by this incarnation; for a process: forwarded to it."""
         self.start_error: EsperError | None = None
         """How the last incarnation that did not start failed."""
+        self.exit_status: int | None = None
+        """Of the last incarnation's process, negative for a signal; None while there is none to tell."""
         self._post = post
         self._stop_requested = anyio.Event()
 
@@ -102,6 +104,7 @@ class Cell(ABC):
         self._stop_requested = anyio.Event()
         self.mailbox.drop_control(lambda item: item is STOP_MARK)
         self.handled = 0
+        self.exit_status = None
 
     async def live(self, generation: int, started: Callable[[], None]) -> End:
         """One incarnation, from its start to its end. ``started`` is called when it is ready for messages."""

@@ -85,6 +85,7 @@ class ProcessCell(Cell):
                 tasks.start_soon(self._stop_when_asked, worker, peer)
                 tasks.start_soon(self._attend, worker, peer, started, tasks)
                 status = await worker.wait()
+                self.exit_status = status
                 tasks.cancel_scope.cancel()
             await self._read_last_words(peer)
         finally:

@@ -316,7 +316,11 @@ class ActorSystem:
     def _notify(self, ended: NotifyWatchers) -> None:
         """In the ordinary lane: what the ended actor said before its end must be read before the news of it."""
         terminated = Terminated(
-            actor=ended.name, generation=ended.generation, reason=ended.reason, will_restart=ended.will_restart
+            actor=ended.name,
+            generation=ended.generation,
+            reason=ended.reason,
+            will_restart=ended.will_restart,
+            status=self._cells[ended.name].exit_status,
         )
         for watcher in sorted(self._watchers.get(ended.name, ())):
             self._require_tasks().start_soon(self.deliver, watcher, Envelope(terminated, SUPERVISOR))

@@ -80,6 +80,14 @@ class WorkerLost:
 
 
 @dataclass(frozen=True)
+class WorkerLeft:
+    """The worker gave up through no fault of the job."""
+
+    generation: int
+    now: float
+
+
+@dataclass(frozen=True)
 class PauseAsked:
     """The user wants the job to rest."""
 
@@ -99,7 +107,7 @@ class DaemonRestarted:
     """Whoever held the job is gone, through no fault of the job."""
 
 
-WorkerEvent = Started | Succeeded | Stopped | Broken | WorkerLost
+WorkerEvent = Started | Succeeded | Stopped | Broken | WorkerLost | WorkerLeft
 JobEvent = WorkerEvent | Leased | PauseAsked | ResumeAsked | CancelAsked | DaemonRestarted
 
 
@@ -143,6 +151,9 @@ def advance(standing: JobStanding, event: JobEvent, limits: Jobs, rng: random.Ra
             return Moved(_let_go(replace(standing, wish=wish)))
         case WorkerLost():
             return Moved(_lose_worker(standing, event.now, limits, rng))
+        case WorkerLeft():
+            left = _let_go(standing)
+            return Moved(replace(left, retry_at=event.now + limits.backoff_s) if left.state is JobState.QUEUED else left)
         case DaemonRestarted():
             return Moved(_let_go(standing) if standing.state in HELD_STATES else standing)
         case PauseAsked():

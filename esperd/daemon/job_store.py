@@ -23,6 +23,7 @@ from esperd.daemon.job_lifecycle import (
     Started,
     Stopped,
     Succeeded,
+    WorkerLeft,
     WorkerLost,
     advance,
     check_lease,
@@ -258,6 +259,15 @@ class JobStore:
         """
         error = JobError(code=WorkerFailed.code, message=reason)
         return await self._step(job_id, WorkerLost(generation, self._clock()), _record_error(error))
+
+    async def worker_left(self, job_id: str, generation: int) -> JobInfo:
+        """The worker gave up through no fault of the job: it waits ``backoff_s`` for another one, and no attempt is spent.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        return await self._step(job_id, WorkerLeft(generation, self._clock()))
 
     async def pause(self, job_id: str) -> Asked:
         """Let a job rest: at once when it is queued, when its worker has stopped when it is held.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from esperd.actors.clock import Clock
 from esperd.actors.spec import ProcessSpec
 from esperd.config import Config
 from esperd.daemon.admission import check_job
+from esperd.daemon.announcer import Announcer
 from esperd.daemon.job_store import Asked, JobStore, LeasedJob
-from esperd.errors import Busy, EsperError, NothingToShow
+from esperd.errors import Busy, Conflict, EsperError, IllegalTransition, JobNotFound, NothingToShow, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import Terminated
 from esperd.messages.jobs import (
+    EXIT_NO_FAULT,
     FINAL_JOB_STATES,
     ArtifactChunk,
     ArtifactList,
@@ -47,7 +49,6 @@ from esperd.messages.jobs import (
     StopJob,
     SubmitJob,
 )
-from esperd.messages.telemetry import JobStateChanged, NewEvent, Record
 from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs
 from esperd.telemetry.metrics import Metrics
@@ -56,6 +57,12 @@ POLL_S = 0.5
 """How often the queue is looked at for jobs whose retry time has come."""
 
 CHUNK_BYTES = 4 * 1024 * 1024
+
+ANNOUNCE_S = 2.0
+"""How long an actor that ends waits for its last announcements to be logged; chosen, not measured."""
+
+WORKERS = "trainer/"
+"""What every worker's name begins with."""
 
 log = structlog.get_logger()
 
@@ -72,6 +79,8 @@ class Held:
     """What it must be told as soon as it has the lease."""
     ended: bool = False
     """True once the worker reported the end: its exit is then no loss."""
+    gone: Terminated | None = None
+    """How its process ended, until that is recorded."""
 
 
 class JobsActor(Actor):
@@ -84,6 +93,7 @@ class JobsActor(Actor):
         plugins: for admission checks and observing hooks.
         metrics: fed with every change of state.
         start_worker: starts a process actor; returns once it is ready, raises when it is not.
+        stop_workers: stops every trainer worker there is, whoever started it, and returns when they are gone.
         clock: time.
     """
 
@@ -96,6 +106,7 @@ class JobsActor(Actor):
         plugins: Plugins,
         metrics: Metrics,
         start_worker: Callable[[ProcessSpec], Awaitable[None]],
+        stop_workers: Callable[[], Awaitable[None]],
         clock: Clock,
     ) -> None:
         self._store = store
@@ -104,10 +115,16 @@ class JobsActor(Actor):
         self._plugins = plugins
         self._metrics = metrics
         self._start_worker = start_worker
+        self._stop_workers = stop_workers
         self._clock = clock
         self._held: dict[str, Held] = {}
         self._draining = False
+        self._taken_back = False
+        self._look_is_due = False
         self._context: Context | None = None
+        self._announcer: Announcer | None = None
+        self.trouble = ""
+        """What the store refuses; empty while it works."""
 
     @property
     def context(self) -> Context:
@@ -117,18 +134,58 @@ class JobsActor(Actor):
         return self._context
 
     async def on_start(self, context: Context) -> None:
-        """Take back what a dead daemon, or a dead incarnation of this actor, had leased; then look at the queue."""
+        """Take back what a dead daemon, or a dead incarnation of this actor, had leased; then look at the queue.
+
+        Workers of a dead incarnation end first: nobody knows any more what they were told, and two workers must not train
+        one job.
+        """
         self._context = context
-        for info in await self._store.recover():
-            await self._announce(info)
-        for info in await self._store.list(limit=1_000_000):
-            self._metrics.observe_job(info)
+        self._announcer = Announcer(context)
+        context.start_soon(self._announcer.run)
+        await self._stop_workers()
+        with self._bearing_store_trouble():
+            await self._take_back()
         context.start_soon(self._poll)
+
+    async def on_stop(self) -> None:
+        """Let the last changes of state reach the log."""
+        if self._announcer is not None:
+            with anyio.move_on_after(ANNOUNCE_S):
+                await self._announcer.emptied()
 
     async def _poll(self) -> None:
         while True:
-            await self.context.tell(self.context.name, LeaseJobs())
+            self._look()
             await self._clock.sleep(POLL_S)
+
+    def _look(self) -> None:
+        """Have the queue looked at, after the mail that is there; once, however often it is asked for meanwhile."""
+        if not self._look_is_due:
+            self._look_is_due = True
+            # Beside the handlers: one that waited for room in its own mailbox would wait for itself.
+            self.context.start_soon(self.context.tell, self.context.name, LeaseJobs())
+
+    @contextlib.contextmanager
+    def _bearing_store_trouble(self) -> Iterator[None]:
+        """For what nobody asked for and the next look does again: a store that fails is said, and ends nothing."""
+        try:
+            yield
+        except StoreFailed as error:
+            log.warning("the store fails; tried again soon", error=str(error))
+            self.trouble = str(error)
+        else:
+            if self.trouble:
+                log.info("the store works again")
+            self.trouble = ""
+
+    async def _take_back(self) -> None:
+        if self._taken_back:
+            return
+        for info in await self._store.recover():
+            self._announce(info)
+        for info in await self._store.list(limit=1_000_000):
+            self._metrics.observe_job(info)
+        self._taken_back = True
 
     # --- clients ---------------------------------------------------------------------------------------------------------
 
@@ -140,8 +197,8 @@ class JobsActor(Actor):
         check_job(message.job, self._plugins)
         submitted = await self._store.submit(message.job, message.idempotency_key)
         if not submitted.duplicate:
-            await self._announce(submitted.info)
-            await self.context.tell(self.context.name, LeaseJobs())
+            self._announce(submitted.info)
+            self._look()
         return JobSubmitted(id=submitted.info.id, duplicate=submitted.duplicate)
 
     @handles(ListJobs)
@@ -163,7 +220,7 @@ class JobsActor(Actor):
     async def resume(self, message: ResumeJob) -> JobInfo:
         """Queue a paused job again."""
         info = await self._asked(await self._store.resume(message.id))
-        await self.context.tell(self.context.name, LeaseJobs())
+        self._look()
         return info
 
     @handles(CancelJob)
@@ -173,9 +230,9 @@ class JobsActor(Actor):
 
     async def _asked(self, asked: Asked) -> JobInfo:
         if asked.tell_worker is not None:
-            await self._stop_worker(self._worker_of(asked.info.id), asked.tell_worker)
+            await self._stop_worker(worker_name(asked.info.id, asked.info.attempt), asked.tell_worker)
         elif asked.info.state not in (JobState.LEASED, JobState.RUNNING):
-            await self._announce(asked.info)
+            self._announce(asked.info)
         return asked.info
 
     @handles(ListArtifacts)
@@ -197,14 +254,21 @@ class JobsActor(Actor):
 
     @handles(LeaseJobs)
     async def lease_jobs(self, _message: LeaseJobs) -> None:
-        """Give queued jobs to workers, as many as may run."""
+        """Note which workers are gone, then give queued jobs to workers, as many as may run."""
+        self._look_is_due = False
+        with self._bearing_store_trouble():
+            await self._take_back()
+            await self._let_go()
+            await self._lease()
+
+    async def _lease(self) -> None:
         while not self._draining and len(self._held) < self._config.jobs.max_running:
             leased = await self._store.lease(self._clock.wall())
             if leased is None:
                 return
             name = worker_name(leased.info.id, leased.generation)
             self._held[name] = Held(leased.info.id, leased.generation)
-            await self._announce(leased.info)
+            self._announce(leased.info)
             self.context.start_soon(self._start, name, leased)
 
     async def _start(self, name: str, leased: LeasedJob) -> None:
@@ -250,9 +314,9 @@ class JobsActor(Actor):
 
     async def _stop_worker(self, name: str, stop: StopJob) -> None:
         """Have a worker stop, now or as soon as it has its lease."""
-        held = self._held[name]
-        if held.ended:
-            return
+        held = self._held.get(name)
+        if held is None or held.ended or held.gone is not None:
+            return  # what was asked is recorded with the job, and done when its worker's end is
         held.stop = stop
         if held.handed:
             await self.context.tell(name, stop)
@@ -261,7 +325,7 @@ class JobsActor(Actor):
     async def job_started(self, message: JobStarted) -> Done:
         """Model and data are loaded."""
         info = await self._store.started(message.job_id, message.generation)
-        await self._announce(info)
+        self._announce(info)
         self._plugins.notify("esperd_job_started", job=info)
         return Done()
 
@@ -275,68 +339,81 @@ class JobsActor(Actor):
     async def job_succeeded(self, message: JobSucceeded) -> Done:
         """Report and model are in the store."""
         info = await self._store.succeeded(message.job_id, message.generation, message.epoch, message.artifacts)
-        return await self._ended(info)
+        return self._ended(info)
 
     @handles(JobStopped)
     async def job_stopped(self, message: JobStopped) -> Done:
         """The worker stopped as it was asked to."""
-        return await self._ended(await self._store.stopped(message.job_id, message.generation, message.why))
+        return self._ended(await self._store.stopped(message.job_id, message.generation, message.why))
 
     @handles(JobBroken)
     async def job_broken(self, message: JobBroken) -> Done:
         """The job cannot succeed."""
-        return await self._ended(await self._store.broken(message.job_id, message.generation, message.error))
+        return self._ended(await self._store.broken(message.job_id, message.generation, message.error))
 
-    async def _ended(self, info: JobInfo) -> Done:
-        self._held[self._worker_of(info.id)].ended = True
-        await self._announce(info)
+    def _ended(self, info: JobInfo) -> Done:
+        held = self._held.get(worker_name(info.id, info.attempt))
+        if held is not None:
+            held.ended = True
+        self._announce(info)
         return Done()
 
     @handles(Terminated)
     async def worker_terminated(self, message: Terminated) -> None:
         """A worker is gone. If it had not reported an end, its job is lost to it and waits for the next attempt."""
-        held = self._held.pop(message.actor, None)
-        if held is None:
-            return
-        if not held.ended and self._draining:  # ended with the daemon, through no fault of the job
-            await self._announce(await self._store.stopped(held.job_id, held.generation, "drain"))
-        elif not held.ended:
-            info = await self._store.worker_lost(held.job_id, held.generation, message.reason)
-            log.warning("worker lost", job=held.job_id, reason=message.reason, state=str(info.state))
-            await self._announce(info)
-        await self.context.tell(self.context.name, LeaseJobs())
+        held = self._held.get(message.actor)
+        if held is not None:
+            held.gone = held.gone or message
+            self._look()
+
+    async def _let_go(self) -> None:
+        """Record the end of every worker that is gone. One that cannot be recorded now is still there at the next look."""
+        for name, held in list(self._held.items()):
+            if held.gone is None:
+                continue
+            if not held.ended:
+                try:
+                    self._announce(await self._record_end(held, held.gone))
+                except (Conflict, IllegalTransition, JobNotFound) as error:
+                    log.warning("a worker ended after its lease", worker=name, error=str(error))
+            del self._held[name]
+
+    async def _record_end(self, held: Held, gone: Terminated) -> JobInfo:
+        """What becomes of a job whose worker ended without a word about it."""
+        if self._draining:  # it ended with the daemon
+            return await self._store.stopped(held.job_id, held.generation, "drain")
+        if gone.status == EXIT_NO_FAULT:
+            log.warning("worker left", job=held.job_id, reason=gone.reason)
+            return await self._store.worker_left(held.job_id, held.generation)
+        info = await self._store.worker_lost(held.job_id, held.generation, gone.reason)
+        log.warning("worker lost", job=held.job_id, reason=gone.reason, state=str(info.state))
+        return info
 
     @handles(DrainJobs)
     async def drain(self, _message: DrainJobs) -> Done:
         """Admit and lease nothing more; every worker checkpoints and stops."""
         self._draining = True
-        for name in self._held:
+        for name in list(self._held):
             await self._stop_worker(name, StopJob(why="drain"))
         return Done()
-
-    def _worker_of(self, job_id: str) -> str:
-        """Address of the worker that holds a job's lease."""
-        return next(name for name, held in self._held.items() if held.job_id == job_id)
 
     @property
     def running(self) -> int:
         """Workers that hold a lease, starting ones included."""
         return len(self._held)
 
-    async def _announce(self, info: JobInfo) -> None:
+    def _announce(self, info: JobInfo) -> None:
         """Tell everybody who watches that a job changed its state."""
         self._metrics.observe_job(info)
         if info.state in FINAL_JOB_STATES:
             self._plugins.notify("esperd_job_finished", job=info)
-        body = JobStateChanged(state=info.state, attempt=info.attempt, error=info.error)
-        event = NewEvent(at=self._clock.wall(), body=body)
-        key = f"state:{info.attempt}:{info.state}:{time.time_ns()}"
-        await self.context.tell("telemetry", Record(job=info.id, key=key, events=(event,)))
+        if self._announcer is not None:
+            self._announcer.announce(info)
 
 
 def worker_name(job_id: str, generation: int) -> str:
     """Address of the trainer worker that holds this lease; no two leases share one."""
-    return f"trainer/{job_id}.{generation}"
+    return f"{WORKERS}{job_id}.{generation}"
 
 
 def worker_environment(config: Config, *, threads: int) -> dict[str, str]:

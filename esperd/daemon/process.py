@@ -29,11 +29,11 @@ from esperd.daemon import job_store
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
-from esperd.daemon.jobs_actor import JobsActor, blob_directory, worker_environment
+from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_directory
 from esperd.errors import ActorUnavailable
 from esperd.logs import configure_logging
-from esperd.messages.control import ActorState
+from esperd.messages.control import ActorState, ActorStatus
 from esperd.messages.jobs import DrainJobs
 from esperd.plugins import load_plugins
 from esperd.policy import decision_log
@@ -60,18 +60,21 @@ class Status:
     starting: bool = True
     draining: bool = False
     system: ActorSystem | None = None
+    jobs: JobsActor | None = None
 
     def not_ready(self) -> list[str]:
         """Reasons why the daemon takes no work now."""
         reasons = ["starting"] if self.starting else []
         if self.draining:
             reasons.append("draining")
+        if self.jobs is not None and self.jobs.trouble:
+            reasons.append(f"store: {self.jobs.trouble}")
         if self.system is not None:
             waited_for = {ActorState.FAILED, ActorState.WAITING, ActorState.STARTING}
             reasons += [
                 f"actor {actor.name} is {actor.state}"
                 for actor in self.system.status()
-                if actor.state in waited_for and not actor.name.startswith("trainer/")
+                if actor.state in waited_for and not actor.name.startswith(WORKERS)
             ]
         return reasons
 
@@ -161,7 +164,7 @@ class _Daemon:
                 drained = await self._until_drained(system, signals)
                 tasks.cancel_scope.cancel()
             if not drained:
-                await self._stop_processes(system)
+                await _stop_at_once(system, lambda actor: actor.pid not in (None, os.getpid()))
         return 0 if drained else 1
 
     async def _open_parts(self, stack: contextlib.AsyncExitStack, publisher: Publisher) -> _Parts:
@@ -217,8 +220,10 @@ class _Daemon:
             plugins=self._plugins,
             metrics=self._metrics,
             start_worker=system.start,
+            stop_workers=lambda: _stop_at_once(system, lambda actor: actor.name.startswith(WORKERS)),
             clock=self._clock,
         )
+        self._status.jobs = self._jobs
         return self._jobs
 
     def _report_plugins(self) -> None:
@@ -254,19 +259,20 @@ class _Daemon:
                 return True
         return False
 
-    async def _stop_processes(self, system: ActorSystem) -> None:
-        """End every worker now, without the grace it would have to checkpoint; what it was at is resumed or done again."""
-
-        async def stop(name: str) -> None:
-            with contextlib.suppress(ActorUnavailable):  # it ended by itself meanwhile
-                await system.stop(name, grace_s=0.0)
-
-        async with anyio.create_task_group() as tasks:
-            for actor in system.status():
-                if actor.pid not in (None, os.getpid()):
-                    tasks.start_soon(stop, actor.name)
-
     async def _until_idle(self) -> None:
         """Return once no worker holds a lease."""
         while self._jobs is not None and self._jobs.running:
             await self._clock.sleep(0.02)
+
+
+async def _stop_at_once(system: ActorSystem, whom: Callable[[ActorStatus], bool]) -> None:
+    """End these actors now, without the grace they would have to checkpoint; what they were at is resumed or done again."""
+
+    async def stop(name: str) -> None:
+        with contextlib.suppress(ActorUnavailable):  # it ended by itself meanwhile
+            await system.stop(name, grace_s=0.0)
+
+    async with anyio.create_task_group() as tasks:
+        for actor in system.status():
+            if whom(actor):
+                tasks.start_soon(stop, actor.name)

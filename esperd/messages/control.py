@@ -65,6 +65,8 @@ class Terminated(Message, frozen=True, kw_only=True):
     reason: str
     """``stopped`` when it was asked to, otherwise what went wrong."""
     will_restart: bool
+    status: int | None = None
+    """Exit status of its process, negative for a signal; None for an actor without one, or whose process never was."""
 
 
 class ActorState(enum.StrEnum):

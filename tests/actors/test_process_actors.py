@@ -242,7 +242,7 @@ async def test_a_training_loop_asks_tells_and_is_told_over_a_thread_link(tmp_pat
         await system.stop("worker")
         await recorder.until_ended()
     assert recorder.said() == ["before", "actor_unavailable", "stop pause"]
-    assert recorder.heard[-1] == Terminated(actor="worker", generation=1, reason="stopped", will_restart=False)
+    assert recorder.heard[-1] == Terminated(actor="worker", generation=1, reason="stopped", will_restart=False, status=0)
 
 
 @pytest.mark.asyncio

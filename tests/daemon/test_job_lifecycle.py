@@ -21,6 +21,7 @@ from esperd.daemon.job_lifecycle import (
     Started,
     Stopped,
     Succeeded,
+    WorkerLeft,
     WorkerLost,
     advance,
     backoff_s,
@@ -59,13 +60,22 @@ def test_a_lost_worker_sends_the_job_back_to_wait_and_the_last_allowed_one_kills
     assert (standing.state, standing.lost, standing.retry_at) == (JobState.DEAD, 3, None)
 
 
+def test_a_worker_that_left_through_no_fault_of_the_job_spends_no_attempt_however_often_it_happens():
+    standing = JobStanding()
+    for generation in range(1, 3 * LIMITS.max_attempts):
+        standing = after(Leased(), Started(generation), WorkerLeft(generation, now=100.0), standing=standing)
+        assert (standing.state, standing.lost, standing.retry_at) == (JobState.QUEUED, 0, 102.0)
+
+
 @given(lost=st.integers(1, 5000), seed=st.integers(0, 100))
 def test_the_wait_doubles_up_to_its_maximum_with_full_jitter(lost, seed):
     wait = backoff_s(lost, LIMITS, random.Random(seed))
     assert 0.0 <= wait <= min(2.0 * 2 ** min(lost - 1, 9), 5.0)
 
 
-@pytest.mark.parametrize("event", [Started(1), Succeeded(1), Stopped(1, "drain"), Broken(1), WorkerLost(1, 0.0)])
+@pytest.mark.parametrize(
+    "event", [Started(1), Succeeded(1), Stopped(1, "drain"), Broken(1), WorkerLost(1, 0.0), WorkerLeft(1, 0.0)]
+)
 def test_the_word_of_an_earlier_lease_is_refused(event):
     with pytest.raises(Conflict, match="lease 1 of the job has ended: the job is running under lease 2"):
         advance(running(generation=2), event, LIMITS, random.Random(0))
@@ -97,7 +107,7 @@ def test_a_queued_or_paused_job_is_cancelled_at_once_and_a_running_one_when_its_
     assert after(Stopped(1, "cancel"), standing=asked.standing).state is JobState.CANCELLED
 
 
-@pytest.mark.parametrize("gone", [WorkerLost(1, now=0.0), DaemonRestarted(), Stopped(1, "drain")])
+@pytest.mark.parametrize("gone", [WorkerLost(1, now=0.0), WorkerLeft(1, now=0.0), DaemonRestarted(), Stopped(1, "drain")])
 @pytest.mark.parametrize(("wish", "state"), [("pause", JobState.PAUSED), ("cancel", JobState.CANCELLED)])
 def test_a_wish_is_carried_out_however_the_worker_ends(gone, wish, state):
     standing = after(gone, standing=running(wish=wish))
@@ -141,6 +151,7 @@ EVENTS = st.sampled_from([Leased(), PauseAsked(), ResumeAsked(), CancelAsked(), 
             lambda g: Succeeded(g + behind),
             lambda g: Broken(g + behind),
             lambda g: WorkerLost(g + behind, now=50.0),
+            lambda g: WorkerLeft(g + behind, now=50.0),
             lambda g: Stopped(g + behind, "pause"),
             lambda g: Stopped(g + behind, "cancel"),
             lambda g: Stopped(g + behind, "drain"),
