@@ -1,9 +1,9 @@
 """What a job costs over a bare script: the same loop, same seed, side by side; the final weights must be equal to the bit.
 
-The bare script (``overhead_bare.py``) and the job (no growth, a real daemon, a worker process of its own) train in turns, each
-in a fresh process with one thread. Compared are seconds of training: from the first step to the last gate pass, start-up left
-out. For the job they contain everything it does besides: counting FLOPs, telling the daemon, checkpoints. The fastest epoch of
-each repeat says what a step costs, whatever else the machine did meanwhile.
+The bare script (``overhead_bare.py``) and the job (no growth, a real daemon, a worker process of its own) train in turns, now
+one first and now the other, each in a fresh process with one thread. Compared are seconds of training: from the first step to
+the last gate pass, start-up left out. For the job they contain everything it does besides: counting FLOPs, telling the daemon,
+checkpoints. The fastest epoch of each repeat says what a step costs, whatever else the machine did meanwhile.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from esperd.testing import running_daemon
 
 CHANNELS = [12, 16, 24]
 """With three input channels and ten classes: 5,862 parameters."""
-EPOCHS = {"cifar": 5, "digits": 60, "cifar quick": 2, "digits quick": 40}
+EPOCHS = {"cifar": 4, "digits": 60, "cifar quick": 2, "digits quick": 20}
 
 
 def job_for(data: Path | None, epochs: int, workdir: Path) -> Job:
@@ -102,7 +102,7 @@ def require_equal(bare: Path, directory: Path) -> int:
 
 def main() -> None:
     """Measure, compare, print, write."""
-    chosen = harness.arguments(__doc__.partition("\n")[0], repeats=5, quick_repeats=2)
+    chosen = harness.arguments(__doc__.partition("\n")[0], repeats=9, quick_repeats=2)
     source = "cifar" if chosen.data is not None else "digits"
     epochs = EPOCHS[f"{source} quick" if chosen.quick else source]
     bare, jobs = [], []
@@ -111,8 +111,11 @@ def main() -> None:
         job = job_for(chosen.data, epochs, scratch)
         with running_daemon(scratch / "state") as daemon, daemon.sync_client() as esper:
             for repeat in range(chosen.repeats):
-                bare.append(train_bare(job, chosen.data, scratch / f"bare{repeat}.pt"))
-                jobs.append(train_job(esper, job, scratch / f"job{repeat}"))
+                for side in ("bare", "job") if repeat % 2 == 0 else ("job", "bare"):
+                    if side == "bare":
+                        bare.append(train_bare(job, chosen.data, scratch / f"bare{repeat}.pt"))
+                    else:
+                        jobs.append(train_job(esper, job, scratch / f"job{repeat}"))
                 print(
                     f"repeat {repeat + 1} of {chosen.repeats}: bare {bare[-1]['seconds']:.3f} s, job {jobs[-1]['seconds']:.3f} s",
                     file=sys.stderr,
