@@ -15,6 +15,7 @@ from esperd.cli.options import Options, client_options, output_options
 if TYPE_CHECKING:
     from esperd.cli.output import Output
     from esperd.client import Client
+    from esperd.growth.merge import Merge
     from esperd.messages.jobs import JobInfo
 
 ResultT = TypeVar("ResultT")
@@ -152,27 +153,63 @@ def report(options: Options, job_id: str, html: Path | None) -> None:
 @esper.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--to", "directory", type=DIRECTORY, required=True, help="Directory to write; made when absent.")
-@click.option("--merge", is_flag=True, help="Fold seeds into the layers around them, where algebra allows.")
+@click.option("--merge", "merged", is_flag=True, help="Fold seeds into the layers around them, where algebra allows.")
+@click.option(
+    "--host",
+    metavar="MODULE:FUNCTION",
+    help="For --merge: what builds the host; imported from the current directory or the job's workdir.",
+)
+@click.option(
+    "--import-host",
+    is_flag=True,
+    help="For --merge: import the host that the export names, from the job's workdir. Only for jobs you trust.",
+)
 @client_options
 @_options
-def export(options: Options, job_id: str, directory: Path, *, merge: bool) -> None:
+def export(options: Options, job_id: str, directory: Path, host: str | None, *, merged: bool, import_host: bool) -> None:
     """Write a finished job's grown model and its records. `esperd.load(DIRECTORY)` rebuilds it without a daemon."""
+    if (host is not None or import_host) and not merged:
+        raise click.UsageError("--host and --import-host belong to --merge")
+    if host is not None and import_host:
+        raise click.UsageError("--host and --import-host say the same in two ways: give one of them")
 
     async def work(esper: Client, output: Output) -> None:
-        written = await esper.job(job_id).export(directory)
-        if merge:
-            from esperd.growth.merge import merge_export
-
-            merge_export(directory)
+        handle = esper.job(job_id)
+        written = await handle.export(directory)
+        if not output.as_json:
+            for path in written:
+                output.line(f"written {path}")
+        told: dict[str, object] = {"directory": str(directory), "files": [str(path) for path in written], "merged": merged}
+        if merged:
+            result = _merge(directory, Path((await handle.info()).job.workdir), host, import_host=import_host)
+            told |= {"folded": result.folded, "kept": result.kept}
+            if not output.as_json:
+                output.line(f"merged {directory}: folded {', '.join(result.folded) or 'nothing'}")
+                for seed, reason in result.kept.items():
+                    output.line(f"kept {seed}: {reason}")
         if output.as_json:
-            output.json({"directory": str(directory), "files": [str(path) for path in written], "merged": merge})
-            return
-        for path in written:
-            output.line(f"written {path}")
-        if merge:
-            output.line(f"merged {directory}")
+            output.json(told)
 
     _with_daemon(options, work)
+
+
+def _merge(directory: Path, workdir: Path, host: str | None, *, import_host: bool) -> Merge:
+    """Merge an export, with the user's host where the command named it."""
+    from esperd.cli.users_code import make_importable, not_merged
+    from esperd.declarations import resolve
+    from esperd.errors import EsperError
+    from esperd.growth.merge import merge_export
+
+    here = Path.cwd()
+    try:
+        if host is not None:
+            make_importable(here, workdir)
+            return merge_export(directory, host=resolve(host))
+        if import_host:
+            make_importable(workdir, here)
+        return merge_export(directory, import_host=import_host)
+    except EsperError as error:
+        raise not_merged(error, directory, has_host=host is not None or import_host) from error
 
 
 @esper.command()

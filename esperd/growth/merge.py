@@ -169,11 +169,14 @@ def _reader(network: GrowingNetwork, slot: str, sample: torch.Tensor) -> nn.Line
     return readers[0] if len(readers) == 1 else None
 
 
-def merge_export(directory: Path, *, import_host: bool = False) -> Merge:
+def merge_export(
+    directory: Path, *, host: nn.Module | Callable[..., nn.Module] | None = None, import_host: bool = False
+) -> Merge:
     """Rewrite an export in place with every affine seed folded into a layer beside it.
 
     Args:
         directory: holds ``model.safetensors`` and ``growth.json``.
+        host: as in :func:`esperd.growth.export.load`.
         import_host: as in :func:`esperd.growth.export.load`.
 
     Returns:
@@ -183,7 +186,7 @@ def merge_export(directory: Path, *, import_host: bool = False) -> Merge:
         ExportRejected: as in :func:`esperd.growth.export.load`, or the network takes no floating-point input.
     """
     structure, _ = read(directory)
-    network = load(directory, import_host=import_host)
+    network = load(directory, host=host, import_host=import_host)
     dtype: object = getattr(torch, structure.input.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ExportRejected(f"folds are checked on random inputs, and this network takes {structure.input.dtype}")
