@@ -18,7 +18,7 @@ from esperd.cli.live import follow, require_success
 from esperd.cli.output import Output
 from esperd.cli.own_daemon import own_daemon
 from esperd.client import Client, JobHandle
-from esperd.errors import IllegalTransition, MissingExtra
+from esperd.errors import ConfigError, IllegalTransition, MissingExtra
 from esperd.jobfile import parse_job
 from esperd.messages.jobs import FINAL_JOB_STATES, Job, Report
 from esperd.messages.kernels import KernelList
@@ -27,6 +27,8 @@ from esperd.report.tables import report_grids
 from esperd.report.verdict import judge
 
 JOB_FILE = "demo.toml"
+LEFTOVERS_LIMIT = 1_000
+"""Newest jobs that are looked at for what a killed demo left."""
 NEEDED = {"sklearn": "scikit-learn", "matplotlib": "matplotlib"}
 
 
@@ -55,6 +57,7 @@ def run_demo(
     Raises:
         MissingExtra: when scikit-learn or matplotlib is not installed.
         JobFailed: when the job does not succeed.
+        ConfigError: when the state directory holds unfinished jobs that no demo submitted.
         StateDirectoryLocked: when another daemon, perhaps of another demo, owns the state directory.
     """
     _require_extras()
@@ -96,7 +99,7 @@ async def _demonstrate(output: Output, job: Job, directory: Path, state_director
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
     _say(output, f"starting a daemon on {state_directory}")
     async with own_daemon(state_directory) as esper:
-        await _cancel_leftovers(esper)
+        await _cancel_leftovers(esper, job, state_directory)
         handle = await esper.submit(job)
         try:
             await follow(handle, output)
@@ -113,11 +116,29 @@ async def _demonstrate(output: Output, job: Job, directory: Path, state_director
     return Outcome(report=report, page=directory / "report.html", model=directory / "model", kernels=kernels)
 
 
-async def _cancel_leftovers(esper: Client) -> None:
-    """Cancel what a killed demo left unfinished: this one has the machine to itself."""
-    for info in await esper.jobs():
-        if info.state not in FINAL_JOB_STATES:
-            await _cancel(esper.job(info.id))
+async def _cancel_leftovers(esper: Client, job: Job, state_directory: Path) -> None:
+    """Cancel what a killed demo left unfinished: this one has the machine to itself. Another's jobs are not touched.
+
+    Raises:
+        ConfigError: when there are such jobs; the daemon stops in order, and they go on with the next one.
+    """
+    unfinished = [info for info in await esper.jobs(LEFTOVERS_LIMIT) if info.state not in FINAL_JOB_STATES]
+    others = [info.id for info in unfinished if not is_demo(info.job, job)]
+    if others:
+        raise ConfigError(
+            f"{state_directory} holds unfinished jobs that no demo submitted ({', '.join(others)}): give the demo a"
+            " --state-dir of its own",
+            key="--state-dir",
+            jobs=others,
+        )
+    for info in unfinished:
+        await _cancel(esper.job(info.id))
+
+
+def is_demo(job: Job, demo: Job) -> bool:
+    """Whether a job is a demo's: the packaged job, but for what ``esperd demo`` lets one choose."""
+    chosen = msgspec.structs.replace(demo.budget, epochs=job.budget.epochs)
+    return job == msgspec.structs.replace(demo, rng_seed=job.rng_seed, workdir=job.workdir, budget=chosen)
 
 
 async def _cancel(handle: JobHandle) -> None:

@@ -8,16 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from esperd.cli import demo
 from esperd.cli.daemon import esperd
-from esperd.cli.demo import demo_job
+from esperd.cli.demo import demo_job, is_demo
 from esperd.cli.exit_codes import run
 from esperd.cli.own_daemon import LOG_FILE, own_daemon
 from esperd.daemon.lock import locked
 from esperd.errors import ConfigError, MissingExtra, StateDirectoryLocked
-from esperd.messages.jobs import JobState
+from esperd.messages.jobs import Budget, Job, JobState
 
 
 def test_the_demo_job_asks_for_a_control_and_takes_seed_and_epochs_from_the_command_line(tmp_path):
@@ -103,6 +104,39 @@ def test_a_stopped_demo_ends_its_job_and_its_daemon(tmp_path, stopped_by):
             return [job.state for job in await esper.jobs()]
 
     assert asyncio.run(jobs()) == [JobState.CANCELLED]
+
+
+def test_a_demo_knows_its_own_jobs_from_others(tmp_path):
+    demos = demo_job(tmp_path)
+    assert is_demo(demo_job(tmp_path / "other", rng_seed=7, epochs=3), demos)
+    assert not is_demo(msgspec.structs.replace(demos, name="mine"), demos)
+    assert not is_demo(msgspec.structs.replace(demos, batch_size=7), demos)
+
+
+def test_a_state_directory_with_somebodys_unfinished_job_is_refused_and_the_job_is_not_touched(tmp_path, monkeypatch):
+    monkeypatch.setenv("ESPERD__WORKERS__START_TIMEOUT_S", "1")  # nobody is to train it here
+    state = tmp_path / "state"
+    mine = Job(host="cnn", data="digits", name="mine", workdir=str(tmp_path), budget=Budget(epochs=1))
+
+    async def paused(esper):
+        handle = await esper.submit(mine)
+        await handle.pause()
+        return handle.id
+
+    async def with_daemon(work):
+        async with own_daemon(state) as esper:
+            return await work(esper)
+
+    job_id = asyncio.run(with_daemon(paused))
+    process = started(tmp_path, "--state-dir", str(state), "--epochs", "1")
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert f"unfinished jobs that no demo submitted ({job_id})" in err
+
+    async def states(esper):
+        return [job.state for job in await esper.jobs()]
+
+    assert asyncio.run(with_daemon(states)) == [JobState.PAUSED]
 
 
 def test_the_configuration_is_checked_and_shown(tmp_path, capsys, monkeypatch):
