@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import structlog
 import torch
 from torch import nn
 
 import esperd
 from esperd.declarations import resolve
-from esperd.errors import CheckpointRejected, EsperError, ImportFailed, InvalidJob, InvalidModel
+from esperd.errors import ActorUnavailable, CheckpointRejected, EsperError, ImportFailed, InvalidJob, InvalidModel, StoreFailed
 from esperd.execution.oplist import load_kernel
 from esperd.growth.contribution import Measured
 from esperd.growth.export import HostReference, SampleSpec, encode
@@ -43,6 +44,8 @@ from esperd.trainer.run import Run, Stopped
 
 TRACE_SAMPLES = 4
 """Samples of the batch that slots are traced with."""
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True)
@@ -390,6 +393,7 @@ class Session:
             self.events.clear()
 
     def _checkpoint(self, run: Run) -> None:
+        """Take a checkpoint. Where disk or daemon cannot, the job goes on, and would resume from the one before."""
         began = self.clock()
         state, tensors = run.state()
         session = SessionState(
@@ -400,10 +404,15 @@ class Session:
             finished=self.finished,
         )
         data = checkpoint.encode(session, {**tensors, **self._audit_tensors})
-        sha256 = self.blobs.put(data)
         epoch = self._epoch(run)
-        self.desk.checkpoint_written(sha256, epoch)
-        self._last_checkpoint = self.clock()
+        try:
+            sha256 = self.blobs.put(data)
+            self.desk.checkpoint_written(sha256, epoch)
+        except (ActorUnavailable, StoreFailed) as error:
+            log.warning("no checkpoint", job=self.desk.job_id, epoch=epoch, code=error.code, error=str(error))
+            return
+        finally:
+            self._last_checkpoint = self.clock()
         self.events.append(
             CheckpointSaved(epoch=epoch, sha256=sha256, size_bytes=len(data), seconds=self._last_checkpoint - began)
         )

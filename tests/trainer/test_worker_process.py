@@ -13,10 +13,19 @@ import pytest
 from esperd.actors.actor import Actor, handles
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
-from esperd.errors import Conflict
+from esperd.errors import Conflict, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import Terminated
-from esperd.messages.jobs import CheckpointWritten, JobBroken, JobStarted, JobStopped, JobSucceeded, Lease, Report
+from esperd.messages.jobs import (
+    EXIT_NO_FAULT,
+    CheckpointWritten,
+    JobBroken,
+    JobStarted,
+    JobStopped,
+    JobSucceeded,
+    Lease,
+    Report,
+)
 from esperd.messages.kernels import ProvideKernel
 from esperd.messages.policy import Decide
 from esperd.messages.telemetry import EpochCompleted, Record
@@ -50,9 +59,13 @@ class Telemetry(Actor):
 
     def __init__(self):
         self.batches = []
+        self.refusals = 0
 
     @handles(Record)
     async def record(self, message):
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreFailed("events.db: database is locked")
         self.batches.append(message)
         return Done()
 
@@ -65,6 +78,7 @@ class Jobs(Actor):
 
     def __init__(self, *, stale=False):
         self.stale = stale
+        self.refusals = 0
         self.told = []
         self.ended = anyio.Event()
         self.end = None
@@ -101,6 +115,9 @@ class Jobs(Actor):
         self.ended.set()
 
     def _note(self, message):
+        if self.refusals:
+            self.refusals -= 1
+            raise StoreFailed("jobs.db: database is locked")
         self.told.append(message)
         return Done()
 
@@ -162,4 +179,15 @@ async def test_a_worker_that_lost_its_lease_leaves_without_a_verdict_on_the_job(
     office = Office(tmp_path, stale=True)
     await office.run(desks.growing_job(checkpoint_every_s=0.0))
     assert [type(message) for message in office.jobs.told] == [JobStarted]
-    assert "75" in office.jobs.end.reason
+    assert office.jobs.end.status == EXIT_NO_FAULT
+
+
+@pytest.mark.asyncio
+async def test_a_store_that_fails_for_a_moment_fails_no_job(tmp_path):
+    office = Office(tmp_path)
+    for actor in (office.jobs, office.telemetry):
+        actor.refusals = 2
+    await office.run(desks.growing_job(budget={"epochs": 1}, growth={"enabled": False}, checkpoint_every_s=0.0))
+    assert [type(message) for message in office.jobs.told] == [JobStarted, CheckpointWritten, JobSucceeded]
+    assert [batch.key for batch in office.telemetry.batches] == [f"3-{n}" for n in range(1, len(office.telemetry.batches) + 1)]
+    assert (office.jobs.end.reason, office.jobs.end.status) == ("finished", 0)
