@@ -1,53 +1,104 @@
-"""One daemon for each state directory: a file lock that names its owner, and directories only the owner can read."""
+"""One daemon for each state and runtime directory: file locks that name their owner, in directories nobody else can write."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 from esperd.errors import StateDirectoryLocked, StateDirectoryUnusable
 
 LOCK_FILE = "daemon.lock"
+RUNTIME_LOCK_FILE = "runtime.lock"
+"""Named apart, so that one directory can be both."""
+
+OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def prepare_directory(path: Path) -> None:
-    """Create a directory with mode 0700, or check that it can be written.
+def prepare_state_directory(path: Path) -> None:
+    """Create the directory for databases and blobs with mode 0700, or check that it can be written and is ours.
 
     Raises:
-        StateDirectoryUnusable: it cannot be created or written.
+        StateDirectoryUnusable: it cannot be created or written, or belongs to somebody else.
     """
+    option = "daemon.state_directory or --state-dir"
+    _require_ours(path, _writable(path, option), option)
+
+
+def prepare_runtime_directory(path: Path) -> None:
+    """Create the directory for sockets with mode 0700, or check that nobody else can put sockets into it. One that was there
+    is never changed: it may serve others as well.
+
+    Raises:
+        StateDirectoryUnusable: it cannot be created or written, belongs to somebody else, or others may write it.
+    """
+    option = "daemon.runtime_directory"
+    found = _writable(path, option)
+    _require_ours(path, found, option)
+    if found.st_mode & OTHERS_MAY_WRITE:
+        raise StateDirectoryUnusable(
+            f"others may write {path} (mode {stat.S_IMODE(found.st_mode):04o}), so they could take the place of the daemon's "
+            f"sockets; choose a directory of your own with {option}, or run `chmod go-w {path}`",
+            path=str(path),
+        )
+
+
+def _writable(path: Path, option: str) -> os.stat_result:
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
         probe = path / f".probe-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        return path.stat()
     except OSError as error:
+        raise _unusable(path, error, option) from error
+
+
+def _require_ours(path: Path, found: os.stat_result, option: str) -> None:
+    if found.st_uid != os.geteuid():
         raise StateDirectoryUnusable(
-            f"{path} cannot be written: {error.strerror}; choose another with daemon.state_directory or --state-dir",
+            f"{path} belongs to user {found.st_uid}, and this daemon runs as user {os.geteuid()}; choose a directory of your own "
+            f"with {option}",
             path=str(path),
-        ) from error
+        )
+
+
+def _unusable(path: Path, error: OSError, option: str) -> StateDirectoryUnusable:
+    return StateDirectoryUnusable(f"{path} cannot be written: {error.strerror}; choose another with {option}", path=str(path))
 
 
 @contextlib.contextmanager
-def locked(state_directory: Path) -> Iterator[None]:
-    """Hold the state directory. Taken before any socket is bound: a second bind to a live ipc path would steal it.
+def locked(state_directory: Path, runtime_directory: Path) -> Iterator[None]:
+    """Hold both directories. Taken before any socket is bound: a second bind to a live ipc path would steal it.
 
     Raises:
-        StateDirectoryLocked: a live daemon holds it; names its process id.
+        StateDirectoryLocked: a live daemon holds one of them; names its process id.
+        StateDirectoryUnusable: a lock file cannot be opened.
     """
-    path = state_directory / LOCK_FILE
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with (
+        _held(state_directory, LOCK_FILE, "daemon.state_directory or --state-dir"),
+        _held(runtime_directory, RUNTIME_LOCK_FILE, "daemon.runtime_directory"),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _held(directory: Path, name: str, option: str) -> Iterator[None]:
+    try:
+        descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _unusable(directory / name, error, option) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise StateDirectoryLocked(
-                f"{state_directory} belongs to a running daemon, process {owner}; stop it, or choose another --state-dir",
-                path=str(state_directory),
+                f"{directory} belongs to a running daemon, process {owner}; stop it, or choose another with {option}",
+                path=str(directory),
                 pid=owner,
             ) from error
         os.ftruncate(descriptor, 0)

@@ -89,15 +89,15 @@ def run_daemon(config: Config) -> int:
         0 after a drain, 1 after a second signal cut the drain short.
 
     Raises:
-        StateDirectoryLocked: a live daemon owns the state directory.
-        StateDirectoryUnusable: a directory cannot be written.
+        StateDirectoryLocked: a live daemon owns the state or the runtime directory.
+        StateDirectoryUnusable: a directory cannot be written, belongs to somebody else, or would let others at the sockets.
         ConfigError: a socket path is too long, or the HTTP address is taken.
     """
     configure_logging(config.daemon.log_level)
-    prepare_directory(config.state_directory)
-    prepare_directory(config.runtime_directory)
-    os.chmod(config.runtime_directory, 0o700)  # noqa: PTH101 - it may have existed with another mode
-    with locked(config.state_directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    os.umask(OURS_ALONE)
+    prepare_state_directory(config.state_directory)
+    prepare_runtime_directory(config.runtime_directory)
+    with locked(config.state_directory, config.runtime_directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_Daemon(config).run())
 
 
