@@ -61,7 +61,7 @@ def submit(options: Options, job_file: Path, key: str | None, *, watched: bool) 
 
 
 @esper.command()
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Show at most this many.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=100, show_default=True, help="Show at most this many.")
 @client_options
 @_options
 def jobs(options: Options, limit: int) -> None:
@@ -81,7 +81,7 @@ def jobs(options: Options, limit: int) -> None:
 
 @esper.command()
 @click.argument("job_id", metavar="ID")
-@click.option("--after", type=click.IntRange(min=0), default=0, help="Skip events up to this sequence.")
+@click.option("--after", type=click.IntRange(0, 2**63 - 1), default=0, help="Skip events up to this sequence.")
 @client_options
 @_options
 def watch(options: Options, job_id: str, after: int) -> None:

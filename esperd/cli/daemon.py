@@ -46,6 +46,7 @@ def run_command(config_file: Path | None, state_dir: Path | None) -> int:
 
 
 @esperd.group()
+@output_options
 def config() -> None:
     """Check or show the configuration."""
 

@@ -6,6 +6,9 @@ from typing import TypeVar
 
 import msgspec
 
+LARGEST_INTEGER = 2**63 - 1
+"""Of SQLite, which keeps what messages number: sequences, offsets."""
+
 PROTOCOL_VERSION = 1
 """Version of frames and messages. A peer that speaks another one is refused with ``protocol_mismatch``."""
 

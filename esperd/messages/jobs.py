@@ -9,12 +9,14 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from esperd.messages.base import Message, Reply, Value
+from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
 from esperd.messages.growth import Contribution, SlotRecord, Stage
 from esperd.messages.policy import PolicySettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
 NonNegative = Annotated[int, msgspec.Meta(ge=0)]
+MOST_LISTED = 100_000
+"""Jobs in one answer at most; chosen, not measured."""
 Share = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
 
@@ -434,7 +436,7 @@ class JobSubmitted(Reply, frozen=True, kw_only=True):
 class ListJobs(Message, frozen=True, kw_only=True):
     """All jobs, newest first."""
 
-    limit: Positive = 100
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_LISTED)] = 100
 
 
 class JobList(Reply, frozen=True, kw_only=True):
@@ -484,7 +486,7 @@ class FetchArtifact(Message, frozen=True, kw_only=True):
 
     id: str
     name: str
-    offset: NonNegative = 0
+    offset: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] = 0
 
 
 class ArtifactChunk(Reply, frozen=True, kw_only=True):

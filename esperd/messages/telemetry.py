@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from esperd.messages.base import Message, Reply, Value
+from typing import Annotated
+
+import msgspec
+
+from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
 from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Verdict
 from esperd.messages.jobs import JobError, JobState, Metrics
 from esperd.messages.policy import Decision
+
+
+MOST_ASKED = 100_000
+"""Events that may be asked for at one time; the log answers with fewer."""
 
 
 class EventBody(Value, frozen=True, kw_only=True, tag=True, tag_field="type"):
@@ -186,8 +194,8 @@ class GetEvents(Message, frozen=True, kw_only=True):
     """Events of a job after ``after``, oldest first."""
 
     job: str
-    after: int = 0
-    limit: int = 500
+    after: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] = 0
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_ASKED)] = 500
 
 
 class EventPage(Reply, frozen=True, kw_only=True):

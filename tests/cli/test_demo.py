@@ -41,7 +41,7 @@ async def test_a_daemon_of_ones_own_answers_and_ends_with_the_block(tmp_path):
         assert await esper.jobs() == ()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
-    with locked(tmp_path / "state"):
+    with locked(tmp_path / "state", tmp_path):
         pass  # the lock is free
 
 
@@ -49,7 +49,7 @@ async def test_a_daemon_of_ones_own_answers_and_ends_with_the_block(tmp_path):
 async def test_a_state_directory_of_another_daemon_is_refused_with_its_process_id(tmp_path):
     state = tmp_path / "state"
     state.mkdir()
-    with locked(state), pytest.raises(StateDirectoryLocked, match=str(os.getpid())):
+    with locked(state, tmp_path), pytest.raises(StateDirectoryLocked, match=str(os.getpid())):
         async with own_daemon(state):
             pass
 
@@ -144,8 +144,9 @@ def test_the_configuration_is_checked_and_shown(tmp_path, capsys, monkeypatch):
     file.write_text("[jobs]\nmax_running = 2\n")
     assert run(esperd, ["config", "check", "--config", str(file)]) == 0
     assert capsys.readouterr().out == f"{file} is right\n"
-    assert run(esperd, ["config", "check", "--config", str(file), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"ok": True, "config": str(file)}
+    for words in (["check", "--json"], ["--json", "check"]):
+        assert run(esperd, ["config", *words, "--config", str(file)]) == 0
+        assert json.loads(capsys.readouterr().out) == {"ok": True, "config": str(file)}
     monkeypatch.setenv("ESPERD__HTTP__PORT", "0")
     assert run(esperd, ["config", "show", "--config", str(file), "--state-dir", str(tmp_path)]) == 0
     shown = capsys.readouterr().out

@@ -178,7 +178,17 @@ def test_a_wrong_job_file_ends_with_2_before_a_daemon_is_needed(tmp_path, job_fi
     assert "line 4: unknown key 'epohcs' in [budget]; did you mean 'epochs'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["watch"], ["jobs", "--limit", "0"], ["nosuch"], ["export", "x"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["watch"],
+        ["jobs", "--limit", "0"],
+        ["jobs", "--limit", str(10**30)],
+        ["watch", "j1", "--after", str(2**63)],
+        ["nosuch"],
+        ["export", "x"],
+    ],
+)
 def test_a_wrong_command_line_ends_with_2(words, capsys):
     assert run(esper, words) == 2
     assert run(esper, [*words, "--json"]) == 2

@@ -26,8 +26,8 @@ from esperd.errors import InvalidJob, MalformedMessage, ProtocolMismatch
 from esperd.messages import PROTOCOL_VERSION, Done, ErrorReply
 from esperd.messages.base import Message
 from esperd.messages.control import ActorState, Hello, Welcome
-from esperd.messages.jobs import CheckpointWritten, JobInfo, JobState, JobSucceeded
-from esperd.messages.telemetry import JobStateChanged, KernelLoaded
+from esperd.messages.jobs import CheckpointWritten, JobInfo, JobState, JobSucceeded, ListJobs
+from esperd.messages.telemetry import GetEvents, JobStateChanged, KernelLoaded
 from esperd.testing import children_of, until
 
 DOCUMENTED_METRICS = {
@@ -226,6 +226,19 @@ async def test_frames_that_are_no_messages_leave_the_daemon_answering(daemon, na
 
                 await until(counted)
     assert daemon.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    "message",
+    [ListJobs(limit=2**62), GetEvents(job="j1", after=2**63), GetEvents(job="j1", limit=2**63), GetEvents(job="j1", after=-1)],
+    ids=repr,
+)
+@pytest.mark.asyncio
+async def test_a_number_that_no_listing_can_be_asked_for_is_refused(daemon, message):
+    async with daemon.client() as esper:
+        with pytest.raises(MalformedMessage, match="Expected `int`"):
+            await esper.ask(message, Done)
+        assert {actor.restarts for actor in (await esper.actors()).actors if actor.name in {"jobs", "telemetry"}} == {0}
 
 
 @pytest.mark.asyncio
