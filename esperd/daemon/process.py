@@ -30,7 +30,7 @@ from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, worker_environment
-from esperd.daemon.lock import locked, prepare_directory
+from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
 from esperd.errors import ActorUnavailable
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
@@ -49,6 +49,9 @@ TICK_S = 1.0
 """How often the loop's lag is measured and the actors' figures are read."""
 
 HTTP_PORT_FILE = "http.port"
+
+OURS_ALONE = 0o077
+"""The umask of the daemon and its workers: databases, sockets, checkpoints and exports are for this user only."""
 
 log = structlog.get_logger()
 

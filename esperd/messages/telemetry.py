@@ -11,7 +11,6 @@ from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, 
 from esperd.messages.jobs import JobError, JobState, Metrics
 from esperd.messages.policy import Decision
 
-
 MOST_ASKED = 100_000
 """Events that may be asked for at one time; the log answers with fewer."""
 
