@@ -349,7 +349,9 @@ class JobStore:
         standing = moved.standing
         finished_at = self._clock() if standing.state in FINAL_JOB_STATES else None
         changed = connection.execute(
-            "UPDATE jobs SET state = ?, generation = ?, lost = ?, wish = ?, retry_at = ?, finished_at = ?"
+            "UPDATE jobs SET state = ?, generation = ?, lost = ?, wish = ?, retry_at = ?, finished_at = ?,"
+            # A finished job is not resumed: its row lets go of the checkpoint, whose file may then be deleted.
+            " checkpoint = CASE WHEN ? THEN NULL ELSE checkpoint END"
             " WHERE number = ? AND generation = ? AND state = ?",
             (
                 standing.state.value,
@@ -358,6 +360,7 @@ class JobStore:
                 standing.wish,
                 standing.retry_at,
                 finished_at,
+                finished_at is not None,
                 row["number"],
                 before.generation,
                 before.state.value,

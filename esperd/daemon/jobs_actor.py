@@ -18,6 +18,7 @@ from esperd.actors.spec import ProcessSpec
 from esperd.config import Config
 from esperd.daemon.admission import check_job
 from esperd.daemon.announcer import Announcer
+from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.job_store import Asked, JobStore, LeasedJob
 from esperd.errors import Busy, Conflict, EsperError, IllegalTransition, JobNotFound, NothingToShow, StoreFailed
 from esperd.messages.base import Done
@@ -88,7 +89,8 @@ class JobsActor(Actor):
 
     Args:
         store: the durable truth.
-        blobs: checkpoints and artifacts.
+        blobs: artifacts.
+        checkpoints: of unfinished jobs.
         config: limits and worker settings.
         plugins: for admission checks and observing hooks.
         metrics: fed with every change of state.
@@ -102,6 +104,7 @@ class JobsActor(Actor):
         *,
         store: JobStore,
         blobs: Blobs,
+        checkpoints: Checkpoints,
         config: Config,
         plugins: Plugins,
         metrics: Metrics,
@@ -111,6 +114,8 @@ class JobsActor(Actor):
     ) -> None:
         self._store = store
         self._blobs = blobs
+        self._checkpoints = checkpoints
+        self._tidying = anyio.Lock()
         self._config = config
         self._plugins = plugins
         self._metrics = metrics
@@ -183,9 +188,23 @@ class JobsActor(Actor):
             return
         for info in await self._store.recover():
             self._announce(info)
-        for info in await self._store.list(limit=1_000_000):
+        known = await self._store.list(limit=1_000_000)
+        for info in known:
             self._metrics.observe_job(info)
+        unfinished = {info.id: info.checkpoint for info in known if info.state not in FINAL_JOB_STATES}
+        await self._tidy(self._checkpoints.sweep, unfinished)
+        await self._tidy(self._blobs.remove_temporaries)
         self._taken_back = True
+
+    async def _tidy(self, delete: Callable[..., object], *arguments: object) -> None:
+        """Delete what nobody refers to any more. What cannot be deleted now is tried again later: at the next checkpoint of
+        its job, or by the next daemon.
+        """
+        async with self._tidying:
+            try:
+                await anyio.to_thread.run_sync(delete, *arguments)
+            except StoreFailed as error:
+                log.warning("what is not needed any more could not be deleted", error=str(error))
 
     # --- clients ---------------------------------------------------------------------------------------------------------
 
@@ -291,6 +310,7 @@ class JobsActor(Actor):
             job=job,
             checkpoint=leased.info.checkpoint,
             blob_directory=str(self._blobs.directory),
+            checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
             resumed=leased.resumed,
         )
         try:
@@ -332,7 +352,13 @@ class JobsActor(Actor):
     @handles(CheckpointWritten)
     async def checkpoint_written(self, message: CheckpointWritten) -> Done:
         """A checkpoint is the one to resume from, as soon as this is answered."""
+        held = self._checkpoints.of(message.job_id)
+        if not await anyio.to_thread.run_sync(held.contains, message.sha256):
+            # An older word, heard late, may have swept it away: what the row names must be there.
+            raise StoreFailed(f"there is no checkpoint {message.sha256} of job {message.job_id}", sha256=message.sha256)
         await self._store.checkpoint(message.job_id, message.generation, message.sha256, message.epoch)
+        # Before the answer: its worker writes no other one until then.
+        await self._tidy(self._checkpoints.keep_only, message.job_id, message.sha256)
         return Done()
 
     @handles(JobSucceeded)
@@ -407,6 +433,7 @@ class JobsActor(Actor):
         self._metrics.observe_job(info)
         if info.state in FINAL_JOB_STATES:
             self._plugins.notify("esperd_job_finished", job=info)
+            self.context.start_soon(self._tidy, self._checkpoints.forget, info.id)
         if self._announcer is not None:
             self._announcer.announce(info)
 
@@ -431,5 +458,10 @@ def worker_environment(config: Config, *, threads: int) -> dict[str, str]:
 
 
 def blob_directory(state_directory: Path) -> Path:
-    """Where a daemon keeps checkpoints, artifacts and kernels."""
+    """Where a daemon keeps artifacts and kernels."""
     return state_directory / "blobs"
+
+
+def checkpoint_directory(state_directory: Path) -> Path:
+    """Where a daemon keeps the checkpoints of unfinished jobs."""
+    return state_directory / "checkpoints"

@@ -26,10 +26,11 @@ from esperd.cache.index import KernelIndex
 from esperd.cache.seal import Seal
 from esperd.config import Config, endpoint
 from esperd.daemon import job_store
+from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
-from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, worker_environment
+from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
 from esperd.errors import ActorUnavailable
 from esperd.logs import configure_logging
@@ -219,6 +220,7 @@ class _Daemon:
         self._jobs = JobsActor(
             store=parts.jobs,
             blobs=parts.blobs,
+            checkpoints=Checkpoints(checkpoint_directory(self._config.state_directory)),
             config=self._config,
             plugins=self._plugins,
             metrics=self._metrics,

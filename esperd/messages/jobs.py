@@ -356,6 +356,9 @@ class Lease(Message, frozen=True, kw_only=True):
     checkpoint: str | None
     """SHA-256 of the checkpoint to go on from."""
     blob_directory: str
+    """Where the job's artifacts go."""
+    checkpoint_directory: str
+    """Where its checkpoints go; nobody else's are there."""
     resumed: int
     """Times this job already went on from a checkpoint."""
 

@@ -11,7 +11,8 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from esperd.errors import StoreFailed
 from esperd.store.filesystem import Filesystem, RealFilesystem
 
 _NAME = re.compile(r"[0-9a-f]{64}")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.(?P<pid>[0-9]+)\.[0-9a-f]{8}")
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -118,6 +120,52 @@ class Blobs:
         """
         return self._filesystem.exists(self.path(sha256))
 
+    def sweep(self, keep: Collection[str]) -> int:
+        """Delete every blob that is not named here, and what dead writers left. Nobody may be putting a blob meanwhile that is
+        to stay. What is in quarantine stays there.
+
+        Returns:
+            How many files were deleted.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        unwanted = [path for path in self._files() if _NAME.fullmatch(path.name) and path.name not in keep]
+        for path in unwanted:
+            with self._reporting("delete", path):
+                self._filesystem.unlink(path)
+        return len(unwanted) + self.remove_temporaries()
+
+    def remove_temporaries(self) -> int:
+        """Delete files whose writers died before they were whole; those of living processes stay.
+
+        Returns:
+            How many files were deleted.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        stale = [path for path in self._files() if (found := _TEMPORARY.fullmatch(path.name)) and not _lives(int(found["pid"]))]
+        for path in stale:
+            with self._reporting("delete", path):
+                self._filesystem.unlink(path)
+        return len(stale)
+
+    def remove(self) -> None:
+        """Delete the whole directory, quarantine included; nothing happens when there is none.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        if self._filesystem.exists(self.directory):
+            with self._reporting("delete", self.directory):
+                shutil.rmtree(self.directory)
+            self._durable_shards.clear()
+
+    def _files(self) -> list[Path]:
+        with self._reporting("list", self.directory):
+            return list(self.directory.glob("objects/??/*"))
+
     def _write(self, target: Path, data: bytes) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
         descriptor = self._filesystem.create(temporary, _FILE_MODE)
@@ -162,3 +210,14 @@ class Blobs:
             raise StoreFailed(
                 f"cannot {verb} blob {path.name} at {path}: {error.strerror or error} ({code})", path=str(path), errno=code
             ) from error
+
+
+def _lives(pid: int) -> bool:
+    """Whether there is a process of this id, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -63,7 +63,8 @@ class Session:
         job: with an absolute ``workdir`` that is on ``sys.path``.
         plugins: what is installed.
         desk: the daemon.
-        blobs: where checkpoints and artifacts go.
+        blobs: where artifacts go.
+        checkpoints: where checkpoints go; None: beside the artifacts.
         resumed: times this job already went on from a checkpoint.
         clock: seconds, monotonic.
         sleep: waits so many seconds.
@@ -79,6 +80,7 @@ class Session:
         desk: Desk,
         blobs: Blobs,
         *,
+        checkpoints: Blobs | None = None,
         resumed: int = 0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
@@ -87,6 +89,7 @@ class Session:
         self.plugins = plugins
         self.desk = desk
         self.blobs = blobs
+        self.checkpoints = checkpoints or blobs
         self.resumed = resumed
         self.clock = clock
         self.sleep = sleep
@@ -406,7 +409,7 @@ class Session:
         data = checkpoint.encode(session, {**tensors, **self._audit_tensors})
         epoch = self._epoch(run)
         try:
-            sha256 = self.blobs.put(data)
+            sha256 = self.checkpoints.put(data)
             self.desk.checkpoint_written(sha256, epoch)
         except (ActorUnavailable, StoreFailed) as error:
             log.warning("no checkpoint", job=self.desk.job_id, epoch=epoch, code=error.code, error=str(error))
@@ -418,7 +421,7 @@ class Session:
         )
 
     def _resume(self, run: Run, sha256: str) -> Run:
-        state, tensors, streams = checkpoint.decode(self.blobs.get(sha256))
+        state, tensors, streams = checkpoint.decode(self.checkpoints.get(sha256))
         if state.job_digest != job_digest(self.job):
             raise CheckpointRejected("the checkpoint was written by another job", sha256=sha256)
         if state.data_fingerprint != self.splits.fingerprint:

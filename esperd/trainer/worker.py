@@ -101,7 +101,8 @@ def _train(desk: LinkDesk, lease: Lease) -> JobSucceeded | JobStopped | JobBroke
     job_id, generation = lease.job_id, lease.generation
     plugins = load_plugins(load_config().plugins.blocked)
     try:
-        session = Session(lease.job, plugins, desk, Blobs(Path(lease.blob_directory)), resumed=lease.resumed)
+        blobs, checkpoints = Blobs(Path(lease.blob_directory)), Blobs(Path(lease.checkpoint_directory))
+        session = Session(lease.job, plugins, desk, blobs, checkpoints=checkpoints, resumed=lease.resumed)
         desk.report(JobStarted(job_id=job_id, generation=generation))
         outcome = session.train(lease.checkpoint)
     except Stopped as stopped:

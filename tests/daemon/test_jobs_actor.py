@@ -17,6 +17,7 @@ from esperd.actors.clock import SystemClock
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
 from esperd.daemon import job_store
+from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import JobsActor, worker_name
 from esperd.daemon.process import Status, _stop_at_once
@@ -97,6 +98,7 @@ class Office:
         self.actor = JobsActor(
             store=self.store,
             blobs=Blobs(self.store._database.path.parent / "blobs"),
+            checkpoints=Checkpoints(self.store._database.path.parent / "checkpoints"),
             config=QUICK,
             plugins=PLUGINS,
             metrics=Metrics(),

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import stat
+import subprocess
 
 import pytest
 from hypothesis import given, settings
@@ -158,3 +159,47 @@ def test_a_missing_blob_is_named(tmp_path):
     for call in (blobs.get, blobs.size):
         with pytest.raises(StoreFailed, match=f"blob {missing}.* is not there"):
             call(missing)
+
+
+def torn_by(blobs, sha256, pid):
+    """What is left of a blob whose writer died."""
+    path = blobs.path(sha256).with_name(f".{sha256}.{pid}.0123abcd")
+    path.write_bytes(b"ker")
+    return path
+
+
+def test_a_sweep_keeps_what_is_named_and_what_is_being_written_or_in_quarantine(tmp_path):
+    blobs = Blobs(tmp_path)
+    kept, damaged, _ = (blobs.put(data) for data in (b"kept", b"damaged", b"unwanted"))
+    blobs.path(damaged).write_bytes(b"")
+    with pytest.raises(StoreFailed, match="is damaged"):
+        blobs.get(damaged)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    stale, fresh, foreign = (torn_by(blobs, kept, pid) for pid in (gone.pid, os.getpid(), 1))
+    assert blobs.sweep({kept}) == 2
+    assert not stale.exists()
+    left = [kept, fresh.name, foreign.name, *(path.name for path in (tmp_path / "quarantine").iterdir())]
+    assert files_under(tmp_path) == sorted(left)
+    assert blobs.sweep({kept}) == 0
+    assert blobs.get(kept) == b"kept"
+
+
+def test_a_disk_that_does_not_delete_is_named(tmp_path):
+    class Stubborn(RealFilesystem):
+        def unlink(self, path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    blobs = Blobs(tmp_path, Stubborn())
+    blobs.put(b"kernel")
+    with pytest.raises(StoreFailed, match=r"cannot delete blob .* \(EIO\)"):
+        blobs.sweep(())
+
+
+def test_a_removed_directory_can_be_written_again(tmp_path):
+    blobs = Blobs(tmp_path / "blobs")
+    blobs.remove()
+    blobs.put(b"kernel")
+    blobs.remove()
+    assert list(tmp_path.iterdir()) == []
+    assert blobs.get(blobs.put(b"kernel")) == b"kernel"

@@ -20,7 +20,7 @@ from esperd.trainer import link_desk, worker
 from esperd.trainer.link_desk import LinkDesk
 from esperd.trainer.session import Session
 
-LEASE = Lease(job_id="j1", generation=2, job=None, checkpoint=None, blob_directory="", resumed=0)
+LEASE = Lease(job_id="j1", generation=2, job=None, checkpoint=None, blob_directory="", checkpoint_directory="", resumed=0)
 LOCKED = StoreFailed("events.db: database is locked", sqlite="SQLITE_BUSY")
 
 
@@ -157,6 +157,8 @@ def test_a_job_whose_artifacts_the_disk_refuses_is_left_for_another_worker_and_n
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(worker, "Blobs", lambda directory: Blobs(directory, FullDisk()))
     job = msgspec.structs.replace(SHORT, workdir=str(Path(desks.__file__).parent))
-    lease = msgspec.structs.replace(LEASE, job=job, blob_directory=str(tmp_path / "blobs"))
+    lease = msgspec.structs.replace(
+        LEASE, job=job, blob_directory=str(tmp_path / "blobs"), checkpoint_directory=str(tmp_path / "kept")
+    )
     with pytest.raises(StoreFailed, match="ENOSPC"):
         worker._train(LinkDesk(Link(), lease), lease)

@@ -147,6 +147,7 @@ class Office:
                     job=job,
                     checkpoint=checkpoint,
                     blob_directory=str(self.blobs.directory),
+                    checkpoint_directory=str(self.blobs.directory),
                     resumed=0,
                 ),
             )

@@ -1,0 +1,158 @@
+"""Disk space comes back: of a job's checkpoints the last one is kept while the job can be resumed, and none when it cannot."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from test_jobs_actor import office
+
+from esperd.daemon.checkpoints import Checkpoints
+from esperd.errors import StoreFailed
+from esperd.messages.jobs import (
+    Artifact,
+    CancelJob,
+    CheckpointWritten,
+    JobStarted,
+    JobState,
+    JobStopped,
+    JobSucceeded,
+    PauseJob,
+)
+from esperd.store.blobs import Blobs
+from esperd.testing import until
+
+
+def kept(checkpoints, job_id):
+    return sorted(path.name for path in checkpoints.of(job_id).directory.glob("objects/??/*"))
+
+
+def test_what_no_unfinished_job_refers_to_is_swept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.sweep({})
+    old, new, other = (checkpoints.of(job).put(data) for job, data in [("j1", b"old"), ("j1", b"new"), ("j2", b"new")])
+    checkpoints.of("j3").put(b"begun")
+    checkpoints.sweep({"j1": new, "j3": None})
+    assert old not in kept(checkpoints, "j1")
+    assert (kept(checkpoints, "j1"), kept(checkpoints, "j3")) == ([new], [])
+    assert other == new  # the same bytes of another job: each has its own
+    assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["j1", "j3"]
+
+
+def test_what_a_job_wrote_goes_with_the_job_and_it_may_write_again_in_between(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    writer = checkpoints.of("j1")
+    first = writer.put(b"first")
+    checkpoints.keep_only("j1", writer.put(b"second"))
+    assert not writer.contains(first)
+    assert writer.put(b"first") == first
+    checkpoints.forget("j1")
+    checkpoints.forget("j1")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+@pytest.fixture
+def dead_process():
+    """Id of a process that is gone."""
+    with subprocess.Popen(["true"]) as process:
+        pass
+    return process.pid
+
+
+async def running(here):
+    """A job whose worker trains, and its id."""
+    await here.open()
+    job_id = await here.submit()
+    await here.leased(job_id, 1)
+    await here.ask(JobStarted(job_id=job_id, generation=1))
+    return job_id
+
+
+async def written(here, checkpoints, job_id, data, epoch=1):
+    sha256 = checkpoints.of(job_id).put(data)
+    await here.ask(CheckpointWritten(job_id=job_id, generation=1, sha256=sha256, epoch=epoch))
+    return sha256
+
+
+async def nothing_is_left(checkpoints, job_id):
+    async def is_so():
+        return not checkpoints.of(job_id).directory.exists()
+
+    await until(is_so)
+
+
+@pytest.mark.asyncio
+async def test_a_newer_checkpoint_replaces_the_older_and_success_removes_the_last(tmp_path, checkpoints):
+    async with office(tmp_path) as here:
+        job_id = await running(here)
+        await written(here, checkpoints, job_id, b"one")
+        second = await written(here, checkpoints, job_id, b"two", epoch=2)
+        assert kept(checkpoints, job_id) == [second]
+        assert (await here.store.get(job_id)).checkpoint == second
+        blobs = Blobs(tmp_path / "blobs")
+        report = Artifact(name="report.json", sha256=blobs.put(b"two"), size_bytes=3)  # the same bytes as the checkpoint
+        await here.ask(JobSucceeded(job_id=job_id, generation=1, epoch=2, artifacts=(report,)))
+        await nothing_is_left(checkpoints, job_id)
+        assert (await here.store.get(job_id)).checkpoint is None
+        assert blobs.get(report.sha256) == b"two"
+
+
+@pytest.mark.asyncio
+async def test_a_paused_job_keeps_its_checkpoint_until_it_is_cancelled(tmp_path, checkpoints):
+    async with office(tmp_path) as here:
+        job_id = await running(here)
+        await here.ask(PauseJob(id=job_id))
+        last = await written(here, checkpoints, job_id, b"paused")
+        await here.ask(JobStopped(job_id=job_id, generation=1, why="pause"))
+        assert kept(checkpoints, job_id) == [last]
+        assert (await here.ask(CancelJob(id=job_id))).state is JobState.CANCELLED
+        await nothing_is_left(checkpoints, job_id)
+
+
+@pytest.mark.asyncio
+async def test_a_checkpoint_that_is_not_there_is_not_the_one_to_resume_from(tmp_path, checkpoints):
+    async with office(tmp_path) as here:
+        job_id = await running(here)
+        first = await written(here, checkpoints, job_id, b"one")
+        with pytest.raises(StoreFailed, match="there is no checkpoint 0000"):
+            await here.ask(CheckpointWritten(job_id=job_id, generation=1, sha256="0" * 64, epoch=2))
+        assert (await here.store.get(job_id)).checkpoint == first
+        assert kept(checkpoints, job_id) == [first]
+
+
+@pytest.mark.asyncio
+async def test_a_start_sweeps_what_a_killed_daemon_left(tmp_path, checkpoints, dead_process):
+    blobs = Blobs(tmp_path / "blobs")
+    artifact = blobs.put(b"a model")
+    torn = blobs.path(artifact).with_name(f".{artifact}.{dead_process}.0123abcd")
+    torn.write_bytes(b"a mod")
+    async with office(tmp_path) as here:
+        checkpoints.of("j0").put(b"of a job that is finished")
+        await here.open()
+        await nothing_is_left(checkpoints, "j0")
+
+        async def is_gone():
+            return not torn.exists()
+
+        await until(is_gone)
+        assert blobs.get(artifact) == b"a model"
+
+
+@pytest.mark.asyncio
+async def test_what_cannot_be_deleted_is_left_for_later_and_stops_nobody(tmp_path, checkpoints, monkeypatch):
+    def refuse(*_):
+        raise StoreFailed("cannot delete blob: Input/output error (EIO)")
+
+    async with office(tmp_path) as here:
+        job_id = await running(here)
+        monkeypatch.setattr(Checkpoints, "keep_only", refuse)
+        await written(here, checkpoints, job_id, b"one")
+        second = await written(here, checkpoints, job_id, b"two", epoch=2)
+        assert len(kept(checkpoints, job_id)) == 2
+        assert (await here.store.get(job_id)).checkpoint == second
+        assert here.restarts() == 0
