@@ -20,6 +20,12 @@ NEAR = 0.1
 LARGEST_VANISHED_SHARE = 0.5
 """G2: most parameter tensors of a healthy seed receive a gradient. Chosen, not measured."""
 
+LARGEST_BIRTH_ERROR = 1e-4
+"""G1, joint incubation: how far from the identity a seed may start, relative. Chosen, not measured."""
+
+SMALLEST_LOSS = 1e-6
+"""Losses below this size count as this large when a rise is put in relation to them. Chosen, not measured."""
+
 SMALLEST_GATE_SAMPLE = 30
 """G5: pairs below which a t interval of per-sample losses is not trusted. Chosen, not measured."""
 
@@ -34,6 +40,8 @@ class Probe:
     finite: bool
     identity_error: float
     """Largest difference the seed makes at alpha 0."""
+    birth_error: float
+    """Largest difference it would make at alpha 1, relative to 1 + the largest of what flows by."""
     tensors: int
     """Parameter tensors of the seed."""
     tensors_with_gradient_first: int
@@ -112,6 +120,11 @@ def _near(value: float | None, threshold: float) -> bool:
     return value is not None and abs(value - threshold) <= NEAR * abs(threshold)
 
 
+def _relative_rise(before: float, after: float) -> float:
+    """How far a loss rose, relative to its size: positive is worse for losses below zero, too."""
+    return (after - before) / max(abs(before), SMALLEST_LOSS)
+
+
 def existence(evidence: Evidence, _settings: Gates) -> Verdict:
     """G0: blueprint and slot exist, go together, and the slot is free."""
     if evidence.unfit:
@@ -128,6 +141,7 @@ def fitness(evidence: Evidence, _settings: Gates) -> Verdict:
         return Verdict(gate="G1", passed=False, reason="the seed was never probed")
     numbers: dict[str, float | None] = {
         "identity_error": probe.identity_error,
+        "birth_error": probe.birth_error,
         "tensors": probe.tensors,
         "with_gradient_first": probe.tensors_with_gradient_first,
         "with_gradient_third": probe.tensors_with_gradient_third,
@@ -140,6 +154,10 @@ def fitness(evidence: Evidence, _settings: Gates) -> Verdict:
             (not probe.device_kept, "it answers on another device"),
             (not probe.finite, "its output is not finite"),
             (probe.identity_error != 0.0, f"it moves the host by {probe.identity_error:.2g} at alpha 0"),
+            (
+                not evidence.isolated and not probe.birth_error <= LARGEST_BIRTH_ERROR,
+                f"it starts as no identity (off by {probe.birth_error:.2g}), and in joint incubation it is heard at once",
+            ),
             (probe.tensors == 0, "it has no parameters"),
             (probe.tensors > 0 and probe.tensors_with_gradient_first == 0, "no parameter receives a gradient at step 1"),
             (
@@ -157,8 +175,8 @@ def readiness(evidence: Evidence, settings: Gates) -> Verdict:
     """G2: the seed still learns, relative to its host, and would not harm the network at its target alpha."""
     threshold = settings.min_gradient_ratio if evidence.min_gradient_ratio is None else evidence.min_gradient_ratio
     rise = None
-    if evidence.isolated and evidence.incubation_loss is not None and evidence.train_loss:
-        rise = evidence.incubation_loss / evidence.train_loss - 1.0
+    if evidence.isolated and evidence.incubation_loss is not None and evidence.train_loss is not None:
+        rise = _relative_rise(evidence.train_loss, evidence.incubation_loss)
     numbers = {
         "gradient_ratio": evidence.gradient_ratio,
         "min_gradient_ratio": threshold,
@@ -197,9 +215,8 @@ def stability(evidence: Evidence, settings: Gates) -> Verdict:
         return Verdict(gate="G4", passed=False, reason="the gate loss was not measured over the window")
     if not all(math.isfinite(value) for value in window):
         return Verdict(gate="G4", passed=False, reason="the gate loss was not finite over the window")
-    floor = max(window[0], 1e-12)
-    drift = window[-1] / floor - 1.0
-    spike = max(after / max(before, 1e-12) - 1.0 for before, after in itertools.pairwise(window))
+    drift = _relative_rise(window[0], window[-1])
+    spike = max(_relative_rise(before, after) for before, after in itertools.pairwise(window))
     numbers: dict[str, float | None] = {"drift": drift, "spike": spike}
     near = _near(drift, settings.max_loss_drift) or _near(spike, settings.max_loss_spike)
     if not drift <= settings.max_loss_drift:

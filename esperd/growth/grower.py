@@ -185,8 +185,7 @@ class Grower:
 
     def _incubation(self, seed: Seed) -> Incubation:
         if seed.name not in self.incubations:
-            host = sum(parameter.numel() for parameter in self.network.host.parameters())
-            ratio = GradientRatio(host_parameters=host, seed_parameters=seed.parameters_added)
+            ratio = GradientRatio(host_parameters=self.trained_host_parameters, seed_parameters=seed.parameters_added)
             self.incubations[seed.name] = Incubation(ratio=ratio)
         return self.incubations[seed.name]
 
@@ -417,6 +416,11 @@ class Grower:
             )
             for seed in seeds
         )
+
+    @property
+    def trained_host_parameters(self) -> int:
+        """Parameters of the host that receive gradients: what a gradient norm of the host is a norm over."""
+        return sum(parameter.numel() for parameter in self.optimizer.param_groups[0]["params"])
 
     @property
     def host_parameters(self) -> int:

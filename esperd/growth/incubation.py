@@ -75,6 +75,7 @@ def probe(
         device_kept=output.device == x.device,
         finite=bool(torch.isfinite(output).all()),
         identity_error=float((blend(x, output, 0.0) - x).abs().max()) if fits else float("inf"),
+        birth_error=float((output - x).abs().max() / (1 + x.abs().max())) if fits else float("inf"),
         tensors=len(parameters),
         tensors_with_gradient_first=first,
         tensors_with_gradient_third=third,

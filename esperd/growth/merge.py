@@ -1,8 +1,8 @@
 """Folds seeds into the layers around them where algebra allows: an affine seed beside a linear layer is a linear layer.
 
 A seed is folded when its op list is affine (only matrix products, sums and products with constants) and a linear layer either
-makes its slot's tensor or is the one that reads it. Every fold is then tried on the whole network: outputs must agree within
-1e-5, or it is undone. Anything with a normalisation or a nonlinearity stays a seed, and the result says so.
+makes its slot's tensor or is the only one to look at it. Every fold is then tried on the whole network: outputs must agree
+within 1e-5, or it is undone. Anything with a normalisation or a nonlinearity stays a seed, and the result says so.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from esperd.errors import ExportRejected
 from esperd.growth.export import STRUCTURE, WEIGHTS, encode, load, read
@@ -146,27 +147,50 @@ def _bias(layer: nn.Linear) -> nn.Parameter | None:
     return bias
 
 
-def _reader(network: GrowingNetwork, slot: str, sample: torch.Tensor) -> nn.Linear | None:
-    """The linear layer that is handed the slot's very tensor. Whether it is the only one to read it, the check decides."""
-    tensors: list[Any] = []
-    readers: list[nn.Linear] = []
+class _Readers(TorchFunctionMode):
+    """Notes every call that is handed one tensor, views and comparisons included; looking at its metadata does not count."""
 
-    def note_output(_module: nn.Module, _inputs: object, output: object) -> None:
-        tensors.append(output)
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensor: torch.Tensor | None = None
+        self.calls: list[Any] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the call returns
+        handed = [*args, *(kwargs or {}).values()]
+        handed += [item for part in handed if isinstance(part, (list, tuple)) for item in part]
+        reads = getattr(func, "__name__", "") != "__get__"
+        if reads and self.tensor is not None and any(part is self.tensor for part in handed):
+            self.calls.append(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _reader(network: GrowingNetwork, slot: str, sample: torch.Tensor) -> nn.Linear | None:
+    """The linear layer that is handed the slot's very tensor, when nothing else in the host looks at it."""
+    readers: list[nn.Linear] = []
+    watch = _Readers()
+
+    def note_output(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        watch.tensor = output
 
     def note_input(module: nn.Module, inputs: tuple[object, ...]) -> None:
-        if isinstance(module, nn.Linear) and tensors and inputs and inputs[0] is tensors[-1]:
+        if isinstance(module, nn.Linear) and watch.tensor is not None and inputs and inputs[0] is watch.tensor:
             readers.append(module)
 
     handles = [network.host.get_submodule(slot).register_forward_hook(note_output)]
     handles += [module.register_forward_pre_hook(note_input) for module in network.host.modules()]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watch:
             network(sample)
     finally:
         for handle in handles:
             handle.remove()
-    return readers[0] if len(readers) == 1 else None
+    return readers[0] if len(readers) == 1 and watch.calls == [nn.functional.linear] else None
 
 
 def merge_export(

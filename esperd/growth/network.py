@@ -82,7 +82,9 @@ class Seed(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, ...) → (B, ...), the module alone, without alpha."""
-        output: torch.Tensor = self.module(x)
+        # torch 2.13 on a CPU crashes the process in GroupNorm's backward when its input is channels-last and needs no
+        # gradient: what a lookahead pass, or a frozen host, hands to a seed.
+        output: torch.Tensor = self.module(x if x.requires_grad else x.contiguous())
         return output
 
 
@@ -130,7 +132,7 @@ class GrowingNetwork(nn.Module):
         slots: where seeds may be placed; see :func:`esperd.growth.slots.find_slots`.
 
     Raises:
-        InvalidSlot: a slot names a module the host does not have, or one that carries the slot of another network already: the
+        InvalidSlot: a slot names a module the host does not have, or the host carries slots of another network already: the
             seeds of both would be blended in.
     """
 
@@ -140,16 +142,16 @@ class GrowingNetwork(nn.Module):
         self.ports = nn.ModuleDict()
         self.germinated = 0
         """Seeds ever germinated; numbers the next one."""
+        for name, module in host.named_modules():
+            if any(isinstance(getattr(hook, "__self__", None), SlotPort) for hook in module._forward_hooks.values()):
+                raise InvalidSlot(
+                    f"module {name!r} already carries the slot of another network; give this one a host of its own", slot=name
+                )
         for record in slots:
             try:
                 module = host.get_submodule(record.slot)
             except AttributeError as error:
                 raise InvalidSlot(f"the host has no module {record.slot!r}", slot=record.slot) from error
-            if any(isinstance(getattr(hook, "__self__", None), SlotPort) for hook in module._forward_hooks.values()):
-                raise InvalidSlot(
-                    f"module {record.slot!r} already carries the slot of another network; give this one a host of its own",
-                    slot=record.slot,
-                )
             port = SlotPort(record)
             self.ports[port_key(record.slot)] = port
             module.register_forward_hook(port.on_output)

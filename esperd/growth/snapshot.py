@@ -79,7 +79,8 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
     """Describe a grower.
 
     Returns:
-        Its state, and its tensors by name: ``model.*``, ``optimizer.<group>.<index>.<key>``, ``incubation.<seed>.*``. The
+        Its state, and its tensors by name:
+        ``model.*``, ``buffer.*``, ``optimizer.<group>.<index>.<key>``, ``incubation.<seed>.*``. The
         tensors are the live ones: write them before the next step.
 
     Raises:
@@ -89,6 +90,7 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
     if plain:
         raise CheckpointRejected(f"seeds {', '.join(plain)} have no portable kernel, so they could not be rebuilt", seeds=plain)
     tensors = {f"model.{name}": tensor for name, tensor in grower.network.state_dict().items()}
+    tensors |= {f"buffer.{name}": buffer for name, buffer in _unsaved_buffers(grower)}
     scalars: dict[str, float] = {}
     for group in grower.optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):
@@ -146,11 +148,16 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
         grower.network.load_state_dict(model)
     except RuntimeError as error:
         raise CheckpointRejected(f"the checkpoint does not fit the host: {error}") from error
+    with torch.no_grad():
+        for name, buffer in _unsaved_buffers(grower):
+            if f"buffer.{name}" not in tensors:
+                raise CheckpointRejected(f"the checkpoint does not fit the host: it has no buffer {name}")
+            buffer.copy_(tensors[f"buffer.{name}"])
     _restore_optimizer(grower, state, tensors, {seed.name: seed for seed in seeds})
     grower.resting = {saved.slot.slot: _rebuild_seed(saved, lambda _graph: nn.Identity()) for saved in state.resting}
     for name, (samples, passes) in state.incubations.items():
         ratio = GradientRatio(
-            host_parameters=grower.host_parameters,
+            host_parameters=grower.trained_host_parameters,
             seed_parameters=grower.network.seed(name).parameters_added,
             samples=samples,
             average=tensors.get(f"incubation.{name}.average"),
@@ -163,6 +170,12 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
     grower.epoch, grower.step, grower.fused = state.epoch, state.step, state.fused
     grower.train_loss, grower.gate_loss = state.train_loss, state.gate_loss
     grower.ledger.spent, grower.ledger.costs = dict(state.spent), dict(state.costs)
+
+
+def _unsaved_buffers(grower: Grower) -> list[tuple[str, torch.Tensor]]:
+    """Buffers registered with ``persistent=False``: no part of a state_dict, but of the training's state."""
+    saved = grower.network.state_dict().keys()
+    return [(name, buffer) for name, buffer in grower.network.named_buffers() if name not in saved]
 
 
 def _restore_optimizer(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor], seeds: dict[str, Seed]) -> None:

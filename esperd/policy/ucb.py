@@ -56,7 +56,7 @@ def _grow(request: Decide, state: BanditState, ended: set[str | None]) -> tuple[
     obstacle = _obstacle(observation, settings, ended) or _nothing_available(observation, ranked)
     if obstacle:
         return Decision(action="wait", reason=obstacle), None
-    affordable = [found for found in ranked if found.score is not None or found.rent <= observation.gate_loss]
+    affordable = [found for found in ranked if found.score is not None or not 0.0 < observation.gate_loss < found.rent]
     if not affordable:
         return _decline_price(ranked, observation), None
     best = affordable[0]

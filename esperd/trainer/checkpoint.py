@@ -7,9 +7,12 @@ data, the policy's state and the ledger.
 from __future__ import annotations
 
 import base64
+import math
+import random
 from typing import Any, Literal
 
 import msgspec
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -21,6 +24,9 @@ from esperd.trainer.unavailable import UnavailableArm
 
 FORMAT = 1
 METADATA_KEY = "esperd"
+
+PYTHON_RNG_VERSION = 3
+"""Version of ``random.getstate()`` since Python 3.2."""
 
 
 class RunState(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +69,7 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
 def encode(state: SessionState, tensors: dict[str, torch.Tensor]) -> bytes:
     """Checkpoint bytes. The RNG streams of this thread's process are added."""
     held = {f"state.{name}": tensor.detach().cpu().contiguous() for name, tensor in _unshared(tensors).items()}
+    held |= {f"rng.{name}": stream for name, stream in _foreign_streams().items()}
     held["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch does not annotate it
         held["rng.cuda"] = torch.cuda.get_rng_state()
@@ -94,9 +101,38 @@ def decode(data: bytes) -> tuple[SessionState, dict[str, torch.Tensor], dict[str
     return state, tensors, streams
 
 
+def seed_rng(rng_seed: int) -> None:
+    """Seed every stream a user's model or data may draw from: torch's, Python's and numpy's global ones."""
+    torch.manual_seed(rng_seed)
+    random.seed(rng_seed)
+    np.random.seed(rng_seed % 2**32)
+
+
+def _foreign_streams() -> dict[str, torch.Tensor]:
+    """Python's and numpy's global streams as tensors."""
+    _, python, gauss = random.getstate()
+    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": torch.tensor(python, dtype=torch.int64),
+        "python_gauss": torch.tensor(float("nan") if gauss is None else gauss, dtype=torch.float64),
+        "numpy": torch.tensor(np.asarray(keys, dtype=np.int64)),
+        "numpy_place": torch.tensor([int(position), int(has_gauss)], dtype=torch.int64),
+        "numpy_gauss": torch.tensor(float(cached), dtype=torch.float64),
+    }
+
+
+def _maybe(value: torch.Tensor) -> float | None:
+    number = float(value)
+    return None if math.isnan(number) else number
+
+
 def restore_rng(streams: dict[str, torch.Tensor]) -> None:
     """Put the RNG streams back where the checkpoint left them."""
     torch.set_rng_state(streams["cpu"])
+    random.setstate((PYTHON_RNG_VERSION, tuple(streams["python"].tolist()), _maybe(streams["python_gauss"])))
+    position, has_gauss = streams["numpy_place"].tolist()
+    keys = streams["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, float(streams["numpy_gauss"])))
     if "cuda" in streams:
         torch.cuda.set_rng_state(streams["cuda"])
 

@@ -24,6 +24,7 @@ import torch
 
 from esperd.declarations import Dataset
 from esperd.errors import InvalidData, InvalidJob
+from esperd.growth.interval import SMALLEST_SAMPLE
 from esperd.messages.jobs import Job
 from esperd.trainer.dataset import DatasetSplit, origin
 from esperd.trainer.samples import check_label_range, inputs_from, targets_from
@@ -99,7 +100,7 @@ class Splits:
     gate: Split
     audit: Split
     fingerprint: str | None
-    """SHA-256 over every sample of every split in order; None when samples are fetched on demand."""
+    """SHA-256 over every sample of every split held in memory, in order; None when all are fetched on demand."""
     inexact_because: str
     """Why a resumed job may see other samples than an undisturbed one; empty when it sees the same."""
 
@@ -139,8 +140,8 @@ def load_splits(job: Job, datasets: Mapping[str, Dataset]) -> Splits:
         train=train,
         gate=gate,
         audit=audit,
-        fingerprint=_fingerprint(arrays, digests) if len(arrays) == len(SPLIT_NAMES) else None,
-        inexact_because="" if isinstance(train, ArraySplit) else "training samples are fetched from a data set of the user",
+        fingerprint=_fingerprint(arrays, digests) if arrays else None,
+        inexact_because="" if len(arrays) == len(SPLIT_NAMES) else "samples are fetched from a data set of the user",
     )
 
 
@@ -158,6 +159,21 @@ def check_labels(splits: Splits, classes: int) -> None:
     """
     for split in (splits.train, splits.gate, splits.audit):
         split.check_labels(classes)
+
+
+def check_sizes(splits: Splits) -> None:
+    """Refuse gate and audit splits that are too small to judge by: contributions and comparisons are intervals over samples.
+
+    Raises:
+        InvalidData: when one has fewer samples than an interval needs.
+    """
+    for name, split in (("gate", splits.gate), ("audit", splits.audit)):
+        if split.samples < SMALLEST_SAMPLE:
+            raise InvalidData(
+                f"the {name} split has {split.samples} samples; an interval needs at least {SMALLEST_SAMPLE}",
+                split=name,
+                samples=split.samples,
+            )
 
 
 def epoch_order(rng_seed: int, epoch: int, samples: int) -> torch.Tensor:

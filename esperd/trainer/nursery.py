@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+import traceback
 from collections.abc import Callable
 
 import torch
 
 from esperd.compiler.keys import kernel_key
 from esperd.declarations import Blueprint, resolve
+from esperd.errors import BlueprintRejected, EsperError
 from esperd.execution.oplist import load_kernel
 from esperd.growth.grower import GrownModule
 from esperd.messages.growth import SlotRecord
@@ -71,9 +73,18 @@ class KernelNursery:
         declaration = self._plugins.blueprints[blueprint]
         provided = self._provide(self.key(declaration, slot))
         module = load_kernel(provided.graph, None)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(seed_of(self._rng_seed, seed))
-            module.load_state_dict(resolve(declaration.factory)(slot.shape).state_dict())
+            try:
+                module.load_state_dict(resolve(declaration.factory)(slot.shape).state_dict())
+            except EsperError:
+                raise
+            except Exception as error:
+                raise BlueprintRejected(
+                    f"blueprint {blueprint!r} drew no weights for {slot.shape}: {type(error).__name__}: {error}",
+                    blueprint=blueprint,
+                    traceback=traceback.format_exc(),
+                ) from error
         self.loaded.append(
             KernelLoaded(epoch=epoch, seed=seed, blueprint=blueprint, manifest_id=provided.manifest_id, source=provided.source)
         )

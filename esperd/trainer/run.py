@@ -312,6 +312,8 @@ class Run:
         """Read the audit split. To be called once, when nothing will be decided any more."""
         seconds = self.seconds
         measured = measure(self.grower.network, batches_of(self.splits.audit, self.device), self.grower.loss, self.grower.metric)
+        if not torch.isfinite(measured.loss).all():
+            raise TrainingDiverged(f"the audit loss is {measured.mean_loss}; lower optimizer.learning_rate")
         metrics = Metrics(
             loss=measured.mean_loss,
             metric=measured.mean_metric,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +16,10 @@ from torch import nn
 
 import esperd
 from esperd.declarations import resolve
-from esperd.errors import ActorUnavailable, CheckpointRejected, EsperError, ImportFailed, InvalidJob, InvalidModel, StoreFailed
+from esperd.errors import ActorUnavailable, CheckpointRejected, EsperError, InvalidJob, InvalidModel, StoreFailed
 from esperd.execution.oplist import load_kernel
 from esperd.growth.contribution import Measured
-from esperd.growth.export import HostReference, SampleSpec, encode
+from esperd.growth.export import SampleSpec, encode
 from esperd.growth.gates import gate_checks
 from esperd.growth.grower import Grower
 from esperd.growth.interval import mean_interval
@@ -28,7 +27,6 @@ from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.optimizer import build_optimizer
 from esperd.growth.slots import find_slots
-from esperd.growth.untouched import untouched
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Artifact, Budget, Comparison, Job, Report
 from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, ExportFailed, TrainingStarted
@@ -36,8 +34,9 @@ from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs
 from esperd.trainer import checkpoint
 from esperd.trainer.checkpoint import FinishedGrowth, SessionState
-from esperd.trainer.data import check_labels, load_splits
+from esperd.trainer.data import check_labels, check_sizes, load_splits
 from esperd.trainer.desk import Desk
+from esperd.trainer.host import HostFactory
 from esperd.trainer.loss import check_output, class_count, resolve_loss, resolve_metric
 from esperd.trainer.nursery import KernelNursery
 from esperd.trainer.run import Run, Stopped
@@ -102,36 +101,22 @@ class Session:
         if self.export_directory is not None and not resumed:
             _require_writable(self.export_directory)
         torch.set_num_threads(job.threads)
+        torch.backends.mha.set_fastpath_enabled(False)  # its products would be hidden from the ledger
         for blueprint in plugins.blueprints.matching(job.growth.blueprints):
             resolve(blueprint.factory)
         self.strategy = plugins.strategies[job.policy.strategy]
         self.curve = resolve(plugins.alpha_schedules[job.growth.alpha_schedule].curve)
         self.loss, self.metric = resolve_loss(job), resolve_metric(job)
         self.splits = load_splits(job, plugins.datasets)
-        self.host_reference = _host_reference(job, plugins)
-        torch.manual_seed(job.rng_seed)
-        host = self._build_host()
+        check_sizes(self.splits)
+        self.hosts = HostFactory(job, plugins, self.device)
+        host = self.hosts.build()
         self.slots = self._find_slots(host)
         self._check(host)
+        self.host_flops_per_sample = self.hosts.flops(host, self._batch(TRACE_SAMPLES)[0])
         self._first_host: nn.Module | None = host
 
     # --- building --------------------------------------------------------------------------------------------------------
-
-    def _build_host(self) -> nn.Module:
-        factory = resolve(self.host_reference.factory)
-        try:
-            host = factory(**self.host_reference.options)
-        except EsperError:
-            raise
-        except Exception as error:
-            raise ImportFailed(
-                f"host {self.job.host!r} raised {type(error).__name__}: {error}",
-                reference=self.host_reference.factory,
-                traceback=traceback.format_exc(),
-            ) from error
-        if not isinstance(host, nn.Module):
-            raise InvalidModel(f"host {self.job.host!r} returned {type(host).__name__}, not a torch.nn.Module")
-        return host.to(self.device)
 
     def _batch(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
         indices = torch.arange(min(count, self.splits.train.samples))
@@ -147,18 +132,16 @@ class Session:
         except EsperError:
             raise
         except Exception as error:
-            raise _does_not_run(self.job.host, inputs, error) from error
+            raise self.hosts.does_not_run(inputs, error) from error
 
     def _check(self, host: nn.Module) -> None:
         """One pass that leaves no trace: output, loss, metric and labels fit each other."""
         inputs, targets = self._batch(TRACE_SAMPLES)
-        try:
-            with untouched(host), torch.no_grad():
-                output = host(inputs)
-        except Exception as error:
-            raise _does_not_run(self.job.host, inputs, error) from error
+        output = self.hosts.output(host, inputs)
+        if isinstance(output, torch.Tensor) and output.is_floating_point():
+            output.requires_grad_()  # so that a loss which cuts the gradient shows
         check_output(self.loss, output, targets, self.metric)
-        classes = class_count(self.loss, output)
+        classes = class_count(self.loss, output) if isinstance(output, torch.Tensor) else None
         if classes is not None:
             check_labels(self.splits, classes)
 
@@ -167,8 +150,7 @@ class Session:
         if self._first_host is not None:
             host, self._first_host = self._first_host, None
         else:
-            torch.manual_seed(self.job.rng_seed)
-            host = self._build_host()
+            host = self.hosts.build()
         network = GrowingNetwork(host, self.slots if phase == "growth" else ())
         nursery = KernelNursery(self.plugins, self.desk, self.device, self.job.rng_seed, self.sleep)
         grower = Grower(
@@ -248,7 +230,6 @@ class Session:
             because = "some CUDA operations are not deterministic"
         if not because:
             because = self._fault_met(run)
-        flops = run.host_flops_per_sample or self._host_flops(run)
         self.events.append(
             TrainingStarted(
                 epoch=self._epoch(run),
@@ -257,7 +238,7 @@ class Session:
                 gate_samples=self.splits.gate.samples,
                 audit_samples=self.splits.audit.samples,
                 host_parameters=run.grower.host_parameters,
-                host_flops_per_sample=flops,
+                host_flops_per_sample=self.host_flops_per_sample,
                 slots=self.slots,
                 device=str(self.device),
                 exact_resume=not because,
@@ -280,14 +261,6 @@ class Session:
         """Epochs of the growth run: the job's own count. The control does more of them, for the same FLOPs."""
         return self.finished.run.grower.epoch if self.finished is not None else run.grower.epoch
 
-    def _host_flops(self, run: Run) -> float:
-        """Forward FLOPs of the host for one sample, counted outside the ledger: nothing was trained by it."""
-        inputs, _ = self._batch(TRACE_SAMPLES)
-        ledger = Ledger()
-        with untouched(run.grower.network), torch.no_grad():
-            ledger.charge("gate", "host", len(inputs), lambda: run.grower.network.host(inputs))
-        return ledger.cost("gate", "host") or 0.0
-
     def _finish_growth(self, run: Run) -> None:
         """Read the audit split for the grown network, and put the network into the store."""
         measured, metrics = run.audit()
@@ -297,7 +270,7 @@ class Session:
             self._audit_tensors["audit.metric"] = measured.metric
         weights, structure = encode(
             run.grower.network,
-            host=self.host_reference,
+            host=self.hosts.reference,
             sample=SampleSpec.of(self._batch(1)[0]),
             history=tuple(run.grower.outcomes),
             manifest={
@@ -470,17 +443,3 @@ def _require_writable(directory: Path) -> None:
             key="export.directory",
             directory=str(directory),
         ) from error
-
-
-def _host_reference(job: Job, plugins: Plugins) -> HostReference:
-    if ":" in job.host:
-        return HostReference(factory=job.host, options=job.host_options)
-    return HostReference(factory=plugins.hosts[job.host].factory, options=job.host_options)
-
-
-def _does_not_run(host: str, inputs: torch.Tensor, error: Exception) -> InvalidModel:
-    return InvalidModel(
-        f"host {host!r} does not run on a batch of the train split {tuple(inputs.shape)} {inputs.dtype}: "
-        f"{type(error).__name__}: {error}",
-        traceback="".join(traceback.format_exception(error)),
-    )

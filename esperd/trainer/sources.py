@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,7 @@ def _read_npz(path: Path, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
             }
     except OSError as error:
         raise InvalidData(f"cannot read {path}: {error.strerror or error}", path=str(path)) from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidData(f"{path} is not an .npz file of plain arrays: {error}", path=str(path)) from error
 
 

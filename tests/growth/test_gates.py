@@ -34,6 +34,7 @@ PROBE = Probe(
     device_kept=True,
     finite=True,
     identity_error=0.0,
+    birth_error=0.0,
     tensors=4,
     tensors_with_gradient_first=1,
     tensors_with_gradient_third=4,
@@ -214,3 +215,18 @@ def test_a_gate_guards_a_stage_that_is_entered_through_one():
     assert tuple(GATES) == GUARDED_STAGES
     with pytest.raises(ValueError, match="gate 'mood' guards 'culled', must be one of: germinated"):
         moody("culled")
+
+
+def test_losses_below_zero_rise_when_they_come_nearer_to_zero():
+    worse = dataclasses.replace(SOUND, train_loss=-2.0, incubation_loss=-1.0)
+    better = dataclasses.replace(SOUND, train_loss=-2.0, incubation_loss=-3.0)
+    assert not readiness(worse, Gates()).passed
+    assert readiness(better, Gates()).passed
+    assert not stability(dataclasses.replace(SOUND, gate_losses=(-2.0, -1.0, -0.5)), Gates()).passed
+
+
+def test_in_joint_incubation_a_seed_must_start_as_the_identity():
+    moved = dataclasses.replace(SOUND, isolated=False, probe=dataclasses.replace(PROBE, birth_error=0.5))
+    assert "identity" in fitness(moved, Gates()).reason
+    assert not fitness(moved, Gates()).passed
+    assert fitness(dataclasses.replace(moved, isolated=True), Gates()).passed

@@ -230,6 +230,14 @@ def test_a_job_stopped_again_and_again_ends_bit_identical(grown, blobs):
     assert same_end(desks.train(GROWING, blobs, resume_from=checkpoint), grown)
 
 
+def test_pythons_rng_stream_and_unsaved_buffers_are_part_of_a_checkpoint(blobs):
+    job = desks.growing_job(host="desks:Restless", host_options={}, growth={"enabled": False}, budget={"epochs": 3})
+    whole = desks.train(job, blobs)
+    stopped = desks.train_until(job, blobs, desks.after_steps(7))
+    resumed = desks.train(job, blobs, resume_from=stopped.checkpoints[-1][0], resumed=1)
+    assert same_end(resumed, whole)
+
+
 class Killed(BaseException):
     """What kill -9 looks like from inside: nothing runs after it."""
 
@@ -450,6 +458,8 @@ MISFITS = {
     "a host with nothing to train": ({"host": "desks:frozen"}, InvalidModel, "nothing to train"),
     "labels without an output": ({"data_options": {"labels": 4}}, InvalidData, "label 3"),
     "a loss that does not fit the output": ({"loss": "mse"}, InvalidModel, "mse"),
+    "a loss that cuts the gradient": ({"loss": "desks:cutting"}, InvalidModel, "gradient"),
+    "a gate split too small to judge by": ({"split": {"gate": 0.02}}, InvalidData, "at least 8"),
     "a strategy nobody registered": ({"policy": {"strategy": "oracle"}}, UnknownName, "ucb"),
     "a blueprint nobody registered": ({"growth": {"blueprints": ["tree*"]}}, UnknownName, "conv_light"),
     "an alpha schedule nobody registered": ({"growth": {"alpha_schedule": "jump"}}, UnknownName, "cosine"),

@@ -1,0 +1,129 @@
+"""A job's host: built from its reference, again and again the same, and checked before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+import weakref
+
+import torch
+from torch import nn
+
+from esperd.declarations import resolve
+from esperd.errors import EsperError, ImportFailed, InvalidModel
+from esperd.growth.export import HostReference
+from esperd.growth.flops import count_flops, uncounted_modules
+from esperd.growth.untouched import untouched
+from esperd.messages.jobs import Job
+from esperd.plugins import Plugins
+from esperd.trainer.checkpoint import seed_rng
+
+
+class HostFactory:
+    """Builds a job's host, from the same RNG state each time.
+
+    Args:
+        job: names the host and its options.
+        plugins: registered hosts by name.
+        device: where hosts live.
+    """
+
+    def __init__(self, job: Job, plugins: Plugins, device: torch.device) -> None:
+        self.job = job
+        factory = job.host if ":" in job.host else plugins.hosts[job.host].factory
+        self.reference = HostReference(factory=factory, options=job.host_options)
+        self._device = device
+        self._built: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._digest: str | None = None
+
+    def build(self) -> nn.Module:
+        """A fresh host, every RNG stream seeded with the job's ``rng_seed`` just before.
+
+        Raises:
+            ImportFailed: the factory does not import or raises.
+            InvalidModel: it returns no module, one that is not initialised, the same object again, or other weights than before.
+        """
+        factory = resolve(self.reference.factory)
+        seed_rng(self.job.rng_seed)
+        try:
+            host = factory(**self.reference.options)
+        except EsperError:
+            raise
+        except Exception as error:
+            raise ImportFailed(
+                f"host {self.job.host!r} raised {type(error).__name__}: {error}",
+                reference=self.reference.factory,
+                traceback=traceback.format_exc(),
+            ) from error
+        if not isinstance(host, nn.Module):
+            raise InvalidModel(f"host {self.job.host!r} returned {type(host).__name__}, not a torch.nn.Module")
+        self._require_initialised(host)
+        if self.job.control:
+            self._require_the_same_again(host)
+        return host.to(self._device)
+
+    def _require_initialised(self, host: nn.Module) -> None:
+        for name, tensor in [*host.named_parameters(), *host.named_buffers()]:
+            if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+                raise InvalidModel(
+                    f"host {self.job.host!r} has the lazy parameter {name!r}, not initialised yet; run the model on one batch "
+                    "before your function returns it",
+                    parameter=name,
+                )
+
+    def _require_the_same_again(self, host: nn.Module) -> None:
+        """The control must start where the grown network started: another object, the same weights."""
+        if host in self._built:
+            raise InvalidModel(
+                f"host {self.job.host!r} returned the very module it returned before, trained by now; with control = true it "
+                "must build a new one on every call"
+            )
+        self._built.add(host)
+        digest = hashlib.sha256()
+        for name, tensor in host.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        if self._digest is not None and self._digest != digest.hexdigest():
+            raise InvalidModel(
+                f"host {self.job.host!r} came with other weights the second time, from the same seeds of torch, numpy and "
+                "random; with control = true it must draw its weights from these streams only"
+            )
+        self._digest = digest.hexdigest()
+
+    def output(self, host: nn.Module, inputs: torch.Tensor) -> object:
+        """What the host returns for a batch, without a trace.
+
+        Raises:
+            InvalidModel: when it does not run on it.
+        """
+        try:
+            with untouched(host), torch.no_grad():
+                output: object = host(inputs)
+        except Exception as error:
+            raise self.does_not_run(inputs, error) from error
+        return output
+
+    def flops(self, host: nn.Module, inputs: torch.Tensor) -> float:
+        """Forward FLOPs of one sample.
+
+        Raises:
+            InvalidModel: when FLOPs decide something (``control`` or ``budget.flops``) and those of a module are not counted.
+        """
+        with untouched(host), torch.no_grad():
+            _, total = count_flops(lambda: host(inputs))
+            unknown = uncounted_modules(host, inputs)
+        if (unknown or total == 0) and (self.job.control or self.job.budget.flops is not None):
+            named = f"the FLOPs of {', '.join(unknown)} are not counted" if unknown else "it has no counted FLOPs at all"
+            raise InvalidModel(
+                f"host {self.job.host!r}: {named}; set control = false and bound the budget by epochs or seconds",
+                modules=unknown,
+            )
+        return total / len(inputs)
+
+    def does_not_run(self, inputs: torch.Tensor, error: Exception) -> InvalidModel:
+        """The error of a host that does not take its own data."""
+        return InvalidModel(
+            f"host {self.job.host!r} does not run on a batch of the train split {tuple(inputs.shape)} {inputs.dtype}: "
+            f"{type(error).__name__}: {error}",
+            traceback="".join(traceback.format_exception(error)),
+        )
