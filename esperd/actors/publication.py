@@ -48,7 +48,6 @@ class Publisher:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self._socket: zmq.asyncio.Socket | None = None
-        self._watched: set[bytes] = set()
         self._run = self._running()
 
     async def __aenter__(self) -> Self:
@@ -59,10 +58,6 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return await self._run.__aexit__(kind, error, trace)
-
-    def is_watched(self, topic: str) -> bool:
-        """Whether anybody subscribed to this topic, or to everything."""
-        return b"" in self._watched or _on_wire(topic) in self._watched
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Hand a publication to every watcher of the topic; never waits for them.
@@ -93,13 +88,8 @@ class Publisher:
         while True:
             frame = (await socket.recv_multipart())[0]
             subscribed, topic = frame[:1] == b"\x01", frame[1:]
-            if topic.startswith(ECHO):
-                if subscribed:
-                    await socket.send_multipart([topic, b""])
-            elif subscribed:
-                self._watched.add(topic)
-            else:
-                self._watched.discard(topic)
+            if subscribed and topic.startswith(ECHO):
+                await socket.send_multipart([topic, b""])
 
 
 class Subscriber:

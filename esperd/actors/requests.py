@@ -41,8 +41,6 @@ TIMEOUT_S = 10.0
 class RequestStatistics(NamedTuple):
     """A server since it was opened."""
 
-    in_flight: int
-    #: requests being handled now
     answered: int
     #: answers handed to ZeroMQ, errors included
     malformed: int
@@ -92,7 +90,6 @@ class RequestServer:
     def statistics(self) -> RequestStatistics:
         """Counters now."""
         return RequestStatistics(
-            in_flight=self._in_flight,
             answered=self._answered,
             malformed=self._malformed,
             refused=self._refused,

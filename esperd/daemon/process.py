@@ -160,11 +160,11 @@ class _Daemon:
             door = FrontDoor(system, self._plugins, events)
             port = await stack.enter_async_context(serving(listening, build_app(self._metrics, self._status.not_ready)))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
-            await stack.enter_async_context(RequestServer(control, door.answer))
+            server = await stack.enter_async_context(RequestServer(control, door.answer))
             self._status.starting = False
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._tick, door)
+                tasks.start_soon(self._tick, door, server)
                 drained = await self._until_drained(system, signals)
                 tasks.cancel_scope.cancel()
             if not drained:
@@ -236,13 +236,14 @@ class _Daemon:
             if record.error is not None:
                 log.warning("plugin failed", plugin=record.name, distribution=record.distribution, error=record.error)
 
-    async def _tick(self, door: FrontDoor) -> None:
+    async def _tick(self, door: FrontDoor, server: RequestServer) -> None:
         """Feed the metrics that nobody else sees."""
         while True:
             before = self._clock.monotonic()
             await self._clock.sleep(TICK_S)
             self._metrics.observe_loop_lag(max(0.0, self._clock.monotonic() - before - TICK_S))
             self._metrics.observe_actors(door.actors())
+            self._metrics.observe_requests(server.statistics()._asdict())
 
     async def _until_drained(self, system: ActorSystem, signals: AsyncIterator[signal.Signals]) -> bool:
         """Wait for SIGTERM or SIGINT, drain; False when a second one, or the drain's timeout, cut it short."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -30,6 +30,8 @@ class Metrics:
         self._states: dict[str, JobState] = {}
         self._actors = _Actors()
         self._registry.register(self._actors)
+        self._requests = _Requests()
+        self._registry.register(self._requests)
         self._jobs = Gauge("esperd_jobs", "Jobs by state.", ["state"], registry=self._registry)
         self._events = self._counter("esperd_events", "Events recorded, by type.", "type")
         self._decisions = self._counter("esperd_decisions", "Decisions of the policy.", "action", "applied")
@@ -71,6 +73,10 @@ class Metrics:
         """Show these restarts, mailboxes and dead letters from now on."""
         self._actors.latest = actors
 
+    def observe_requests(self, counts: Mapping[str, int]) -> None:
+        """Show these counts of clients' requests, by what became of them, from now on."""
+        self._requests.latest = dict(counts)
+
     def observe_loop_lag(self, seconds: float) -> None:
         """How much later than asked a timer of the daemon's event loop fired."""
         self._loop_lag.observe(seconds)
@@ -111,3 +117,24 @@ class _Actors(Collector):
             GaugeMetricFamily("esperd_mailbox_depth", "Messages that wait for an actor.", labels=["actor"]),
             CounterMetricFamily("esperd_dead_letters", "Messages that could not be delivered.", labels=["reason"]),
         )
+
+
+class _Requests(Collector):
+    """Requests are counted by the server that answers them: its latest counts are shown, not counted again."""
+
+    def __init__(self) -> None:
+        self.latest: dict[str, int] = {}
+
+    def describe(self) -> list[Metric]:
+        """The family, empty."""
+        return [self._family()]
+
+    def collect(self) -> Iterator[Metric]:
+        """The family with the latest numbers."""
+        family = self._family()
+        for result, count in self.latest.items():
+            family.add_metric([result], count)
+        yield family
+
+    def _family(self) -> CounterMetricFamily:
+        return CounterMetricFamily("esperd_requests", "Requests of clients, by what became of them.", labels=["result"])

@@ -48,17 +48,6 @@ async def test_no_topics_means_all(endpoint: str) -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_publisher_knows_which_topics_are_watched(endpoint: str) -> None:
-    async with Publisher(endpoint) as publisher:
-        assert not publisher.is_watched("job-1")
-        async with Subscriber(endpoint, ["job-1"]):
-            assert publisher.is_watched("job-1")
-            assert not publisher.is_watched("job-2")
-            async with Subscriber(endpoint):
-                assert publisher.is_watched("job-2")
-
-
-@pytest.mark.asyncio
 async def test_a_watcher_that_does_not_read_never_holds_up_the_publisher(endpoint: str) -> None:
     async with Publisher(endpoint) as publisher, Subscriber(endpoint, ["job"]):
         with anyio.fail_after(20):

@@ -40,6 +40,7 @@ DOCUMENTED_METRICS = {
     "esperd_restarts_total",
     "esperd_mailbox_depth",
     "esperd_dead_letters_total",
+    "esperd_requests_total",
     "esperd_loop_lag_seconds_bucket",
 }
 TORCH_FREE = (

@@ -77,6 +77,14 @@ def test_actors_are_shown_as_last_observed_and_not_before():
     assert found['esperd_dead_letters_total{reason="no such actor"}'] == 4
 
 
+def test_requests_are_shown_as_the_server_counted_them_last():
+    metrics = Metrics()
+    for answered in (3, 5):
+        metrics.observe_requests({"answered": answered, "refused": 1})
+    found = samples(metrics)
+    assert (found['esperd_requests_total{result="answered"}'], found['esperd_requests_total{result="refused"}']) == (5, 1)
+
+
 def test_the_lag_of_the_loop_is_a_histogram_in_seconds():
     metrics = Metrics()
     metrics.observe_loop_lag(0.003)
