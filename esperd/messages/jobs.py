@@ -244,7 +244,7 @@ class JobInfo(Reply, frozen=True, kw_only=True):
     epoch: int | None = None
     """Epochs completed, as of the last checkpoint."""
     checkpoint: str | None = None
-    """SHA-256 of the last checkpoint."""
+    """SHA-256 of the last checkpoint; None before the first, and when the job is finished: it is deleted then."""
     error: JobError | None = None
     job: Job
 
