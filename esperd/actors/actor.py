@@ -1,4 +1,4 @@
-"""What an actor is: a class whose typed handlers run one message at a time, in order.
+"""What an actor is: a class whose typed handlers run one message at a time, in order, but for those that say otherwise.
 
 An ask's exception belongs to the asker: it arrives there as a typed error, and the actor goes on. A failing tell has nobody
 to go to: it ends the incarnation, and the supervisor decides what comes next.
@@ -22,6 +22,7 @@ MessageT = TypeVar("MessageT", bound=Message)
 Method = Callable[[ActorT, MessageT], Awaitable[Reply | None]]
 
 _HANDLES = "__esperd_handles__"
+_CONCURRENT = "__esperd_concurrent__"
 
 
 class Context(Protocol):
@@ -67,25 +68,37 @@ class Context(Protocol):
         ...
 
 
-def handles(message_type: type[MessageT]) -> Callable[[Method[ActorT, MessageT]], Method[ActorT, MessageT]]:
-    """Mark an async method ``(self, message) -> Reply | None`` as the handler of a message type."""
+def handles(
+    message_type: type[MessageT], *, concurrent: int = 1
+) -> Callable[[Method[ActorT, MessageT]], Method[ActorT, MessageT]]:
+    """Mark an async method ``(self, message) -> Reply | None`` as the handler of a message type.
+
+    Args:
+        message_type: what it takes.
+        concurrent: how many asks of this type may be answered at the same time. Above 1 each runs beside the mail behind it,
+            so that a slow answer keeps nobody waiting; the next one is refused with ``busy``. Such a handler meets others
+            wherever it awaits. Tells are always handled one at a time.
+    """
 
     def mark(method: Method[ActorT, MessageT]) -> Method[ActorT, MessageT]:
         setattr(method, _HANDLES, message_type)
+        setattr(method, _CONCURRENT, concurrent)
         return method
 
     return mark
 
 
 class Actor:
-    """Base of every actor. State lives in attributes; only handlers touch it, so it needs no lock."""
+    """Base of every actor. State lives in attributes; only handlers touch it: without concurrent ones it needs no lock."""
 
     handlers: ClassVar[Mapping[type[Message], str]] = MappingProxyType({})
     """Method name by message type, inherited handlers included."""
+    limits: ClassVar[Mapping[type[Message], int]] = MappingProxyType({})
+    """How many asks of a type are answered at the same time."""
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        found = dict(cls.handlers)
+        found, limits = dict(cls.handlers), dict(cls.limits)
         for name, member in vars(cls).items():
             message_type = getattr(member, _HANDLES, None)
             if message_type is None:
@@ -93,7 +106,9 @@ class Actor:
             if found.get(message_type, name) != name and found[message_type] in vars(cls):
                 raise TypeError(f"{cls.__name__} has two handlers of {message_type.__name__}: {found[message_type]}, {name}")
             found[message_type] = name
+            limits[message_type] = getattr(member, _CONCURRENT)
         cls.handlers = MappingProxyType(found)
+        cls.limits = MappingProxyType(limits)
 
     async def on_start(self, context: Context) -> None:
         """Called once, before the first message. An exception here is a failed start."""
@@ -118,6 +133,10 @@ class Actor:
             )
         answer: Reply | None = await getattr(self, name)(message)
         return answer
+
+    def concurrency(self, message: Message) -> int:
+        """How many asks of this message's type are answered at the same time."""
+        return self.limits.get(type(message), 1)
 
     def can_handle(self, message: Message) -> bool:
         """Whether there is a handler for this message."""

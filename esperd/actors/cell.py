@@ -11,6 +11,7 @@ import anyio
 import anyio.abc
 
 from esperd.actors.actor import ASK_TIMEOUT_S, Actor
+from esperd.actors.beside import Beside
 from esperd.actors.clock import Clock
 from esperd.actors.dead_letters import Reason
 from esperd.actors.envelope import Envelope
@@ -19,7 +20,7 @@ from esperd.actors.outcome import answer_of
 from esperd.actors.spec import ChildSpec, Spec
 from esperd.actors.supervisor import STOPPED
 from esperd.actors.tasks import open_task_group
-from esperd.errors import ActorUnavailable, EsperError, HandlerFailed
+from esperd.errors import ActorUnavailable, Busy, EsperError, HandlerFailed
 from esperd.messages import Message, Reply
 
 
@@ -182,7 +183,7 @@ class LocalCell(Cell):
                 await actor.on_start(LocalContext(self.name, generation, self._post, tasks))
                 is_started = True
                 started()
-                await self._read_mail(actor)
+                await self._read_mail(actor, tasks)
                 await actor.on_stop()
                 tasks.cancel_scope.cancel()
         except Exception as error:  # noqa: BLE001 - whatever an actor raises ends its incarnation, and no more
@@ -208,13 +209,30 @@ class LocalCell(Cell):
         await self._post.clock.sleep(self.grace_s)
         scope.cancel()
 
-    async def _read_mail(self, actor: Actor) -> None:
+    async def _read_mail(self, actor: Actor, tasks: anyio.abc.TaskGroup) -> None:
+        beside = Beside(self.name)
         while isinstance(envelope := await self.mailbox.get(), Envelope):
             if envelope.is_abandoned:
                 self._post.bury(Reason.EXPIRED, self.name, envelope)
                 continue
             self.handled += 1
+            limit = actor.concurrency(envelope.message)
+            if envelope.answer is None or limit == 1:
+                await self._handle(actor, envelope)
+                continue
+            try:
+                beside.enter(envelope.message, limit)
+            except Busy as error:
+                envelope.fail(error, self.name)
+            else:
+                tasks.start_soon(self._handle_beside, actor, envelope, beside)
+        await beside.ended()
+
+    async def _handle_beside(self, actor: Actor, envelope: Envelope, beside: Beside) -> None:
+        try:
             await self._handle(actor, envelope)
+        finally:
+            beside.leave(envelope.message)
 
     async def _handle(self, actor: Actor, envelope: Envelope) -> None:
         """An ask's exception is its asker's; a tell's is the supervisor's."""

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 import anyio
+import anyio.abc
 import structlog
 import zmq
 import zmq.asyncio
@@ -29,8 +30,8 @@ from esperd.messages import ErrorReply, Message, Reply
 from esperd.messages.control import Heartbeat, HeartbeatReceived, Ready, Stop
 
 Handler = Callable[[Message], Awaitable[Reply | None]]
-"""Takes one message at a time, in order. For an ask: what it returns or raises is the answer (None: ``Done``). For a tell:
-what it raises ends the link, and with it the process; the supervisor starts another."""
+"""Takes one message at a time, in order, unless it is said to take some beside the others. For an ask: what it returns or raises
+is the answer (None: ``Done``). For a tell: what it raises ends the link and the process; the supervisor starts another."""
 
 Step = Callable[[], int | None]
 """Returns the step counter that heartbeats carry; None when there are no steps."""
@@ -49,6 +50,10 @@ def _accept_all(_: Message) -> bool:
     return True
 
 
+def _none(_: Message) -> bool:
+    return False
+
+
 class Link:
     """A process actor's connection to its daemon: ``async with Link.from_environment(handler) as link``.
 
@@ -61,6 +66,7 @@ class Link:
         handler: called for every ask and tell, except for the link's own conversation (Stop, heartbeats, replies).
         step: read at every heartbeat.
         accepts: whether the handler can take a message; a tell that it cannot take is logged and dropped.
+        beside: whether an ask is answered beside those behind it; the handler bounds how many.
         codec: message types and protocol version.
         clock: decides when the daemon has been silent for too long.
     """
@@ -72,6 +78,7 @@ class Link:
         *,
         step: Step = _no_steps,
         accepts: Callable[[Message], bool] = _accept_all,
+        beside: Callable[[Message], bool] = _none,
         codec: Codec | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -85,6 +92,7 @@ class Link:
         self._handler = handler
         self._step = step
         self._accepts = accepts
+        self._beside = beside
         self._codec = codec or Codec()
         self._clock: Clock = clock or SystemClock()
         self._ids = itertools.count(1)
@@ -185,7 +193,7 @@ class Link:
                     await self._say_ready()
                     tasks.start_soon(self._beat, self._socket)
                     tasks.start_soon(self._listen_for_daemon)
-                    tasks.start_soon(self._serve)
+                    tasks.start_soon(self._serve, tasks)
                     try:
                         yield
                         await self._flush()
@@ -261,7 +269,7 @@ class Link:
             else:
                 log.warning("message dropped, the inbox is full", actor=self.name, message_type=type(message).__name__)
 
-    async def _serve(self) -> None:
+    async def _serve(self, tasks: anyio.abc.TaskGroup) -> None:
         """One message at a time. An ask's exception is the asker's; a tell's ends the process."""
         while True:
             head, message = await self._inbox.get()
@@ -270,12 +278,17 @@ class Link:
                     await self._handler(message)
                 else:
                     log.warning("not handled", actor=self.name, sender=head.sender, message_type=type(message).__name__)
-                continue
-            try:
-                answer = answer_of(await self._handler(message), actor=self.name, message=message)
-            except Exception as error:  # noqa: BLE001 - whatever the handler raises is the asker's answer
-                answer = error_reply(error, actor=self.name, message=message)
-            await self._reply(head.id, head.sender, answer)
+            elif self._beside(message):
+                tasks.start_soon(self._answer, head, message)
+            else:
+                await self._answer(head, message)
+
+    async def _answer(self, head: Head, message: Message) -> None:
+        try:
+            answer = answer_of(await self._handler(message), actor=self.name, message=message)
+        except Exception as error:  # noqa: BLE001 - whatever the handler raises is the asker's answer
+            answer = error_reply(error, actor=self.name, message=message)
+        await self._reply(head.id, head.sender, answer)
 
     async def _reply(self, request: int, to: str, answer: Reply) -> None:
         head = self._codec.head(Kind.REPLY, request, to=to, sender=self.name)

@@ -12,6 +12,7 @@ import anyio
 import anyio.abc
 
 from esperd.actors.actor import ASK_TIMEOUT_S, Actor
+from esperd.actors.beside import Beside
 from esperd.actors.clock import Clock, SystemClock
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.link import Link
@@ -83,18 +84,32 @@ async def _serve(actor: Actor, incarnation: Incarnation) -> None:
     hand = anyio.Lock()
     """Held while a message is handled, and before the first: the lock is fair, so messages keep their order."""
     await hand.acquire()
+    beside = Beside(incarnation.actor)
+
+    def is_beside(message: Message) -> bool:
+        return actor.concurrency(message) > 1
 
     async def handle(message: Message) -> Reply | None:
         async with hand:
+            if not is_beside(message):
+                return await actor.handle(message)
+            beside.enter(message, actor.concurrency(message))
+        try:
             return await actor.handle(message)
+        finally:
+            beside.leave(message)
 
-    async with Link(incarnation, handle, accepts=actor.can_handle) as link, open_task_group() as tasks:
+    async with (
+        Link(incarnation, handle, accepts=actor.can_handle, beside=is_beside) as link,
+        open_task_group() as tasks,
+    ):
         tasks.start_soon(_obey_signals, link)
         tasks.start_soon(_leave_when_lost, link, tasks.cancel_scope)
         await actor.on_start(LinkContext(link, tasks))
         hand.release()
         await link.stop_requested.wait()
         async with hand:  # what is in hand is finished; what comes after is not begun
+            await beside.ended()
             await actor.on_stop()
             tasks.cancel_scope.cancel()
 

@@ -22,11 +22,14 @@ from esperd.store.blobs import Blobs
 COMPILER = "compiler"
 """Name of the compiling actor."""
 
+PROVIDED_AT_ONCE = 256
+"""Kernels provided at one time, most of them waiting for the compiler; more are refused with ``busy``. Chosen, not measured."""
+
 
 class CacheActor(Actor):
     """Answers :class:`ProvideKernel` and :class:`ListKernels`.
 
-    An actor handles one message at a time, so what is asked while a kernel is being compiled waits for it.
+    A kernel that is being compiled keeps only those waiting who asked for it: others are provided and listed meanwhile.
 
     Args:
         index: rows of what is on disk.
@@ -56,7 +59,7 @@ class CacheActor(Actor):
             self._index, self._blobs, self._seal, KernelMemory(self._memory_bytes), compile_kernel, context.clock.wall
         )
 
-    @handles(ProvideKernel)
+    @handles(ProvideKernel, concurrent=PROVIDED_AT_ONCE)
     async def provide(self, message: ProvideKernel) -> KernelProvided:
         """From memory, disk or the compiler."""
         return await self._kernels.provide(message.key)

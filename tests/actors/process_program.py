@@ -17,7 +17,7 @@ from esperd.actors.threadlink import ThreadLink
 from esperd.errors import EsperError, JobNotFound
 from esperd.messages import Done, Reply
 from esperd.messages.control import ActorList, Heartbeat, ListActors, ListPlugins, Stop, Terminated
-from esperd.messages.jobs import GetJob, StopJob
+from esperd.messages.jobs import GetJob, ListJobs, StopJob
 
 
 class Served(Actor):
@@ -25,6 +25,7 @@ class Served(Actor):
 
     async def on_start(self, context: Context) -> None:
         self.context = context
+        self.release = anyio.Event()
         if "fail-start" in sys.argv:
             raise RuntimeError("cannot start")
         if "watch" in sys.argv:
@@ -45,11 +46,18 @@ class Served(Actor):
     async def pass_on(self, message: Heartbeat) -> None:
         if message.actor == "crash":
             raise ValueError("told to crash")
+        if message.actor == "release":
+            self.release.set()
         await self.context.tell("recorder", message)
 
     @handles(Terminated)
     async def mourn(self, message: Terminated) -> None:
         await self.context.tell("second", Heartbeat(actor=message.actor, generation=message.generation))
+
+    @handles(ListJobs, concurrent=2)
+    async def hold(self, message: ListJobs) -> None:
+        await self.context.tell("recorder", Heartbeat(actor="holding", generation=1))
+        await self.release.wait()
 
     @handles(GetJob)
     async def obey(self, message: GetJob) -> Reply | None:

@@ -3,9 +3,14 @@ from __future__ import annotations
 import hashlib
 from contextlib import asynccontextmanager
 
+import anyio
+import msgspec
 import pytest
 
+from esperd.actors.actor import Actor, handles
 from esperd.actors.clock import SystemClock
+from esperd.actors.spec import ChildSpec
+from esperd.actors.system import ActorSystem
 from esperd.cache.actor import CacheActor
 from esperd.cache.index import MIGRATIONS, KernelIndex
 from esperd.cache.seal import Seal
@@ -97,3 +102,43 @@ async def test_an_answer_that_is_no_kernel_is_named(tmp_path):
     async with started(tmp_path, CompilerContext(Done())) as actor:
         with pytest.raises(HandlerFailed, match="compiler answered CompileKernel with a Done"):
             await actor.handle(ProvideKernel(key=KEY, job="j1"))
+
+
+class SlowCompiler(Actor):
+    """Compiles what it is asked for once it is released."""
+
+    def __init__(self):
+        self.asked = []
+        self.begun, self.release = anyio.Event(), anyio.Event()
+
+    @handles(CompileKernel)
+    async def compile(self, message):
+        self.asked.append(message.key)
+        self.begun.set()
+        await self.release.wait()
+        return msgspec.structs.replace(MADE, manifest=msgspec.structs.replace(MADE.manifest, key=message.key))
+
+
+@pytest.mark.asyncio
+async def test_while_a_kernel_compiles_others_are_provided_and_listed_and_it_is_compiled_once(tmp_path):
+    compiler, sources = SlowCompiler(), []
+    other = msgspec.structs.replace(KEY, blueprint="slow")
+
+    async def ask(system):
+        sources.append((await system.ask("cache", ProvideKernel(key=other, job="j1"))).source)
+
+    async with started(tmp_path, CompilerContext(MADE)) as actor:
+        await actor.handle(ProvideKernel(key=KEY, job="j1"))
+        async with ActorSystem() as system, anyio.create_task_group() as tasks:
+            await system.start(ChildSpec("compiler", lambda: compiler))
+            await system.start(ChildSpec("cache", lambda: actor))
+            for _ in range(2):
+                tasks.start_soon(ask, system)
+            await compiler.begun.wait()
+            with anyio.fail_after(5):
+                assert (await system.ask("cache", ProvideKernel(key=KEY, job="j2"))).source == "disk"
+                assert [row.key for row in (await system.ask("cache", ListKernels())).kernels] == [KEY]
+            assert sources == []
+            compiler.release.set()
+    assert sorted(sources) == ["compiled", "memory"]
+    assert compiler.asked == [other]
