@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import aiosqlite
 import anyio
+import anyio.to_thread
 
 from esperd.errors import StoreFailed
 
@@ -201,10 +202,13 @@ def _run_one(connection: sqlite3.Connection, function: Callable[[sqlite3.Connect
 
 
 async def _connect(path: Path, prepare: Callable[[sqlite3.Connection], None]) -> aiosqlite.Connection:
+    # isolation_level None: Python's sqlite3 begins no transactions of its own.
+    connection = aiosqlite.connect(path, isolation_level=None)
     try:
-        # isolation_level None: Python's sqlite3 begins no transactions of its own.
-        connection = await aiosqlite.connect(path, isolation_level=None)
+        await connection
     except sqlite3.Error as error:
+        # aiosqlite leaves its thread to end by itself, which must not outlive the event loop that it answers to.
+        await anyio.to_thread.run_sync(connection._thread.join)
         raise _store_failed(path, error) from error
     try:
         await _on_thread(connection, prepare)
