@@ -147,7 +147,11 @@ async def test_what_waits_at_close_is_committed_and_later_calls_are_refused(tmp_
         await database.write(insert("too late"))
     with pytest.raises(StoreFailed, match="closed"):
         await database.read("SELECT 1")
-    assert threading.active_count() == threads
+
+    async def threads_ended():
+        return threading.active_count() == threads
+
+    await until(threads_ended)  # each answers its close before it ends
     async with Database.open(tmp_path / "a.db", [NOTES]) as database:
         assert await texts(database) == ["late"]
 
@@ -223,6 +227,7 @@ def acknowledged_before_kill(path) -> list[str]:
     program = f"""
 import asyncio, pathlib
 from esperd.store.database import Database
+from esperd.testing import until
 async def main():
     async with Database.open(pathlib.Path({str(path)!r}), [{NOTES!r}]) as database:
         for number in range(10_000):
