@@ -11,6 +11,7 @@ import pytest
 
 from esperd.errors import StoreFailed
 from esperd.store.database import Database
+from esperd.testing import until
 
 NOTES = "CREATE TABLE notes (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT"
 
@@ -227,7 +228,6 @@ def acknowledged_before_kill(path) -> list[str]:
     program = f"""
 import asyncio, pathlib
 from esperd.store.database import Database
-from esperd.testing import until
 async def main():
     async with Database.open(pathlib.Path({str(path)!r}), [{NOTES!r}]) as database:
         for number in range(10_000):
