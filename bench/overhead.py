@@ -13,12 +13,14 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import harness
 from neighbours import Neighbours
 
 from esperd.client import SyncClient
+from esperd.messages.control import ActorState
 from esperd.messages.jobs import Budget, Growth, Job, Optimizer
 from esperd.messages.telemetry import EpochCompleted
 from esperd.testing import running_daemon
@@ -83,6 +85,12 @@ def train_job(esper: SyncClient, job: Job, directory: Path) -> dict:
     return {"seconds": handle.report().grown.training_seconds, "epochs": epochs}
 
 
+def wait_for_compiler(esper: SyncClient) -> None:
+    """A daemon answers before its compiler has imported torch; until then the compiler would disturb the first training."""
+    while not any(actor.name == "compiler" and actor.state is ActorState.RUNNING for actor in esper.actors().actors):
+        time.sleep(0.1)
+
+
 def require_equal(bare: Path, directory: Path) -> int:
     """Compare final weights, buffers included.
 
@@ -115,6 +123,7 @@ def main() -> None:
         scratch = Path(name)
         job = job_for(chosen.data, epochs, scratch)
         with running_daemon(scratch / "state") as daemon, daemon.sync_client() as esper:
+            wait_for_compiler(esper)
             while len(jobs) < chosen.repeats:
                 repeat = len(jobs)
                 runs, shares = {}, {}
