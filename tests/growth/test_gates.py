@@ -223,6 +223,9 @@ def test_losses_below_zero_rise_when_they_come_nearer_to_zero():
     assert not readiness(worse, Gates()).passed
     assert readiness(better, Gates()).passed
     assert not stability(dataclasses.replace(SOUND, gate_losses=(-2.0, -1.0, -0.5)), Gates()).passed
+    assert stability(dataclasses.replace(SOUND, gate_losses=(-2.0, -1.99, -1.98)), Gates()).numbers["drift"] == pytest.approx(
+        0.01
+    )
 
 
 def test_in_joint_incubation_a_seed_must_start_as_the_identity():
