@@ -14,12 +14,12 @@ from typing import Any, Literal
 from esperd.errors import ImportFailed
 
 Shape = tuple[int, ...]
-Topology = Literal["cnn", "mlp"]
+Topology = Literal["cnn", "mlp", "transformer"]
 
 GUARDED_STAGES = ("germinated", "training", "blending", "shadowing", "probationary", "fossilized")
 """Stages that are entered through a gate."""
 
-TOPOLOGY_SHAPES: dict[Topology, str] = {"cnn": "(C, H, W)", "mlp": "(F,)"}
+TOPOLOGY_SHAPES: dict[Topology, str] = {"cnn": "(C, H, W)", "mlp": "(F,)", "transformer": "(T, D)"}
 """Shape of one sample's tensor at a slot, by topology."""
 
 
