@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from esperd.declarations import Blueprint, Shape, Topology, resolve
 from esperd.errors import BlueprintRejected
-from esperd.growth.blend import blend
 from esperd.growth.flops import count_flops
+from esperd.growth.operators import Add
 
 SHAPES: dict[Topology, tuple[Shape, ...]] = {
     "cnn": ((3, 8, 8), (16, 4, 4), (17, 5, 7)),
@@ -26,6 +26,7 @@ SHAPES: dict[Topology, tuple[Shape, ...]] = {
 }
 """Shapes a blueprint is checked at when none are given: few and many channels, odd ones, square and not."""
 
+_ADD = Add()
 BATCHES = (1, 2, 5)
 TRAINING_BATCH = 32
 CLASSES = 4
@@ -229,7 +230,7 @@ def _identity(module: nn.Module, shape: Shape) -> str:
         for batch in BATCHES:
             x = torch.randn(batch, *shape)
             host = x.clone()
-            blended = blend(host, candidate(x), 0.0)
+            blended = _ADD(host, candidate(x), 0.0)
             if not torch.equal(blended, host):
                 raise _Broken(f"at alpha 0 the host's output changed by up to {float((blended - host).abs().max().detach()):g}")
             if not torch.equal(x, host):
@@ -252,7 +253,7 @@ class _Incubation:
 
         In double precision: the first step of a seed with few parameters lowers it by less than single precision shows.
         """
-        blended = blend(self.inputs, module(self.inputs), 1.0)
+        blended = _ADD(self.inputs, module(self.inputs), 1.0)
         return functional.cross_entropy(blended.flatten(1).double() @ self.readout.double(), self.labels)
 
 
