@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from esperd.compiler.export import export_graph
+from esperd.execution.export import export_graph
 from esperd.declarations import Blueprint, resolve
 from esperd.errors import BlueprintRejected, EsperError, KernelRejected
 from esperd.execution.graph import FLOATING

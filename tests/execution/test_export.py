@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from esperd.compiler.compile import self_test
-from esperd.compiler.export import export_graph
+from esperd.execution.export import export_graph
 from esperd.errors import BlueprintRejected
 from esperd.execution import load_kernel
 from esperd.execution.graph import TRAINING, decode_graph
