@@ -146,13 +146,13 @@ def load_splits(job: Job, datasets: Mapping[str, Dataset]) -> Splits:
 
 
 def check_labels(splits: Splits, classes: int) -> None:
-    """Refuse labels the model has no logit for. For cross_entropy, once the model's output is known.
+    """Refuse labels the model has no logit for. For cross_entropy and next_token, once the model's output is known.
 
     Samples that are fetched on demand are checked as they come.
 
     Args:
         splits: the job's data.
-        classes: K of the model's (B, K, …) logits.
+        classes: K of the model's (B, K, …) logits, or V of (B, T, V).
 
     Raises:
         InvalidData: when a label lies outside 0 to ``classes`` - 1; names split, row and label.
