@@ -114,14 +114,16 @@ class Gates(Section, frozen=True, kw_only=True):
 
 
 class Split(Section, frozen=True, kw_only=True):
-    """``[split]``: how one set is divided when the data names no splits."""
+    """``[split]``: how one set is divided when the data names no splits. Where it names train and audit only, gate is taken from
+    train."""
 
     gate: Share = 0.2
     """Share of the samples that gates and the policy look at."""
     audit: Share = 0.2
     """Share of the samples that is read once, at the end."""
     seed: int = 0
-    """Seed of the permutation; independent of the job's ``rng_seed`` so that RNG seeds share splits."""
+    """Seed of the permutation; independent of the job's ``rng_seed`` so that RNG seeds share splits. A text is not permuted:
+    train, gate and audit follow one another."""
     allow_duplicates: bool = False
     """Train although a sample of one split (input and target) also stands in another. Holds for every form of data."""
 

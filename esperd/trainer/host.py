@@ -144,8 +144,10 @@ class HostFactory:
 
     def does_not_run(self, inputs: torch.Tensor, error: Exception) -> InvalidModel:
         """The error of a host that does not take its own data."""
+        outside = isinstance(error, IndexError) and not inputs.is_floating_point()
+        ids = f"; its ids go up to {int(inputs.max())}: is the model's vocabulary larger?" if outside else ""
         return InvalidModel(
             f"host {self.job.host!r} does not run on a batch of the train split {tuple(inputs.shape)} {inputs.dtype}: "
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {error}{ids}",
             traceback="".join(traceback.format_exception(error)),
         )
