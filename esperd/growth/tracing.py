@@ -236,7 +236,7 @@ def _problem(first: tuple[int, list[_Call]], second: tuple[int, list[_Call]], el
     if len(calls) > 1:
         return f"it runs {len(calls)} times in one forward pass"
     if not again:
-        return f"it runs with {samples} samples, and not with {more}"
+        return f"it does not run in every forward pass: it did with {samples} samples, not with {more}"
     if not elsewhere:
         return f"it does not run in {other}"
     if len(again) > 1 or len(elsewhere) > 1:

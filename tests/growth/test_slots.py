@@ -345,7 +345,7 @@ def test_an_unknown_pattern_lists_what_could_be_named():
         (Odd, VECTORS, "never", "it does not run"),
         (Odd, VECTORS, "unused*", "it does not run"),
         (Odd, VECTORS, "in_training", "it does not run in evaluation"),
-        (Odd, VECTORS, "by_size", "it runs with 4 samples, and not with 5"),
+        (Odd, VECTORS, "by_size", "it does not run in every forward pass: it did with 4 samples, not with 5"),
         (Odd, VECTORS, "by_mode", r"changes shape with the mode: \(5, 8\), and \(5, 2\) in evaluation"),
         (Odd, VECTORS, "volume", r"\(4, 1, 1, 1, 8\) is neither \(B, C, H, W\) nor \(B, T, D\) nor \(B, F\)"),
         (Odd, VECTORS, "mean", r"\(\) does not start with the batch of 4"),
