@@ -32,18 +32,18 @@ def spelled(ids, alphabet):
 def test_a_text_is_cut_by_place_and_no_window_reaches_over_a_border(book):
     whole = Path(book).read_text(encoding="utf-8")
     alphabet = sorted(set(whole))
-    parts = text(book, context=9).divided(gate=0.2, audit=0.1)
+    parts = text(book, context=10).divided(gate=0.2, audit=0.1)
 
     starts = {"train": 0, "gate": 140, "audit": 180}
     ends = {"train": 140, "gate": 180, "audit": 200}
     for name, (x, y) in parts.items():
         assert x.dtype == y.dtype == np.int64
         for row, (ids, following) in enumerate(zip(x, y, strict=True)):
-            place = starts[name] + 9 * row
-            assert spelled(ids, alphabet) == whole[place : place + 9]
-            assert spelled(following, alphabet) == whole[place + 1 : place + 10]
-            assert place + 10 <= ends[name]
-    assert [len(x) for x, _ in parts.values()] == [15, 4, 2]
+            place = starts[name] + 10 * row
+            assert spelled(ids, alphabet) == whole[place : place + 10]
+            assert spelled(following, alphabet) == whole[place + 1 : place + 11]
+            assert place + 11 <= ends[name]
+    assert [len(x) for x, _ in parts.values()] == [13, 3, 1]
 
 
 def test_a_stride_makes_the_train_part_overlap_and_no_other(book):

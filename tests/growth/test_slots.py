@@ -297,8 +297,29 @@ def test_a_stack_of_equal_layers_has_a_slot_behind_each_of_its_activations():
 
 def test_a_parametrized_layer_is_a_layer_and_no_block():
     normed = nn.utils.parametrizations.weight_norm
-    host = nn.Sequential(normed(nn.Linear(8, 6)), nn.ReLU(), normed(nn.Linear(6, 5)), nn.ReLU(), nn.Linear(5, 2))
+    host = nn.Sequential(normed(nn.Linear(8, 8)), nn.ReLU(), normed(nn.Linear(8, 8)), nn.ReLU(), nn.Linear(8, 2))
     assert names(find_slots(host, VECTORS)) == ["1", "3"]
+
+
+def test_what_embeds_tokens_is_no_slot_where_blocks_are():
+    class Patches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.tokens = nn.Conv2d(1, 8, 4, 4), nn.Flatten(2)
+            self.project = nn.Linear(4, 6)
+            layer = nn.TransformerEncoderLayer(6, 2, 12, batch_first=True)
+            self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x):
+            tokens = self.project(self.tokens(self.patch(x)))
+            return self.head(self.encoder(torch.cat([tokens[:, :1], tokens], 1))[:, 0])
+
+    assert names(find_slots(Patches(), IMAGES)) == ["patch", "encoder.layers.0", "encoder.layers.1"]
+
+
+def test_a_block_whose_output_is_the_hosts_is_no_slot():
+    assert names(find_slots(nn.Sequential(Residual(1), Residual(1), Residual(1)), IMAGES)) == ["0", "1"]
 
 
 def test_a_host_whose_prediction_is_called_logits_is_traced_as_any_other():
@@ -378,8 +399,9 @@ def test_a_module_under_two_names_is_a_slot_under_the_first():
 
 
 def test_axes_that_are_not_those_of_a_seed_are_told_by_who_takes_them():
-    signal = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(12, 2))
-    for name in ("0", "1", "2"):
+    stage = nn.Sequential(nn.Conv1d(3, 4, 3), nn.ReLU(), nn.MaxPool1d(2))
+    signal = nn.Sequential(stage, nn.Sigmoid(), nn.Conv1d(4, 4, 1), nn.Flatten(), nn.Linear(12, 2))
+    for name in ("0.0", "0.1", "0.2", "0", "1", "2"):
         with pytest.raises(InvalidSlot, match=r"is \(B, C, L\), channels first, as"):
             find_slots(signal, SEQUENCES, patterns=(name,))
     assert names(find_slots(signal, SEQUENCES)) == ["3"]
