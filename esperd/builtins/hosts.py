@@ -10,7 +10,7 @@ from esperd.hookspecs import hookimpl
 
 @hookimpl
 def esperd_hosts() -> Iterable[Host]:
-    """The two small networks that examples, demo and benches train."""
+    """The small networks that examples, demo and benches train."""
     return (
         Host(
             name="cnn",
@@ -21,5 +21,10 @@ def esperd_hosts() -> Iterable[Host]:
             name="mlp",
             factory="esperd.builtins.networks.mlp:mlp",
             description="linear layers with ReLU on the flattened input; options: in_features, hidden, classes",
+        ),
+        Host(
+            name="transformer",
+            factory="esperd.builtins.networks.transformer:transformer",
+            description="causal language model, pre-norm; options: vocabulary, context, width, depth, heads, dropout",
         ),
     )

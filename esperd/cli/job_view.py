@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from esperd.messages.growth import LIVE_STAGES, Contribution, SeedRecord, SlotRecord, Stage
-from esperd.messages.jobs import FINAL_JOB_STATES, Job, JobError, JobInfo, JobState, Metrics
+from esperd.messages.jobs import DEFAULT_METRICS, FINAL_JOB_STATES, Job, JobError, JobInfo, JobState, Metrics
 from esperd.messages.telemetry import (
     AuditMeasured,
     Body,
@@ -72,8 +72,8 @@ class JobView:
 
 
 def metric_name_of(job: Job) -> str | None:
-    """What a job's metric is called: by default accuracy for cross_entropy and nothing otherwise."""
-    return job.metric or ("accuracy" if job.loss == "cross_entropy" else None)
+    """What a job's metric is called: the one it names, or its loss's own."""
+    return job.metric or DEFAULT_METRICS.get(job.loss)
 
 
 def begin(info: JobInfo) -> JobView:

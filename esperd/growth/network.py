@@ -17,6 +17,7 @@ from esperd.errors import InvalidSlot
 from esperd.growth.alpha import Ramp
 from esperd.growth.lifecycle import Life
 from esperd.growth.operators import Add, Alpha
+from esperd.growth.outputs import prediction
 from esperd.growth.straight_through import straight_through
 from esperd.messages.growth import LIVE_STAGES, Contribution, SlotRecord, Stage, Trial, Verdict
 
@@ -234,9 +235,8 @@ class GrowingNetwork(nn.Module):
             module.register_forward_hook(port.on_output)
 
     def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """Whatever the host returns."""
-        output: torch.Tensor = self.host(*inputs)
-        return output
+        """What the host predicts: the tensor it returns, or the ``logits`` of what it returns."""
+        return prediction(self.host(*inputs))
 
     @property
     def slots(self) -> tuple[SlotRecord, ...]:

@@ -136,7 +136,7 @@ class SlotRecord(Value, frozen=True, kw_only=True):
     slot: str
     """Dotted path of the host module whose output is the slot, as in ``host.named_modules()``."""
     topology: str
-    """``cnn`` for (B, C, H, W); ``mlp`` for (B, F)."""
+    """``cnn`` for (B, C, H, W); ``transformer`` for (B, T, D); ``mlp`` for (B, F)."""
     shape: tuple[int, ...]
     """Shape of one sample's tensor, without the batch dimension."""
     dtype: str

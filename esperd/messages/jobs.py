@@ -19,6 +19,8 @@ MOST_LISTED = 100_000
 """Jobs in one answer at most; chosen, not measured."""
 Share = Annotated[float, msgspec.Meta(gt=0.0, lt=1.0)]
 Fraction = Annotated[float, msgspec.Meta(gt=0.0, le=1.0)]
+DEFAULT_METRICS: Mapping[str, str] = MappingProxyType({"cross_entropy": "accuracy", "next_token": "token_accuracy"})
+"""The metric of a job that names none, by its loss."""
 
 
 USERS_OWN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
@@ -187,14 +189,17 @@ class Gates(Section, frozen=True, kw_only=True):
 
 
 class Split(Section, frozen=True, kw_only=True):
-    """``[split]``: how one set is divided when the data names no splits."""
+    """``[split]``: how one set is divided when the data names no splits. Where it names train and audit only, gate is taken from
+    train.
+    """
 
     gate: Share = 0.2
     """Share of the samples that gates and the policy look at."""
     audit: Share = 0.2
     """Share of the samples that is read once, at the end."""
     seed: int = 0
-    """Seed of the permutation; independent of the job's ``rng_seed`` so that RNG seeds share splits."""
+    """Seed of the permutation; independent of the job's ``rng_seed`` so that RNG seeds share splits. A text is not permuted:
+    train, gate and audit follow one another."""
     allow_duplicates: bool = False
     """Train although a sample of one split (input and target) also stands in another. Holds for every form of data."""
 
@@ -214,7 +219,8 @@ class Job(Section, frozen=True, kw_only=True):
     host: str
     """Name of a registered host, or ``module:function`` importable from ``workdir``, returning an ``nn.Module``."""
     data: str
-    """Name of a registered data set, a path to an ``.npz`` file, or ``module:function``."""
+    """Name of a registered data set (built in: ``digits``, ``text``, ``idx``, ``cifar``; see ``docs/models.md``), a path to an
+    ``.npz`` file, or ``module:function``."""
     name: str = ""
     """For people; need not be unique."""
     host_options: dict[str, Any] = {}
@@ -222,10 +228,11 @@ class Job(Section, frozen=True, kw_only=True):
     data_options: dict[str, Any] = {}
     """Keyword arguments of the data's function."""
     loss: str = "cross_entropy"
-    """``cross_entropy``, ``mse``, or ``module:function`` taking (output, target), returning one loss per sample."""
+    """``cross_entropy``, ``next_token`` (of (B, T, V) logits, for the (B, T) tokens that follow), ``mse``, or ``module:function``
+    taking (output, target), returning one loss per sample."""
     metric: str | None = None
-    """``accuracy``, or ``module:function`` taking (output, target), returning one value per sample. Default: accuracy
-    for cross_entropy, none otherwise."""
+    """``accuracy``, ``token_accuracy``, or ``module:function`` taking (output, target), returning one value per sample. Default:
+    accuracy for cross_entropy, token_accuracy for next_token, none otherwise."""
     batch_size: Positive = 64
     """Samples a training step."""
     device: Literal["cpu", "cuda"] = "cpu"

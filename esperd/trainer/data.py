@@ -4,13 +4,21 @@ Train feeds training, gate every decision, audit is read once at the end. Data c
 file or a ``module:function``; a function returns one of
 
 - ``{"train": part, "gate": part, "audit": part}``,
-- one part, which is divided by the job's ``[split]``.
+- ``{"train": part, "audit": part}``, as data sets with a test set come: the job's ``[split]`` takes gate from train,
+- one part, which is divided by the job's ``[split]``,
+- an object with a method ``divided(*, gate, audit)`` that takes the shares of ``[split]`` and returns the three: what must not be
+  shuffled, as a text or a series in time, divides itself.
 
 A part is a pair ``(x, y)`` of arrays or tensors with one row per sample, or a map-style dataset (length, and an index gives
 ``(x, y)``) whose samples are fetched when a batch needs them.
 
-Inputs of uint8 are pixels: they become float32 in 0 to 1; (N, H, W, C) with 1, 3 or 4 channels becomes (N, C, H, W), and
-(N, H, W) becomes (N, 1, H, W). Other floating-point inputs become float32, whole numbers int64.
+A batch is one tensor of inputs and one of targets, whatever the model. Inputs of uint8 are pixels: they become float32 in 0 to
+1; (N, H, W, C) with 1, 3 or 4 channels becomes (N, C, H, W), and (N, H, W) becomes (N, 1, H, W). Other floating-point inputs
+become float32, whole numbers (token ids) int64.
+
+A sample of one split, input and target, may not stand in another one, unless ``[split]`` allows duplicates. Parts of a text are
+disjoint by place; a window that stands in two of them by chance counts as a duplicate all the same, and in short contexts many
+do.
 """
 
 from __future__ import annotations
@@ -119,13 +127,17 @@ def load_splits(job: Job, datasets: Mapping[str, Dataset]) -> Splits:
         InvalidJob: when ``[split]`` leaves nothing to train on.
         MissingExtra: when a built-in data set needs a package that is not installed.
     """
-    loaded = read_source(job, datasets)
-    parts = loaded if isinstance(loaded, Mapping) else _divide(loaded, job)
+    if job.split.gate + job.split.audit >= 1.0:
+        raise InvalidJob(
+            f"split.gate {job.split.gate} and split.audit {job.split.audit} leave nothing to train on; lower them", key="split"
+        )
+    parts = _parts(read_source(job, datasets), job)
     missing = [name for name in SPLIT_NAMES if name not in parts]
     unknown = [str(name) for name in parts if name not in SPLIT_NAMES]
     if missing or unknown:
         raise InvalidData(
-            f"data {job.data!r} must give exactly the splits train, gate and audit; missing: {missing}, unknown: {unknown}",
+            f"data {job.data!r} must give exactly the splits train, gate and audit, or train and audit; missing: {missing}, "
+            f"unknown: {unknown}",
             missing=missing,
             unknown=unknown,
         )
@@ -146,13 +158,13 @@ def load_splits(job: Job, datasets: Mapping[str, Dataset]) -> Splits:
 
 
 def check_labels(splits: Splits, classes: int) -> None:
-    """Refuse labels the model has no logit for. For cross_entropy, once the model's output is known.
+    """Refuse labels the model has no logit for. For cross_entropy and next_token, once the model's output is known.
 
     Samples that are fetched on demand are checked as they come.
 
     Args:
         splits: the job's data.
-        classes: K of the model's (B, K, …) logits.
+        classes: K of the model's (B, K, …) logits, or V of (B, T, V).
 
     Raises:
         InvalidData: when a label lies outside 0 to ``classes`` - 1; names split, row and label.
@@ -194,19 +206,25 @@ def epoch_order(rng_seed: int, epoch: int, samples: int) -> torch.Tensor:
     return torch.randperm(samples, generator=generator)
 
 
-def _divide(part: Any, job: Job) -> dict[str, Any]:  # noqa: ANN401 - whatever the user's function returned
-    """One set → three, by the permutation that ``split.seed`` draws: audit first, then gate, the rest is train."""
-    fractions = job.split
-    if fractions.gate + fractions.audit >= 1.0:
-        raise InvalidJob(
-            f"split.gate {fractions.gate} and split.audit {fractions.audit} leave nothing to train on; lower them",
-            key="split",
-        )
+def _parts(loaded: Any, job: Job) -> Mapping[Any, Any]:  # noqa: ANN401 - whatever the user's function returned
+    """By name, whatever names there are: what is given in one part is divided, and a missing gate is taken from train."""
+    if not isinstance(loaded, Mapping):
+        return _cut(loaded, job, {"audit": job.split.audit, "gate": job.split.gate})
+    if set(loaded) == {"train", "audit"}:
+        return {**_cut(loaded["train"], job, {"gate": job.split.gate}), "audit": loaded["audit"]}
+    return loaded
+
+
+def _cut(part: Any, job: Job, shares: Mapping[str, float]) -> dict[str, Any]:  # noqa: ANN401 - whatever the user's function returned
+    """Take shares of a set, one after the other, from the permutation that ``split.seed`` draws; the rest is train."""
     pair = _pair("the data set", part, job.loss) if isinstance(part, tuple) else None
     samples = len(part) if pair is None else len(pair[0])
-    order = torch.randperm(samples, generator=torch.Generator().manual_seed(fractions.seed % 2**32))
-    audit, gate = round(samples * fractions.audit), round(samples * fractions.gate)
-    chosen = {"train": order[audit + gate :], "gate": order[audit : audit + gate], "audit": order[:audit]}
+    order = torch.randperm(samples, generator=torch.Generator().manual_seed(job.split.seed % 2**32))
+    chosen: dict[str, torch.Tensor] = {}
+    for name, share in shares.items():
+        taken = round(samples * share)
+        chosen[name], order = order[:taken], order[taken:]
+    chosen["train"] = order
     if pair is None:
         return {name: torch.utils.data.Subset(part, rows.tolist()) for name, rows in chosen.items()}
     return {name: (pair[0][rows], pair[1][rows]) for name, rows in chosen.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import traceback
 import weakref
 
@@ -13,6 +14,7 @@ from esperd.declarations import resolve
 from esperd.errors import EsperError, ImportFailed, InvalidModel
 from esperd.growth.export import HostReference
 from esperd.growth.flops import count_flops, uncounted_modules
+from esperd.growth.outputs import prediction
 from esperd.growth.untouched import untouched
 from esperd.messages.jobs import Job
 from esperd.plugins import Plugins
@@ -41,7 +43,8 @@ class HostFactory:
 
         Raises:
             ImportFailed: the factory does not import or raises.
-            InvalidModel: it returns no module, one that is not initialised, the same object again, or other weights than before.
+            InvalidModel: it returns no module, one that is not initialised or needs several inputs, the same object again, or
+                other weights than before.
         """
         factory = resolve(self.reference.factory)
         seed_rng(self.job.rng_seed)
@@ -58,6 +61,7 @@ class HostFactory:
         if not isinstance(host, nn.Module):
             raise InvalidModel(f"host {self.job.host!r} returned {type(host).__name__}, not a torch.nn.Module")
         self._require_initialised(host)
+        self._require_one_input(host)
         if self.job.control:
             self._require_the_same_again(host)
         return host.to(self._device)
@@ -70,6 +74,24 @@ class HostFactory:
                     "before your function returns it",
                     parameter=name,
                 )
+
+    def _require_one_input(self, host: nn.Module) -> None:
+        """A batch is one tensor: what else a model needs is named here, and not by a TypeError of its first pass."""
+        try:
+            parameters = inspect.signature(host.forward).parameters.values()
+        except (TypeError, ValueError):  # forward is no Python function: its first pass tells
+            return
+        needed = [
+            parameter.name
+            for parameter in parameters
+            if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
+        if len(needed) > 1:
+            raise InvalidModel(
+                f"host {self.job.host!r} needs {len(needed)} inputs ({', '.join(needed)}), and a batch is one tensor; return a "
+                "module that takes one and makes the others of it",
+                inputs=needed,
+            )
 
     def _require_the_same_again(self, host: nn.Module) -> None:
         """The control must start where the grown network started: another object, the same weights."""
@@ -90,18 +112,18 @@ class HostFactory:
             )
         self._digest = digest.hexdigest()
 
-    def output(self, host: nn.Module, inputs: torch.Tensor) -> object:
-        """What the host returns for a batch, without a trace.
+    def output(self, host: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """What the host predicts for a batch, without a trace.
 
         Raises:
-            InvalidModel: when it does not run on it.
+            InvalidModel: when it does not run on it, or returns no prediction.
         """
         try:
             with untouched(host), torch.no_grad():
                 output: object = host(inputs)
         except Exception as error:
             raise self.does_not_run(inputs, error) from error
-        return output
+        return prediction(output)
 
     def flops(self, host: nn.Module, inputs: torch.Tensor) -> float:
         """Forward FLOPs of one sample.
@@ -122,8 +144,10 @@ class HostFactory:
 
     def does_not_run(self, inputs: torch.Tensor, error: Exception) -> InvalidModel:
         """The error of a host that does not take its own data."""
+        outside = isinstance(error, IndexError) and not inputs.is_floating_point()
+        ids = f"; its ids go up to {int(inputs.max())}: is the model's vocabulary larger?" if outside else ""
         return InvalidModel(
             f"host {self.job.host!r} does not run on a batch of the train split {tuple(inputs.shape)} {inputs.dtype}: "
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {error}{ids}",
             traceback="".join(traceback.format_exception(error)),
         )

@@ -11,8 +11,12 @@ from torch.nn import functional
 
 from esperd.declarations import resolve
 from esperd.errors import ImportFailed, InvalidModel, UnknownName
-from esperd.messages.jobs import Job
+from esperd.growth.outputs import prediction
+from esperd.messages.jobs import DEFAULT_METRICS, Job
 from esperd.trainer.samples import check_label_range
+
+_SEQUENCE_AXES = 3
+"""(B, T, V)."""
 
 PerSampleFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -47,6 +51,20 @@ def cross_entropy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return _mean_per_sample(functional.cross_entropy(output, target, reduction="none"))
 
 
+def next_token(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of a language model.
+
+    Args:
+        output: (B, T, V) logits, at each place for the token that follows.
+        target: (B, T) int64 tokens below V, already shifted: the one that follows each place.
+
+    Returns:
+        (B,), averaged over the places of a sample.
+    """
+    losses = functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none")  # (B·T,)
+    return losses.view(target.shape).mean(dim=1)
+
+
 def mse(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Squared error, averaged over the numbers of a sample: two tensors of shape (B, …) → (B,)."""
     return _mean_per_sample(functional.mse_loss(output, target, reduction="none"))
@@ -57,8 +75,13 @@ def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return _mean_per_sample((output.argmax(dim=1) == target).to(torch.float32))
 
 
-LOSSES: dict[str, PerSampleFunction] = {"cross_entropy": cross_entropy, "mse": mse}
-METRICS: dict[str, PerSampleFunction] = {"accuracy": accuracy}
+def token_accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Share of places whose highest logit is the token that follows: (B, T, V) and (B, T) → (B,)."""
+    return (output.argmax(dim=-1) == target).to(torch.float32).mean(dim=1)
+
+
+LOSSES: dict[str, PerSampleFunction] = {"cross_entropy": cross_entropy, "next_token": next_token, "mse": mse}
+METRICS: dict[str, PerSampleFunction] = {"accuracy": accuracy, "token_accuracy": token_accuracy}
 
 
 def resolve_loss(job: Job) -> PerSample:
@@ -72,19 +95,25 @@ def resolve_loss(job: Job) -> PerSample:
 
 
 def resolve_metric(job: Job) -> PerSample | None:
-    """The job's metric; when it names none: accuracy for cross_entropy, otherwise None.
+    """The job's metric; when it names none: accuracy for cross_entropy, token_accuracy for next_token, otherwise None.
 
     Raises:
         UnknownName: when ``job.metric`` is neither built in nor of the form ``module:function``.
         ImportFailed: when its module does not import, has no such name, or the name is not callable.
     """
-    if job.metric is None:
-        return _find("metric", "accuracy", METRICS) if job.loss == "cross_entropy" else None
-    return _find("metric", job.metric, METRICS)
+    name = job.metric or DEFAULT_METRICS.get(job.loss)
+    return None if name is None else _find("metric", name, METRICS)
 
 
 def class_count(loss: PerSample, output: torch.Tensor) -> int | None:
-    """K of (B, K, …) logits when the loss is cross_entropy; None for losses that know no classes."""
+    """Classes or tokens that the model tells apart; None for losses that know none.
+
+    Args:
+        loss: the job's.
+        output: (B, K, …) logits for cross_entropy, (B, T, V) for next_token.
+    """
+    if loss.function is next_token:
+        return int(output.shape[-1])
     return int(output.shape[1]) if loss.function is cross_entropy else None
 
 
@@ -98,26 +127,19 @@ def check_output(loss: PerSample, output: object, target: torch.Tensor, metric: 
         metric: the job's metric.
 
     Raises:
-        InvalidModel: when the output is no floating-point tensor of the batch's length, its shape does not fit loss or
-            metric, either raises, or returns anything but one floating-point value per sample, or the loss has no gradient.
-        InvalidData: when cross_entropy meets a label that has no logit.
+        InvalidModel: when the output holds no prediction, or one that is no floating-point tensor of the batch's length, its
+            shape does not fit loss or metric, either raises, or returns anything but one floating-point value per sample, or
+            the loss has no gradient.
+        InvalidData: when cross_entropy or next_token meets a label that has no logit.
     """
-    if not isinstance(output, torch.Tensor):
-        raise InvalidModel(
-            f"the model returned a {type(output).__name__}; a job can train models that return one tensor",
-            returned=type(output).__name__,
-        )
+    output = prediction(output)
     if not output.is_floating_point():
         raise InvalidModel(f"the model's output must be floating point, not {output.dtype}", dtype=str(output.dtype))
     if output.ndim == 0 or len(output) != len(target):
-        raise _misfit(f"the model's output must have one row for each of the {len(target)} samples", output, target)
+        hint = _hint(output, target)
+        raise _misfit(f"the model's output must have one row for each of the {len(target)} samples", output, target, hint)
     for measure in (loss, metric) if metric is not None else (loss,):
-        if measure.function in (cross_entropy, accuracy):
-            _check_logits(measure, output, target)
-            if measure.function is cross_entropy:
-                check_label_range("the train split", target, output.shape[1])
-        elif measure.function is mse and output.shape != target.shape:
-            raise _misfit("mse needs an output of the target's shape", output, target)
+        _check_shapes(measure, output, target)
         _check_values(measure, output, target)
     if output.requires_grad and not loss(output, target).requires_grad:
         raise InvalidModel(
@@ -125,11 +147,32 @@ def check_output(loss: PerSample, output: object, target: torch.Tensor, metric: 
         )
 
 
+def _check_shapes(measure: PerSample, output: torch.Tensor, target: torch.Tensor) -> None:
+    """What is built in knows which shapes it takes; a function of the user's own is tried as it is."""
+    if measure.function in (cross_entropy, accuracy):
+        _check_logits(measure, output, target)
+    elif measure.function in (next_token, token_accuracy):
+        _check_tokens(measure, output, target)
+    elif measure.function is mse and output.shape != target.shape:
+        raise _misfit("mse needs an output of the target's shape", output, target)
+    classes = class_count(measure, output)
+    if classes is not None:
+        check_label_range("the train split", target, classes)
+
+
 def _check_logits(measure: PerSample, output: torch.Tensor, target: torch.Tensor) -> None:
     if output.ndim < 2 or target.shape != (output.shape[0], *output.shape[2:]):
-        raise _misfit(f"{measure.name} needs logits (B, K) for labels (B,), or (B, K, …) for (B, …)", output, target)
+        needs = f"{measure.name} needs logits (B, K) for labels (B,), or (B, K, …) for (B, …)"
+        raise _misfit(needs, output, target, _hint(output, target))
     if output.shape[1] == 1:
         raise _misfit(f"{measure.name} of a single logit is always the same; the model needs one per class", output, target)
+
+
+def _check_tokens(measure: PerSample, output: torch.Tensor, target: torch.Tensor) -> None:
+    if output.ndim != _SEQUENCE_AXES or target.shape != output.shape[:2]:
+        raise _misfit(f"{measure.name} needs logits (B, T, V) for tokens (B, T)", output, target, _hint(output, target))
+    if output.shape[2] == 1:
+        raise _misfit(f"{measure.name} of a single logit is always the same; the model needs one per token", output, target)
 
 
 def _check_values(measure: PerSample, output: torch.Tensor, target: torch.Tensor) -> None:
@@ -156,12 +199,28 @@ def _check_values(measure: PerSample, output: torch.Tensor, target: torch.Tensor
         )
 
 
-def _misfit(what: str, output: torch.Tensor, target: torch.Tensor) -> InvalidModel:
+def _misfit(what: str, output: torch.Tensor, target: torch.Tensor, hint: str = "") -> InvalidModel:
     return InvalidModel(
-        f"{what}; the output is {tuple(output.shape)} and the target {tuple(target.shape)}",
+        f"{what}; the output is {tuple(output.shape)} and the target {tuple(target.shape)}{hint}",
         output=str(tuple(output.shape)),
         target=str(tuple(target.shape)),
     )
+
+
+def _hint(output: torch.Tensor, target: torch.Tensor) -> str:
+    """What people who meet this combination of shapes usually have to do: recurrent and language models, most of them."""
+    if output.ndim != _SEQUENCE_AXES:
+        return ""
+    if len(output) != len(target):
+        in_axis_1 = output.shape[1] == len(target)
+        return ". The batch seems to stand in axis 1: recurrent layers take batch_first=True" if in_axis_1 else ""
+    if target.ndim == 1:
+        return ". For one label a sample return the last step's logits, as in output[:, -1], or their mean over the steps"
+    if target.shape == output.shape[:2]:
+        return '. For a token at each place set loss = "next_token", metric = "token_accuracy"'
+    if target.shape == (output.shape[0], output.shape[2]):
+        return ". The logits stand in axis 1; next_token wants them last, cross_entropy in axis 1"
+    return ""
 
 
 def _mean_per_sample(values: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,9 @@ from esperd.errors import InvalidData
 IMAGE_CHANNELS = (1, 3, 4)
 """Sizes of an axis that holds grey, RGB or RGBA."""
 
+LABEL_LOSSES = ("cross_entropy", "next_token")
+"""Losses whose targets are whole numbers that count from 0."""
+
 _IMAGE_AXES = 4
 _GREY_IMAGE_AXES = 3
 
@@ -40,7 +43,7 @@ def inputs_from(where: str, values: Any) -> torch.Tensor:  # noqa: ANN401 - what
 
 
 def targets_from(where: str, values: Any, loss: str) -> torch.Tensor:  # noqa: ANN401 - whatever the user's function returned
-    """Convert targets: labels to int64 for cross_entropy, float32 for mse, either for a loss of the user's own.
+    """Convert targets: labels to int64 for cross_entropy and next_token, float32 for mse, either for a loss of the user's own.
 
     Args:
         where: ``the train split`` or the like, for messages.
@@ -48,15 +51,15 @@ def targets_from(where: str, values: Any, loss: str) -> torch.Tensor:  # noqa: A
         loss: the job's.
 
     Raises:
-        InvalidData: when they are not numbers, not finite, or, for cross_entropy, negative or not whole.
+        InvalidData: when they are not numbers, not finite, or, for cross_entropy and next_token, negative or not whole.
     """
     found = _tensor(where, "targets", values)
     if found.is_floating_point():
         found = _finite(where, "targets", found.to(torch.float32))
-    if loss == "cross_entropy":
+    if loss in LABEL_LOSSES:
         if found.is_floating_point() and not torch.equal(found, found.round()):
             raise InvalidData(
-                f"targets of {where} are fractions; cross_entropy needs class labels (whole numbers from 0)",
+                f"targets of {where} are fractions; {loss} needs labels (whole numbers from 0)",
                 where=where,
             )
         labels = found.to(torch.int64)

@@ -141,10 +141,10 @@ class Session:
         """One pass that leaves no trace: output, loss, metric and labels fit each other."""
         inputs, targets = self._batch(TRACE_SAMPLES)
         output = self.hosts.output(host, inputs)
-        if isinstance(output, torch.Tensor) and output.is_floating_point():
+        if output.is_floating_point():
             output.requires_grad_()  # so that a loss which cuts the gradient shows
         check_output(self.loss, output, targets, self.metric)
-        classes = class_count(self.loss, output) if isinstance(output, torch.Tensor) else None
+        classes = class_count(self.loss, output)
         if classes is not None:
             check_labels(self.splits, classes)
 

@@ -36,6 +36,8 @@ def read_source(job: Job, datasets: Mapping[str, Dataset]) -> Any:  # noqa: ANN4
         return _read_npz(Path(job.workdir) / job.data, job.data_options)
     reference = job.data if ":" in job.data else datasets[job.data].loader
     loaded = _call(reference, job.data_options)
+    if callable(getattr(loaded, "divided", None)):
+        loaded = _try(reference, lambda: loaded.divided(gate=job.split.gate, audit=job.split.audit))
     if isinstance(loaded, Mapping):
         return {name: _part(f"{reference} → {name!r}", part) for name, part in loaded.items()}
     return _part(reference, loaded)
@@ -46,8 +48,12 @@ def _call(reference: str, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
     if not callable(function):
         raise ImportFailed(f"data {reference!r} is a {type(function).__name__}, not a function", reference=reference)
     _check_options(reference, function, options)
+    return _try(reference, lambda: function(**options))
+
+
+def _try(reference: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's function returned
     try:
-        return function(**options)
+        return work()
     except EsperError:
         raise
     except Exception as error:

@@ -133,9 +133,15 @@ def test_the_picture_shows_seeds_with_stage_alpha_and_contribution_and_why_it_wa
 
 @pytest.mark.parametrize(
     ("loss", "metric", "name"),
-    [("cross_entropy", None, "accuracy"), ("mse", None, None), ("mse", "m:f", "m:f"), ("cross_entropy", "m:f", "m:f")],
+    [
+        ("cross_entropy", None, "accuracy"),
+        ("next_token", None, "token_accuracy"),
+        ("mse", None, None),
+        ("mse", "m:f", "m:f"),
+        ("cross_entropy", "m:f", "m:f"),
+    ],
 )
-def test_the_metric_is_accuracy_for_cross_entropy_unless_the_job_names_one(loss, metric, name):
+def test_the_metric_is_that_of_the_loss_unless_the_job_names_one(loss, metric, name):
     assert metric_name_of(msgspec.structs.replace(synthetic_job.JOB, loss=loss, metric=metric)) == name
 
 

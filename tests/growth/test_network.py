@@ -9,7 +9,7 @@ import torch
 from small_growth import TRAIN, host, network, same, seed_of
 from torch import nn
 
-from esperd.errors import InvalidSlot
+from esperd.errors import InvalidModel, InvalidSlot
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.slots import find_slots
 from esperd.growth.untouched import untouched
@@ -189,6 +189,27 @@ def test_an_untouched_pass_leaves_buffers_and_random_stream_as_they_were():
     assert same(model.state_dict(), state)
     assert model[0].late is None
     assert torch.equal(torch.get_rng_state(), rng)
+
+
+def test_calling_the_network_gives_what_the_host_predicts_however_it_wraps_it():
+    class Wrapped(nn.Sequential):
+        def forward(self, x):
+            return {"logits": super().forward(x)}
+
+    model = Wrapped(nn.Linear(4, 5), nn.Linear(5, 2))
+    x = torch.randn(3, 4)
+    assert torch.equal(GrowingNetwork(model, find_slots(model, x))(x), model(x)["logits"])
+    with pytest.raises(InvalidModel, match="returned None"):
+        GrowingNetwork(Returning(None), ())(x)
+
+
+class Returning(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return self.value
 
 
 def test_a_host_with_in_place_activations_trains_through_its_seeds():

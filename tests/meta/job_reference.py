@@ -28,7 +28,8 @@ wrong type or a value out of range is an error that names file, line, key and va
     epochs = 20
 
 Keys of the file's top level stand before the first `[table]`. Where `module:function` may be given, the module is imported in the
-worker, from `workdir`, by the interpreter `python`.
+worker, from `workdir`, by the interpreter `python`. What a model may take and return, and every form of data:
+[models.md](models.md).
 
 *Written by `python tests/meta/job_reference.py` from `esperd/messages/jobs.py` and `policy.py`.*
 """

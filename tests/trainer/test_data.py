@@ -111,6 +111,76 @@ def test_a_missing_or_unknown_split_is_named():
         load({"train": pair(5), "gate": pair(5, start=50), "test": pair(5, start=90)})
 
 
+def test_a_missing_gate_is_taken_from_train_and_audit_stays_as_it_came():
+    parts = {"train": pair(20), "audit": pair(5, start=100)}
+    splits, again, other = (load(parts, split=Split(gate=0.25, seed=seed)) for seed in (0, 0, 1))
+
+    assert [part.samples for part in (splits.train, splits.gate, splits.audit)] == [15, 5, 5]
+    seen = torch.cat([part.batch(torch.arange(len(part)))[0][:, 0] for part in (splits.train, splits.gate)])
+    assert sorted(seen.tolist()) == list(range(20))
+    assert splits.audit.batch(torch.arange(5))[0][:, 0].tolist() == [100.0, 101.0, 102.0, 103.0, 104.0]
+    assert splits.fingerprint == again.fingerprint != other.fingerprint
+
+
+class Series:
+    """Divides itself, as what has an order of its own must."""
+
+    def divided(self, *, gate, audit):
+        return {"train": pair(10), "gate": pair(round(10 * gate), start=50), "audit": pair(round(10 * audit), start=90)}
+
+
+def test_data_that_divides_itself_is_told_the_shares():
+    splits = load(Series(), split=Split(gate=0.3, audit=0.4))
+
+    assert [part.samples for part in (splits.train, splits.gate, splits.audit)] == [10, 3, 4]
+    with pytest.raises(InvalidJob, match="leave nothing to train on"):
+        load(Series(), split=Split(gate=0.6, audit=0.4))
+
+
+def test_data_that_fails_to_divide_itself_is_shown_with_its_traceback():
+    class Torn(Series):
+        def divided(self, *, gate, audit):
+            raise RuntimeError("torn")
+
+    with pytest.raises(ImportFailed, match="RuntimeError: torn"):
+        load(Torn())
+
+
+def text_job(path, **fields):
+    options = {"path": str(path), **fields.pop("data_options", {})}
+    return job(data="text", loss="next_token", data_options=options, **fields)
+
+
+def test_a_text_becomes_samples_of_tokens_and_the_tokens_that_follow(tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_text("".join(np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvw"), 4_000)))
+    splits = load_splits(text_job(file, data_options={"context": 16}), DATASETS)
+
+    x, y = splits.gate.batch(torch.arange(3))
+    assert (x.shape, x.dtype, y.shape, y.dtype) == ((3, 16), torch.int64, (3, 16), torch.int64)
+    assert torch.equal(x[:, 1:], y[:, :-1])
+    check_labels(splits, 23)
+
+
+def test_windows_that_repeat_by_chance_are_duplicates_too(tmp_path):
+    file = tmp_path / "book.txt"
+    file.write_text("tick tock " * 100)
+
+    with pytest.raises(InvalidData, match=r"gate split .* also in train.* allow_duplicates"):
+        load_splits(text_job(file, data_options={"context": 4}), DATASETS)
+    allowed = text_job(file, data_options={"context": 4}, split=Split(allow_duplicates=True))
+    assert load_splits(allowed, DATASETS).gate.samples == 49
+
+
+def test_next_token_refuses_targets_that_are_no_tokens():
+    x = np.arange(40).reshape(10, 4)
+
+    with pytest.raises(InvalidData, match="next_token needs labels"):
+        load((x, x + 0.5), loss="next_token")
+    with pytest.raises(InvalidData, match=r"label -1 .* negative"):
+        load((x, x - 1), loss="next_token")
+
+
 def test_an_empty_split_is_refused():
     with pytest.raises(InvalidData, match="gate split is empty"):
         load(three(gate=0))

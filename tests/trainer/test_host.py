@@ -56,6 +56,36 @@ def elementwise():
     return Scale()
 
 
+class Attending(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x, mask, *others, scale, bias=None, **more):
+        return self.head(x.flatten(1))
+
+
+def attending():
+    return Attending()
+
+
+class Wrapped(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.wrap, self.host = wrap, small()
+
+    def forward(self, x, mask=None):
+        return self.wrap(self.host(x))
+
+
+def wrapped():
+    return Wrapped(lambda logits: {"logits": logits, "hidden": ()})
+
+
+def paired():
+    return Wrapped(lambda logits: (logits, None))
+
+
 def factory(function, **changes):
     job = Job(host=f"{__name__}:{function.__name__}", data="digits", budget=Budget(epochs=1), **changes)
     return hosts.HostFactory(job, desks.PLUGINS, torch.device("cpu"))
@@ -85,6 +115,22 @@ def test_weights_drawn_by_numpy_and_random_come_back_the_same():
 def test_a_lazy_module_is_refused_by_name():
     with pytest.raises(InvalidModel, match=r"'1.weight'"):
         factory(lazy).build()
+
+
+def test_a_model_that_needs_several_inputs_is_refused_by_their_names():
+    with pytest.raises(InvalidModel, match=r"needs 3 inputs \(x, mask, scale\), and a batch is one tensor"):
+        factory(attending).build()
+
+
+def test_what_a_host_predicts_may_be_called_logits():
+    built = factory(wrapped)
+    assert built.output(built.build(), torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_a_host_that_returns_a_pair_is_refused_by_what_came():
+    built = factory(paired)
+    with pytest.raises(InvalidModel, match=r"returned a tuple \(Tensor, NoneType\)"):
+        built.output(built.build(), torch.rand(2, 1, 8, 8))
 
 
 @pytest.mark.parametrize("changes", [{"control": True}, {}])

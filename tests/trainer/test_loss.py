@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch.nn import functional
 
-from esperd.errors import ImportFailed, InvalidModel, UnknownName
+from esperd.errors import ImportFailed, InvalidData, InvalidModel, UnknownName
 from esperd.messages.jobs import Budget, Job
 from esperd.trainer.loss import PerSample, check_output, class_count, resolve_loss, resolve_metric
 
@@ -52,7 +54,7 @@ def test_a_function_of_the_users_own_is_found():
 
 
 def test_unknown_and_unusable_names_are_refused():
-    with pytest.raises(UnknownName, match=r"hinge.*cross_entropy, mse"):
+    with pytest.raises(UnknownName, match=r"hinge.*cross_entropy, next_token, mse"):
         resolve_loss(job(loss="hinge"))
     with pytest.raises(UnknownName, match="accuracy"):
         resolve_metric(job(metric="f1"))
@@ -111,3 +113,60 @@ def test_a_metric_is_checked_too():
 def test_only_cross_entropy_knows_classes():
     assert class_count(resolve_loss(job()), torch.zeros(4, 7)) == 7
     assert class_count(resolve_loss(job(loss="mse")), torch.zeros(4, 7)) is None
+
+
+TOKENS = torch.tensor([[0, 2, 1], [1, 1, 0]])
+
+
+def test_next_token_is_the_mean_cross_entropy_over_the_places_of_a_sample():
+    logits = torch.randn(2, 3, 5)
+
+    values = resolve_loss(job(loss="next_token"))(logits, TOKENS)
+    assert values.shape == (2,)
+    assert torch.allclose(values[1], functional.cross_entropy(logits[1], TOKENS[1]))
+
+
+def test_token_accuracy_is_the_default_metric_of_next_token():
+    metric = resolve_metric(job(loss="next_token"))
+
+    assert metric is not None
+    assert metric.name == "token_accuracy"
+    assert metric(functional.one_hot(torch.tensor([[0, 2, 2], [1, 1, 0]]), 3) * 1.0, TOKENS).tolist() == pytest.approx([2 / 3, 1])
+
+
+def test_next_token_counts_tokens_in_the_last_axis():
+    loss = resolve_loss(job(loss="next_token"))
+
+    assert class_count(loss, torch.zeros(2, 3, 5)) == 5
+    with pytest.raises(InvalidData, match=r"label 2 in row 0 .* has 2"):
+        check_output(loss, torch.zeros(2, 3, 2), TOKENS)
+
+
+@pytest.mark.parametrize("wrapped", [{"logits": torch.zeros(2, 3, 5)}, SimpleNamespace(logits=torch.zeros(2, 3, 5), loss=None)])
+def test_an_output_may_carry_its_logits_by_name(wrapped):
+    check_output(resolve_loss(job(loss="next_token")), wrapped, TOKENS, resolve_metric(job(loss="next_token")))
+
+
+@pytest.mark.parametrize(
+    ("loss", "output", "target", "message"),
+    [
+        ("next_token", torch.zeros(2, 5), torch.tensor([0, 1]), r"needs logits \(B, T, V\)"),
+        ("next_token", torch.zeros(2, 5, 3), TOKENS, "logits stand in axis 1"),
+        ("next_token", torch.zeros(2, 3, 5), torch.tensor([0, 1]), r"output\[:, -1\]"),
+        ("next_token", torch.zeros(2, 3, 1), TOKENS, "one per token"),
+        ("next_token", torch.zeros(3, 2, 5), TOKENS, "batch seems to stand in axis 1"),
+        ("cross_entropy", torch.zeros(2, 3, 5), TOKENS, 'set loss = "next_token"'),
+        ("cross_entropy", torch.zeros(2, 6, 5), torch.tensor([0, 1]), r"last step's logits, as in output\[:, -1\]"),
+        ("cross_entropy", torch.zeros(6, 2, 5), torch.tensor([0, 1]), "batch_first=True"),
+    ],
+)
+def test_a_sequence_models_mistake_is_told_with_what_to_do(loss, output, target, message):
+    with pytest.raises(InvalidModel, match=message):
+        check_output(resolve_loss(job(loss=loss)), output, target)
+
+
+def test_the_state_that_a_recurrent_layer_returns_is_told_with_what_to_do():
+    output = torch.nn.LSTM(4, 3, batch_first=True)(torch.zeros(4, 5, 4))
+
+    with pytest.raises(InvalidModel, match=r"returned a tuple \(Tensor, tuple\).*\(output, state\)"):
+        check_output(resolve_loss(job()), output, LABELS)

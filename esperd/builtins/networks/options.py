@@ -23,6 +23,22 @@ def positive(host: str, name: str, value: object) -> int:
     return value
 
 
+def share(host: str, name: str, value: object) -> float:
+    """Return ``value`` as a number from 0 to below 1.
+
+    Raises:
+        InvalidModel: when it is anything else.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value < 1.0:
+        raise InvalidModel(
+            f"option {name!r} of host {host!r} must be a number from 0 to below 1, not {value!r}",
+            host=host,
+            option=name,
+            value=repr(value),
+        )
+    return float(value)
+
+
 def widths(host: str, name: str, value: object) -> tuple[int, ...]:
     """Return ``value`` as at least one whole number of at least 1, one for each layer.
 
