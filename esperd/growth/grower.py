@@ -26,6 +26,7 @@ from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.optimizer import add_group, clip_gradients, host_group, remove_group
 from esperd.growth.precision import Precision
 from esperd.growth.records import outcome_of, record_of
+from esperd.growth.runner import Plain, Runner
 from esperd.growth.source import SeedSource
 from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage
 from esperd.messages.jobs import Gates, Growth, SeedOutcome
@@ -63,6 +64,7 @@ class Grower:
         emit: takes events as they happen.
         precision: of training passes.
         max_gradient_norm: gradients are clipped to it, group by group; None: never.
+        runner: runs the host's own training passes.
     """
 
     network: GrowingNetwork
@@ -79,6 +81,7 @@ class Grower:
     emit: Callable[[Body], None]
     precision: Precision = field(default_factory=Precision)
     max_gradient_norm: float | None = None
+    runner: Runner = field(default_factory=Plain)
     epoch: int = 0
     """Epochs completed."""
     steps_per_epoch: int = 1
@@ -121,10 +124,10 @@ class Grower:
         if behind and self.growth.incubation == "frozen_input":
             value = self._frozen_passes(behind, inputs, targets)
         else:
-            with self.incubator.beside(behind, inputs):
+            with self.incubator.beside(behind, inputs, record=self.runner.records):
                 value = self._host_pass(inputs, targets)
             for seed in behind:
-                self.incubator.teach(seed, self.structure(), inputs, targets)
+                self._teach(seed, inputs, targets)
         self._take_step()
         return value
 
@@ -145,21 +148,26 @@ class Grower:
                 seed.alpha = seed.ramp.value(self.curve)
 
     def _host_pass(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        structure = self.structure()
+        forward = self.runner.forward(self.network, structure, counted=self.ledger.cost("train", structure) is None)
+
         def work() -> torch.Tensor:
             with self.precision.autocast():
-                value = self.loss(self.network(inputs), targets).mean()
+                value = self.loss(forward(inputs), targets).mean()
             self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             return value.detach()
 
-        return self.ledger.charge("train", self.structure(), len(inputs), work)
+        return self.ledger.charge("train", structure, len(inputs), work)
 
     def _frozen_passes(self, seeds: list[Seed], inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        for seed in seeds:
-            self.incubator.sharing[seed.record.slot] = "whole"  # the host makes no pass of its own to start from
-        with self.incubator.beside(seeds, inputs):
-            pass
-        values = [self.incubator.teach(seed, self.structure(), inputs, targets) for seed in seeds]
-        return torch.stack(values).mean()
+        with self.incubator.beside(seeds, inputs, record=False):
+            pass  # the host makes no pass of its own to start from
+        return torch.stack([self._teach(seed, inputs, targets) for seed in seeds]).mean()
+
+    def _teach(self, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        value = self.incubator.teach(seed, self.structure(), inputs, targets)
+        self.runner.taught(seed)
+        return value
 
     def _take_step(self) -> None:
         isolated = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING and self.isolates]

@@ -119,14 +119,22 @@ class Incubator:
     # --- the host's pass -------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def beside(self, seeds: Sequence[Seed], inputs: torch.Tensor) -> Iterator[None]:
-        """The host's own pass runs inside; what it computes before the seeds' slots is kept for their second passes."""
+    def beside(self, seeds: Sequence[Seed], inputs: torch.Tensor, *, record: bool = True) -> Iterator[None]:
+        """The host's own pass runs inside; what it computes before the seeds' slots is kept for their second passes.
+
+        Args:
+            seeds: that will be taught.
+            inputs: of the pass.
+            record: False: the host's pass cannot be looked into, or there is none; second passes run from the beginning.
+        """
         self._recording = None
         if not seeds:
             yield
             return
         self._start = Streams.take(device_of(self.network))
         slots = dict.fromkeys(seed.record.slot for seed in seeds)
+        if not record:
+            self.sharing.update(dict.fromkeys(slots, "whole"))
         for slot in slots:
             self._plan(slot, inputs)
         shared = [slot for slot in slots if self.sharing.get(slot) != "whole"]
