@@ -16,7 +16,7 @@ from torch import nn
 from esperd.errors import TrainingDiverged, UnknownName
 from esperd.growth import lifecycle
 from esperd.growth.alpha import Curve, Ramp
-from esperd.growth.contribution import Batches, Measured, PerSample, fuses, measure
+from esperd.growth.contribution import Batches, Measured, PerSample, ablations, fuses, measure, samples_tried
 from esperd.growth.gates import Evidence, GateCheck, Probe
 from esperd.growth.gradients import STRIDE, GradientRatio, gradient_norms
 from esperd.growth.incubation import lookahead_gradients
@@ -217,8 +217,9 @@ class Grower:
         """Find out whether passes may be stacked for seeds that were never measured; returns how many samples that took."""
         if not seeds or self.fused is False:
             return 0
-        self.fused = fuses(self.network, batch, self.loss, seeds)
-        return 2 * (1 + len(seeds)) * len(batch[0])
+        variants = ablations(seeds)
+        self.fused = fuses(self.network, batch, self.loss, variants)
+        return 2 * (1 + len(seeds)) * samples_tried(len(batch[0]), variants)
 
     def _charged_measure(self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], ablate: list[str], tried: int) -> Measured:
         """The gate pass is charged as such; what the ablations add to it, and the samples tried before, as ablation."""
@@ -231,7 +232,7 @@ class Grower:
             first: Batches = batches[:1]
             self.ledger.charge("gate", self.structure(), len(batches[0][0]), lambda: measure(self.network, first, self.loss))
         plain = self.ledger.cost("gate", self.structure()) or 0.0
-        result = measure(self.network, batches, self.loss, self.metric, ablate=ablate, fused=bool(self.fused))
+        result = measure(self.network, batches, self.loss, self.metric, variants=ablations(ablate), fused=bool(self.fused))
         self.ledger.spent["gate"] += plain * samples
         self.ledger.spent["ablation"] += sum(self._cost_without(name, plain) for name in ablate) * samples + plain * tried
         return result
