@@ -8,7 +8,7 @@ import msgspec
 import torch
 
 from esperd.errors import TrainingDiverged
-from esperd.growth.contribution import Batches, Measured, PerSample, fuses, measure
+from esperd.growth.contribution import Alphas, Batches, CostOf, Measured, PerSample, flops_of, fuses, measure, samples_tried
 from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.messages.growth import Contribution, Stage
@@ -64,7 +64,7 @@ class GatePass:
         self.tried: set[str] = set()
         """Seeds for which that is known."""
 
-    def run(self, batches: Batches, structure: str, variants: Mapping[str, Mapping[str, float]], epoch: int) -> Measured:
+    def run(self, batches: Batches, structure: str, variants: Mapping[str, Alphas], epoch: int) -> Measured:
         """Measure the network and its variants.
 
         Args:
@@ -93,39 +93,48 @@ class GatePass:
         batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
         samples: int,
         structure: str,
-        variants: Mapping[str, Mapping[str, float]],
+        variants: Mapping[str, Alphas],
     ) -> Measured:
         """The pass of the network as it is is charged as such, what the variants add to it as ablation."""
         first = batches[:1]
         if self.ledger.cost("gate", structure) is None:
             self.ledger.charge("gate", structure, len(first[0][0]), lambda: measure(self.network, first, self.loss))
-        self._try_fusing(first[0], structure, variants)
-        fused = bool(self.fused)
-        measured = self.ledger.charge(
-            "ablation",
-            f"{structure}|{'|'.join(variants)}|{'fused' if fused else 'separate'}",
-            samples,
-            lambda: measure(self.network, batches, self.loss, self.metric, variants=variants, fused=fused),
-        )
-        plain = (self.ledger.cost("gate", structure) or 0.0) * samples
-        self.ledger.spent["ablation"] -= plain
-        self.ledger.spent["gate"] += plain
+        plain = self.ledger.cost("gate", structure) or 0.0
+        self._try_fusing(first[0], plain, variants)
+        measured = measure(self.network, batches, self.loss, self.metric, variants=variants, fused=bool(self.fused))
+        spent = self._flops(variants, [len(inputs) for inputs, _ in batches], plain, fused=bool(self.fused))
+        self.ledger.spent["gate"] += plain * samples
+        self.ledger.spent["ablation"] += spent - plain * samples
         return measured
 
-    def _try_fusing(
-        self, batch: tuple[torch.Tensor, torch.Tensor], structure: str, variants: Mapping[str, Mapping[str, float]]
-    ) -> None:
+    def _try_fusing(self, batch: tuple[torch.Tensor, torch.Tensor], plain: float, variants: Mapping[str, Alphas]) -> None:
         """Find out whether passes may be stacked for seeds that were never in a variant."""
         seeds = {name for alphas in variants.values() for name in alphas}
         if self.fused is False or seeds <= self.tried:
             return
-        key = f"fuses {structure}|{'|'.join(variants)}"
-        self.fused = self.ledger.charge("ablation", key, len(batch[0]), lambda: fuses(self.network, batch, self.loss, variants))
+        self.fused = fuses(self.network, batch, self.loss, variants)
         self.tried |= seeds
+        tried = [samples_tried(len(batch[0]), variants)]
+        self.ledger.spent["ablation"] += sum(self._flops(variants, tried, plain, fused=fused) for fused in (True, False))
+
+    def _flops(self, variants: Mapping[str, Alphas], samples: Sequence[int], plain: float, *, fused: bool) -> float:
+        """What the network as it is and its variants cost together."""
+        return flops_of(self.network, [{}, *variants.values()], samples, self.cost_of(plain), fused=fused)
+
+    def cost_of(self, plain: float) -> CostOf:
+        """FLOPs per sample of a pass in which some seeds run.
+
+        Args:
+            plain: of the network as it is.
+        """
+        host = plain - sum(seed.flops_per_sample for seed in self.network.seeds() if seed.presence != "silent")
+        return lambda running: host + sum(self.network.seed(name).flops_per_sample for name in running)
 
     def contribution(self, measured: Measured, variant: str, epoch: int) -> Contribution:
         """What the network loses in a variant."""
-        return measured.contribution(variant, confidence=self.settings.confidence, epoch=epoch)
+        return measured.contribution(
+            variant, confidence=self.settings.confidence, epoch=epoch, interval=self.settings.interval, rng_seed=epoch
+        )
 
     def prospect(self, measured: Measured, variant: str, epoch: int) -> Contribution:
         """What the network gains in a variant."""

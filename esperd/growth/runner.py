@@ -49,4 +49,3 @@ class Plain:
 
     def taught(self, seed: Seed) -> None:
         """Nothing to do."""
-

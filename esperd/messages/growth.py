@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Literal
 
 from esperd.messages.base import Value
 
@@ -142,3 +143,59 @@ class SlotRecord(Value, frozen=True, kw_only=True):
     dtype: str
     module: str
     """Class name of the host module."""
+
+
+IntervalMethod = Literal["t", "bootstrap"]
+"""How the interval of a mean of paired differences is computed."""
+
+
+class SeedAttribution(Value, frozen=True, kw_only=True):
+    """What one of several seeds brings, measured by switching them on and off together. Positive means it lowers the loss.
+
+    None means it was not measured; ``Attribution.not_measured`` says why.
+    """
+
+    seed: str
+    alpha: float
+    """Its alpha in every coalition that it is part of."""
+    leave_one_out: Contribution | None
+    """The network with the other seeds on: without this one minus with it."""
+    solo: Contribution | None
+    """The network with the other seeds off: without this one minus with it."""
+    shapley: float | None
+    """Its mean effect over every order in which the seeds could be switched on. Over all seeds these add up to the loss with all
+    off minus the loss with all on."""
+    shapley_error: float | None
+    """Standard error of having sampled orders, not of the split; 0.0 when all were counted, None when one pair was sampled."""
+
+
+class Interaction(Value, frozen=True, kw_only=True):
+    """What two seeds bring together beyond what each of them brings alone, in units of the loss, all others off.
+
+    Positive: each helps the other. Negative: they bring the same thing, or disturb each other.
+    """
+
+    first: str
+    second: str
+    value: float
+
+
+class Attribution(Value, frozen=True, kw_only=True):
+    """How the loss on the gate split divides among seeds. It shares the known limit of every :class:`Contribution`."""
+
+    epoch: int
+    samples: int
+    loss_all_on: float | None
+    loss_all_off: float | None
+    seeds: tuple[SeedAttribution, ...]
+    interactions: tuple[Interaction, ...]
+    exact: bool | None
+    """Whether the Shapley values come from every coalition; False when orders were sampled, None when they are not known."""
+    permutations: int
+    """Orders sampled for the Shapley values; 0 when they are exact or not known."""
+    coalitions: int
+    """Sets of seeds whose loss was measured."""
+    flops: float
+    """Spent on the passes."""
+    not_measured: tuple[str, ...]
+    """What is missing and why: the FLOPs cap, or a loss that was not finite."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
-from esperd.messages.growth import Contribution, SlotRecord, Stage, Trial
+from esperd.messages.growth import Contribution, IntervalMethod, SlotRecord, Stage, Trial
 from esperd.messages.policy import PolicySettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -173,7 +173,7 @@ class Gates(Section, frozen=True, kw_only=True):
     """G4: largest relative jump of the gate loss from one epoch to the next in the window."""
     confidence: Annotated[float, msgspec.Meta(gt=0.5, lt=1.0)] = 0.95
     """G5: level of the contribution's interval."""
-    interval: Literal["t", "bootstrap"] = "t"
+    interval: IntervalMethod = "t"
     """How intervals are made: Student's t over the paired differences, or a bootstrap of them (BCa)."""
     min_contribution: float = 0.0
     """G5: the interval's lower end must lie above this loss."""

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from small_growth import GATE, TRAIN, accuracy, epoch, grower, loss, network, same, seed_of
+from small_growth import GATE, SAMPLES, TRAIN, accuracy, epoch, grower, loss, network, same, seed_of
 from torch import nn
 
-from esperd.growth.contribution import Measured, fuses, measure
-from esperd.growth.interval import SMALLEST_SAMPLE, mean_interval, student_quantile
+from esperd.errors import InvalidSlot
+from esperd.growth.contribution import (
+    Measured,
+    ablations,
+    evaluate,
+    flops_of,
+    fuses,
+    measure,
+    samples_tried,
+)
+from esperd.growth.flops import count_flops
+from esperd.growth.interval import mean_interval
 from esperd.growth.lifecycle import Life
 from esperd.messages.growth import Stage
-
-TABLE = [
-    (0.975, 7, 2.365),
-    (0.975, 10, 2.228),
-    (0.975, 30, 2.042),
-    (0.975, 120, 1.980),
-    (0.95, 10, 1.812),
-    (0.95, 29, 1.699),
-    (0.995, 7, 3.499),
-    (0.995, 10, 3.169),
-    (0.995, 60, 2.660),
-]
-"""Printed tables of Student's t."""
 
 
 class Shift(nn.Module):
@@ -71,64 +66,14 @@ def trained():
 @pytest.fixture
 def net(trained):
     yield trained
+    trained.host._forward_pre_hooks.clear()
     for seed in list(trained.seeds()):
         trained.remove(seed.name)
 
 
-def off(*names):
-    return {name: {name: 0.0} for name in names}
-
-
 def contribution(net, name, *, fused=False):
-    return measure(net, [GATE], loss, accuracy, variants=off(name), fused=fused).contribution(name, confidence=0.95, epoch=3)
-
-
-@pytest.mark.parametrize(("probability", "degrees", "value"), TABLE)
-def test_quantiles_equal_the_printed_tables(probability, degrees, value):
-    assert student_quantile(probability, degrees) == pytest.approx(value, rel=1e-3)
-    assert student_quantile(1 - probability, degrees) == pytest.approx(-value, rel=1e-3)
-
-
-def test_the_interval_of_eleven_pairs_equals_one_computed_by_hand():
-    # mean 6, sum of squares 110, so variance 11 and half width 2.228 * sqrt(11 / 11)
-    mean, lower, upper = mean_interval(torch.arange(1.0, 12.0), 0.95)
-    assert (mean, lower, upper) == (6.0, pytest.approx(6 - 2.228, abs=2e-3), pytest.approx(6 + 2.228, abs=2e-3))
-
-
-def test_the_interval_of_31_pairs_equals_one_computed_by_hand():
-    # 15 times -1, 15 times 1 and once 0: mean 0, variance 30 / 30
-    values = torch.tensor([-1.0] * 15 + [1.0] * 15 + [0.0])
-    assert mean_interval(values, 0.95)[1:] == (
-        pytest.approx(-2.042 / 31**0.5, rel=1e-3),
-        pytest.approx(2.042 / 31**0.5, rel=1e-3),
-    )
-
-
-def test_a_higher_confidence_is_a_wider_interval():
-    values = torch.randn(40, generator=torch.Generator().manual_seed(0))
-    widths = [mean_interval(values, confidence)[2] - mean_interval(values, confidence)[1] for confidence in (0.8, 0.95, 0.99)]
-    assert widths == sorted(widths)
-
-
-@pytest.mark.parametrize("count", [1, 2, SMALLEST_SAMPLE - 1])
-def test_too_few_pairs_bound_nothing(count):
-    assert mean_interval(torch.ones(count), 0.95) == (1.0, -math.inf, math.inf)
-    assert mean_interval(torch.ones(SMALLEST_SAMPLE), 0.95) == (1.0, 1.0, 1.0)
-
-
-def test_no_pairs_have_no_mean():
-    mean, lower, upper = mean_interval(torch.empty(0), 0.95)
-    assert math.isnan(mean)
-    assert (lower, upper) == (-math.inf, math.inf)
-
-
-def test_nine_in_ten_intervals_of_level_09_hold_the_true_mean():
-    generator = torch.Generator().manual_seed(0)
-    hits = 0
-    for _ in range(1000):
-        _, lower, upper = mean_interval(torch.randn(12, generator=generator) + 2.0, 0.9)
-        hits += lower <= 2.0 <= upper
-    assert 870 <= hits <= 930
+    measured = measure(net, [GATE], loss, accuracy, variants=ablations([name]), fused=fused)
+    return measured.contribution(name, confidence=0.95, epoch=3)
 
 
 def test_a_seed_that_harms_the_network_has_an_interval_below_0(net):
@@ -172,26 +117,173 @@ def test_a_metric_that_nobody_asked_for_stays_unknown():
     assert measured.contribution("a#0", confidence=0.9, epoch=1).metric is None
 
 
-@pytest.mark.parametrize("alpha", [0.3, 1.0])
-def test_fused_ablations_equal_separate_ones(net, alpha):
+def test_a_contribution_can_have_a_bootstrap_interval(net):
+    net.insert(seed_of(Noise(), net.slots[0], alpha=0.5))
+    measured = measure(net, [GATE], loss, variants=ablations(["first#0"]))
+    found = measured.contribution("without first#0", confidence=0.9, epoch=3, interval="bootstrap", rng_seed=4)
+    differences = measured.variants["first#0"][0] - measured.loss
+    assert (found.loss, found.lower, found.upper) == mean_interval(differences, 0.9, "bootstrap", 4)
+    assert found.lower != measured.contribution("without first#0", confidence=0.9, epoch=3).lower
+
+
+# --- variants ----------------------------------------------------------------------------------------------------------------
+
+
+def furnish(net, alpha=1.0):
+    """Three seeds at two slots, one of them not heard yet; variants that turn them off, on, up, and several at once."""
     for index, slot in enumerate(net.slots):
         net.insert(seed_of(Shift(*[0.1 * (index + 1)] * slot.shape[0]), slot, index, alpha=alpha))
-    net.insert(seed_of(Shift(*[-0.2] * 6), net.slots[1], 5, alpha=0.7))
-    names = [seed.name for seed in net.seeds()]
-    assert fuses(net, GATE, loss, off(*names))
-    halves = [(GATE[0][:40], GATE[1][:40]), (GATE[0][40:], GATE[1][40:])]
-    fused, separate = (measure(net, halves, loss, accuracy, variants=off(*names), fused=fused) for fused in (True, False))
-    torch.testing.assert_close(fused.loss, separate.loss)
-    for name in names:
-        torch.testing.assert_close(fused.variants[name][0], separate.variants[name][0])
-        assert torch.equal(fused.variants[name][1], separate.variants[name][1])
-        assert not torch.equal(separate.variants[name][0], separate.loss)
+    net.insert(seed_of(Shift(*[-0.2, 0.9] * 3), net.slots[1], 5, alpha=0.0))
+    return {
+        **ablations(["first#0", "second#1"]),
+        "on": {"second#5": 0.7},
+        "swapped": {"second#1": 0.0, "second#5": 1.0},
+        "none": {"first#0": 0.0, "second#1": 0.0, "second#5": 0.0},
+        "as it is": {},
+    }
+
+
+def halves():
+    return [(GATE[0][:40], GATE[1][:40]), (GATE[0][40:], GATE[1][40:])]
+
+
+def assert_agree(first, second):
+    """Losses to rounding, metrics exactly."""
+    assert first.variants.keys() == second.variants.keys()
+    pairs = [((first.loss, first.metric), (second.loss, second.metric))]
+    pairs += [(first.variants[name], second.variants[name]) for name in first.variants]
+    for (losses, metrics), (losses2, metrics2) in pairs:
+        torch.testing.assert_close(losses, losses2)
+        assert torch.equal(metrics, metrics2)
+
+
+def sizes_of_passes(net):
+    """Grows while the network runs."""
+    sizes = []
+    net.host.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+    return sizes
+
+
+def test_a_variant_is_the_network_with_those_alphas(net):
+    variants = furnish(net)
+    measured = measure(net, [GATE], loss, accuracy, variants=variants)
+    for name, alphas in variants.items():
+        own = {seed.name: seed.alpha for seed in net.seeds()}
+        for seed in net.seeds():
+            seed.alpha = alphas.get(seed.name, seed.alpha)
+        alone = measure(net, [GATE], loss, accuracy)
+        for seed in net.seeds():
+            seed.alpha = own[seed.name]
+        assert torch.equal(measured.variants[name][0], alone.loss)
+        assert torch.equal(measured.variants[name][1], alone.metric)
+        assert torch.equal(alone.loss, measured.loss) == (name == "as it is")
+
+
+def test_what_a_seed_would_bring_is_negative_minus_what_it_brings(net):
+    # The same seed, heard and turned off, or not heard and turned on: one contribution, told from both ends.
+    net.insert(seed_of(Noise(), net.slots[0], alpha=1.0))
+    off = measure(net, [GATE], loss, accuracy, variants={"v": {"first#0": 0.0}}).contribution("v", confidence=0.9, epoch=0)
+    net.seed("first#0").alpha = 0.0
+    on = measure(net, [GATE], loss, accuracy, variants={"v": {"first#0": 1.0}}).contribution("v", confidence=0.9, epoch=0)
+    assert (on.loss, on.lower, on.upper, on.metric) == (-off.loss, -off.upper, -off.lower, -off.metric)
+    assert on.loss > 0.0, "without the noise the network is better"
+
+
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_fused_variants_equal_separate_ones(net, alpha):
+    variants = furnish(net, alpha)
+    assert fuses(net, GATE, loss, variants)
+    fused, separate = (measure(net, halves(), loss, accuracy, variants=variants, fused=fused) for fused in (True, False))
+    assert_agree(fused, separate)
+    assert not torch.equal(separate.variants["swapped"][0], separate.loss)
+
+
+@pytest.mark.parametrize("largest", [1, 60, 100, 10**6])
+def test_a_stack_in_parts_equals_a_whole_one_and_no_part_is_larger_than_the_bound(net, largest):
+    variants = furnish(net)
+    whole = measure(net, halves(), loss, accuracy, variants=variants, fused=True)
+    sizes = sizes_of_passes(net)
+    parts = measure(net, halves(), loss, accuracy, variants=variants, fused=True, largest_pass=largest)
+    assert_agree(parts, whole)
+    assert sum(sizes) == SAMPLES * (1 + len(variants))
+    assert max(sizes) <= max(largest, 40), "a batch that is larger by itself goes through alone"
+    assert len(sizes) == {1: 14, 60: 7 + 4, 100: 4 + 2, 10**6: 2}[largest]
+
+
+def test_separate_passes_run_one_configuration_each(net):
+    variants = furnish(net)
+    sizes = sizes_of_passes(net)
+    measure(net, halves(), loss, variants=variants)
+    assert sizes == [40] * 7 + [24] * 7
+
+
+def test_without_variants_a_split_is_read_once(net):
+    furnish(net)
+    sizes = sizes_of_passes(net)
+    measured = measure(net, iter(halves()), loss, fused=True)
+    assert sizes == [40, 24]
+    assert measured.variants == {}
 
 
 def test_a_network_that_mixes_samples_is_not_fused(net):
     net.insert(seed_of(Shift(*[0.5] * 4), net.slots[0], 0))
     net.insert(seed_of(MixesSamples(), net.slots[1], 1))
-    assert not fuses(net, GATE, loss, off("first#0"))
+    assert not fuses(net, GATE, loss, ablations(["first#0"]))
+
+
+def test_fusing_is_tried_on_one_stack_of_all_variants_within_the_bound(net):
+    # In stacks of two, the mixing seed and the one in front of it would never be off and on together.
+    net.insert(seed_of(Shift(*[0.5] * 4), net.slots[0], 0))
+    net.insert(seed_of(MixesSamples(), net.slots[1], 1))
+    net.insert(seed_of(Shift(*[0.5] * 6), net.slots[1], 2))
+    variants = {"behind": {"second#2": 0.0}, "before": {"first#0": 0.0}}
+    sizes = sizes_of_passes(net)
+    assert not fuses(net, GATE, loss, variants, largest_pass=60)
+    assert sizes == [60, 20, 20, 20]
+    assert samples_tried(64, variants, largest_pass=60) == 20
+    assert samples_tried(64, variants) == 64
+    assert samples_tried(64, variants, largest_pass=2) == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_pass_is_foretold_to_the_flop(fused):
+    net = network()
+    convolutions = {"first#0": (net.slots[0], 4, 36), "second#1": (net.slots[1], 6, 9), "second#5": (net.slots[1], 6, 9)}
+    for name, (slot, channels, _) in convolutions.items():
+        module = nn.Conv2d(channels, channels, 3, padding=1)
+        net.insert(seed_of(module, slot, int(name[-1]), alpha=0.0 if name == "second#5" else 1.0))
+    host = 2 * 9 * 1 * 4 * 36 + 2 * 9 * 4 * 6 * 9 + 2 * 6 * 3
+    cost = {name: 2 * 9 * channels**2 * places for name, (_, channels, places) in convolutions.items()}
+    configurations = [
+        {},
+        {"first#0": 0.0},
+        {"second#1": 0.0},
+        {"first#0": 0.0, "second#1": 0.0},
+        {"second#5": 1.0},
+        {"second#1": 0.0, "second#5": 0.5},
+    ]
+
+    def cost_of(running):
+        return host + sum(cost[name] for name in running)
+
+    options = {"fused": fused, "largest_pass": 130}
+    _, counted = count_flops(lambda: evaluate(net, halves(), loss, configurations=configurations, **options))
+    assert flops_of(net, configurations, [40, 24], cost_of, **options) == counted
+
+
+def test_a_seed_that_is_not_there_cannot_be_varied(net):
+    with pytest.raises(InvalidSlot, match="there is no seed 'first#7'"):
+        measure(net, [GATE], loss, variants=ablations(["first#7"]))
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
+def test_an_alpha_is_between_0_and_1(net, alpha):
+    net.insert(seed_of(Shift(*[0.5] * 4), net.slots[0], 0))
+    with pytest.raises(ValueError, match=r"alpha .* of seed 'first#0' is not between 0 and 1"):
+        measure(net, [GATE], loss, variants={"v": {"first#0": alpha}})
+
+
+# --- nothing else moves ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -206,11 +298,35 @@ def test_measuring_leaves_modes_weights_and_gradients_alone(fused):
         assert not net.host.dropout.training
         return loss(output, target)
 
-    first, second = (measure(net, [TRAIN], checked, variants=off("first#0"), fused=fused) for _ in range(2))
+    first, second = (measure(net, [TRAIN], checked, variants=ablations(["first#0"]), fused=fused) for _ in range(2))
     assert torch.equal(first.loss, second.loss)
     assert [module.training for module in net.modules()] == modes
     assert same(net.state_dict(), state)
     assert all(parameter.grad is None for parameter in net.parameters())
+
+
+class Restless(nn.Module):
+    """Draws random numbers and counts its calls, in eval mode too."""
+
+    def __init__(self):
+        super().__init__()
+        self.anchor = nn.Parameter(torch.zeros(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        return x + self.anchor + self.calls * torch.randn_like(x)
+
+
+def test_a_network_that_draws_in_eval_mode_leaves_no_trace_and_draws_the_same_for_every_variant(net):
+    net.insert(seed_of(Restless(), net.slots[0], 0))
+    net.insert(seed_of(Shift(*[0.5] * 6), net.slots[1], 1))
+    before = torch.get_rng_state()
+    measured = measure(net, halves(), loss, variants={"again": {}, "off": {"second#1": 0.0}})
+    assert torch.equal(torch.get_rng_state(), before)
+    assert net.seed("first#0").module.calls == 0
+    assert torch.equal(measured.variants["again"][0], measured.loss), "paired: the same noise"
+    assert not torch.equal(measured.variants["off"][0], measured.loss)
 
 
 def test_modes_come_back_when_the_loss_raises():
@@ -252,5 +368,5 @@ def test_a_grower_tries_fusing_anew_for_every_seed_it_never_measured():
     net.insert(before)
     measured = grown.measure([GATE])
     assert grown.gate_pass.fused is False
-    separate = measure(net, [GATE], loss, variants=off("first#2"))
+    separate = measure(net, [GATE], loss, variants=ablations(["first#2"]))
     assert torch.equal(measured.variants["without first#2"][0], separate.variants["first#2"][0])
