@@ -10,7 +10,7 @@ from esperd.hookspecs import hookimpl
 
 @hookimpl
 def esperd_surgery_operations() -> Iterable[SurgeryOperation]:
-    """Germinate, fossilize, cull, set alpha."""
+    """Germinate, fossilize, cull, set alpha, try."""
     return [
         SurgeryOperation(
             name="germinate",
@@ -23,5 +23,10 @@ def esperd_surgery_operations() -> Iterable[SurgeryOperation]:
             name="set_alpha",
             apply="esperd.growth.surgery:set_alpha",
             description="give a seed another share of its output, or fade it out",
+        ),
+        SurgeryOperation(
+            name="trial",
+            apply="esperd.growth.surgery:trial",
+            description="measure what a seed brings: twins with and without it train on for the same FLOPs",
         ),
     ]

@@ -6,7 +6,7 @@ It owns no loop. A training loop calls :meth:`Grower.train_step` for each batch,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -37,6 +37,18 @@ BEHIND_THE_HOST = ("lookahead", "frozen_input")
 """Modes of incubation in which a seed learns by passes of its own."""
 
 
+class TrialBatches(Protocol):
+    """Where controlled trials get their samples."""
+
+    def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches of the train split, without end, the same ones for the same epoch."""
+        ...
+
+    def gate(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """The gate split."""
+        ...
+
+
 class SurgeryFunction(Protocol):
     """A surgery operation: completes, returns why it refused, or raises and leaves the network as it was."""
 
@@ -65,6 +77,7 @@ class Grower:
         precision: of training passes.
         max_gradient_norm: gradients are clipped to it, group by group; None: never.
         runner: runs the host's own training passes.
+        batches: what controlled trials train on and are judged by; None: none can be run.
     """
 
     network: GrowingNetwork
@@ -82,6 +95,7 @@ class Grower:
     precision: Precision = field(default_factory=Precision)
     max_gradient_norm: float | None = None
     runner: Runner = field(default_factory=Plain)
+    batches: TrialBatches | None = None
     epoch: int = 0
     """Epochs completed."""
     steps_per_epoch: int = 1

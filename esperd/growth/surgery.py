@@ -15,8 +15,10 @@ from esperd.growth.lifecycle import (
 from esperd.growth.network import Seed
 from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.growth.probe import probe
+from esperd.growth.trial import controlled_trial
 from esperd.messages.growth import Stage
 from esperd.messages.policy import Decision
+from esperd.messages.telemetry import TrialMeasured
 
 
 def germinate(grower: Grower, decision: Decision) -> str | None:
@@ -79,8 +81,11 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
 
 
 def fossilize(grower: Grower, decision: Decision) -> str | None:
-    """Make a probationary seed permanent, if gate G5 agrees."""
+    """Make a probationary seed permanent, if gate G5 agrees. Where the proof is a controlled trial, it is run first."""
     seed = _seed(grower, decision)
+    fresh = seed.trial is not None and seed.trial.epoch == grower.epoch
+    if grower.settings.proof == "trial" and seed.stage is Stage.PROBATIONARY and not fresh:
+        _run_trial(grower, seed)
     return grower.occur(seed, FossilizeRequested(decision.reason))
 
 
@@ -88,6 +93,26 @@ def cull(grower: Grower, decision: Decision) -> str | None:
     """Remove a living seed; its slot cools down."""
     grower.occur(_seed(grower, decision), CullRequested(decision.reason))
     return None
+
+
+def trial(grower: Grower, decision: Decision) -> str | None:
+    """Measure what a seed brings by a controlled trial. The network does not move; the seed's record holds what was found.
+
+    Raises:
+        IllegalTransition: the seed is not heard, or the grower was given no batches for trials.
+        TrainingDiverged: one of the twins did.
+    """
+    _run_trial(grower, _seed(grower, decision))
+    return None
+
+
+def _run_trial(grower: Grower, seed: Seed) -> None:
+    if grower.batches is None:
+        raise IllegalTransition("this grower has no batches to run a trial with; give it some as Grower.batches", seed=seed.name)
+    batches, epoch = grower.batches, grower.epoch
+    steps = max(1, round(grower.settings.trial_epochs * grower.steps_per_epoch))
+    seed.trial = controlled_trial(grower, seed.name, lambda: batches.train(epoch), batches.gate, steps=steps)
+    grower.emit(TrialMeasured(epoch=epoch, seed=seed.name, trial=seed.trial))
 
 
 def set_alpha(grower: Grower, decision: Decision) -> str | None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
-from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Verdict
+from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import JobError, JobState, Metrics
 from esperd.messages.policy import Decision
 
@@ -111,6 +111,14 @@ class ProspectMeasured(EventBody, frozen=True, kw_only=True):
     prospect: Contribution
 
 
+class TrialMeasured(EventBody, frozen=True, kw_only=True):
+    """A controlled trial: what the network with a seed has over its twin without it, after both trained on for the same FLOPs."""
+
+    epoch: int
+    seed: str
+    trial: Trial
+
+
 class KernelLoaded(EventBody, frozen=True, kw_only=True):
     """A seed runs on this kernel."""
 
@@ -161,6 +169,7 @@ Body = (
     | GateEvaluated
     | ContributionMeasured
     | ProspectMeasured
+    | TrialMeasured
     | KernelLoaded
     | CheckpointSaved
     | PolicyUnavailable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +32,10 @@ from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArms
 
 EVALUATION_BATCH = 512
 """Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured."""
+
+
+TRIAL_EPOCHS = 500_000
+"""Orders of the train split from here on are for trials: no job trains as many epochs."""
 
 
 class Stopped(Exception):
@@ -87,6 +92,7 @@ class Run:
     def __post_init__(self) -> None:
         self._started = self.clock()
         self.grower.steps_per_epoch = self.steps_per_epoch
+        self.grower.batches = TrialSamples(self.splits, self.job, self.device)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
 
@@ -371,6 +377,30 @@ class Run:
         self.refused = list(state.refused)
         self.policy_unavailable = state.policy_unavailable
         self.unavailable = UnavailableArms(state.unavailable)
+
+
+@dataclass(frozen=True)
+class TrialSamples:
+    """What controlled trials are run on: the job's own splits, the train split in orders of its own.
+
+    Nothing but the job and the epoch decides them, so a resumed job tries on the same samples.
+    """
+
+    splits: Splits
+    job: Job
+    device: torch.device
+
+    def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Batches without end: passes over the train split in orders that no training epoch has."""
+        for passes in itertools.count():
+            order = epoch_order(self.job.rng_seed, TRIAL_EPOCHS + epoch + passes, self.splits.train.samples)
+            for indices in torch.split(order, self.job.batch_size):
+                inputs, targets = self.splits.train.batch(indices)
+                yield inputs.to(self.device), targets.to(self.device)
+
+    def gate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The gate split."""
+        return batches_of(self.splits.gate, self.device)
 
 
 def _belongs_on_device(name: str) -> bool:

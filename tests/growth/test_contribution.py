@@ -120,10 +120,10 @@ def test_a_metric_that_nobody_asked_for_stays_unknown():
 def test_a_contribution_can_have_a_bootstrap_interval(net):
     net.insert(seed_of(Noise(), net.slots[0], alpha=0.5))
     measured = measure(net, [GATE], loss, variants=ablations(["first#0"]))
-    found = measured.contribution("without first#0", confidence=0.9, epoch=3, interval="bootstrap", rng_seed=4)
+    found = measured.contribution("first#0", confidence=0.9, epoch=3, interval="bootstrap", rng_seed=4)
     differences = measured.variants["first#0"][0] - measured.loss
     assert (found.loss, found.lower, found.upper) == mean_interval(differences, 0.9, "bootstrap", 4)
-    assert found.lower != measured.contribution("without first#0", confidence=0.9, epoch=3).lower
+    assert found.lower != measured.contribution("first#0", confidence=0.9, epoch=3).lower
 
 
 # --- variants ----------------------------------------------------------------------------------------------------------------
