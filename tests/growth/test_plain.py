@@ -137,6 +137,17 @@ def test_the_callers_rng_stream_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_seed_is_handed_contiguous_maps_where_no_gradient_flows_as_in_the_network():
+    network, x = grown_networks.build("channels_last")
+    model = plain(network, x)
+    seen = []
+    model[1].seeds[0].module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].is_contiguous()))
+    with torch.no_grad():
+        model(x)
+    model(x)
+    assert seen == [True, False]
+
+
 # --- ordinary
 
 
