@@ -97,10 +97,11 @@ class Exported:
         found = self._made(what, lambda: write_forms(self._directory, forms, **self._host()))
         for parity in found:
             path = self._directory / parity.file
+            apart = f"{parity.largest_difference:.1e}" if parity.largest_difference else "none"
             self._files.append(path)
             self._line(
                 f"written {path}: {parity.runtime} answers as the network does at batch sizes"
-                f" {', '.join(map(str, parity.batch_sizes))} (largest difference {parity.largest_difference:.1e})"
+                f" {', '.join(map(str, parity.batch_sizes))} (largest difference: {apart})"
             )
         self._told["parity"] = found
 

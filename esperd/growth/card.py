@@ -85,11 +85,10 @@ def _head(report: Report | None) -> Iterator[str]:
 
 
 def _summary(structure: GrowthFile) -> str:
-    born, stayed = len(structure.history), len(structure.seeds)
+    told = "A neural network that esperd grew while it trained."
+    told += f" Seeds that germinated: {len(structure.history)}; part of the network: {len(structure.seeds)}"
     folded = len(_folded(structure))
-    told = f"A neural network that esperd grew while it trained: of {_count(born, 'seed')} that"
-    told += f" germinated, {stayed} stand in it"
-    return told + (f" and {folded} were folded into layers of the host." if folded else ".")
+    return told + (f"; folded into layers of the host: {folded}." if folded else ".")
 
 
 def _facts(structure: GrowthFile, report: Report | None) -> Iterator[Row]:
@@ -157,11 +156,14 @@ def _measured(columns: Sequence[Metrics], metric_name: str | None) -> Iterator[R
 
 
 def _compared(found: Comparison, metric_name: str | None) -> str:
-    told = f"Grown against control, paired over {found.samples:,} samples ({found.confidence:.0%} intervals):"
-    told += f" the loss is lower by {_interval(found.loss, found.loss_lower, found.loss_upper)}"
+    told = (
+        f"Paired over {found.samples:,} samples ({found.confidence:.0%} intervals): the control's loss minus the grown network's"
+    )
+    told += f" is {_interval(found.loss, found.loss_lower, found.loss_upper)}"
     if found.metric is not None and found.metric_lower is not None and found.metric_upper is not None:
         name = _text(metric_name or "metric")
-        told += f", {name} is higher by {_interval(found.metric, found.metric_lower, found.metric_upper)}"
+        told += f"; the grown network's {name} minus the control's is"
+        told += f" {_interval(found.metric, found.metric_lower, found.metric_upper)}"
     return told + ". An interval that holds 0 shows no difference."
 
 

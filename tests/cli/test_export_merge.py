@@ -226,4 +226,4 @@ def test_a_merged_models_card_says_what_was_folded(daemon, tmp_path, capsys):
     job, target = finished(daemon, tmp_path, "merged_and_told"), tmp_path / "grown"
     job.artifacts |= {"README.md": f"{MARK}\n".encode(), "report.json": msgspec.json.encode(synthetic_job.REPORT)}
     assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(target), "--merge", "--import-host") == 0
-    assert "1 were folded into layers of the host" in (target / CARD).read_text()
+    assert "folded into layers of the host: 1" in (target / CARD).read_text()

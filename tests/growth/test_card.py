@@ -158,8 +158,9 @@ def test_it_sets_the_grown_network_beside_the_control_with_the_interval(structur
     told = facts(text)
     assert told["loss"] == ["0.0831", "0.1102"]
     assert told["accuracy"] == ["0.9777", "0.9666"]
-    assert "the loss is lower by +0.0271 [+0.0119, +0.0423], accuracy is higher by +0.0111 [+0.0012, +0.0223]" in text
-    assert "paired over 359 samples (95% intervals)" in text
+    assert "the control's loss minus the grown network's is +0.0271 [+0.0119, +0.0423]" in text
+    assert "the grown network's accuracy minus the control's is +0.0111 [+0.0012, +0.0223]" in text
+    assert "Paired over 359 samples (95% intervals)" in text
     assert "read once" in text
 
 
@@ -178,7 +179,7 @@ def test_every_seed_is_listed_the_culled_ones_too(structure):
     assert kept[1:5] == ["`conv_light`", "`features.stage1`", "0.7", f"{seed.parameters:,}"]
     assert kept[7:] == [contribution, "contribution is proven above rent"]
     assert culled[1:8] == [r"`depth\|wise`", "`features.stage1`", "culled", "4 to 15", "99", "11", "not measured"]
-    assert "of 2 seeds that germinated, 1 stand in it." in text
+    assert "Seeds that germinated: 2; part of the network: 1." in text
     assert "known limit" in text
 
 
@@ -206,7 +207,7 @@ def test_without_a_report_it_says_less_and_invents_nothing(structure):
     bare = card(msgspec.structs.replace(structure, manifest={}, history=(), seeds=()))
     assert "The export holds no measurement." in bare
     assert "None germinated." in bare
-    assert "of 0 seeds that germinated, 0 stand in it." in bare
+    assert "Seeds that germinated: 0; part of the network: 0." in bare
 
 
 def test_a_report_of_another_job_is_not_believed(structure):
@@ -220,7 +221,7 @@ def test_a_seed_that_was_folded_is_said_to_be(structure):
     assert "no fold changed an output by more than 1e-05" in text
     (row,) = [row for row in cells(text) if row[0] == "`features.stage1#0`"]
     assert row[3] == "folded into a layer beside it"
-    assert "0 stand in it and 1 were folded into layers of the host." in text
+    assert "part of the network: 0; folded into layers of the host: 1." in text
 
 
 def test_parity_is_told_with_its_tolerance(structure):
