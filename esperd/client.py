@@ -24,6 +24,7 @@ from esperd.config import load_config
 from esperd.errors import InvalidJob, MalformedMessage, NothingToShow, ProtocolMismatch, StoreFailed
 from esperd.jobfile import check_job, job_from, load_job
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
+from esperd.messages.card import CARD, is_users_own
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
@@ -284,7 +285,11 @@ class JobHandle:
     async def export(self, directory: os.PathLike[str] | str) -> tuple[Path, ...]:
         """Write the grown model and its records into a directory, which is made when it does not exist.
 
-        ``esperd.load(directory)`` rebuilds the model with no daemon.
+        ``esperd.load(directory)`` rebuilds the model with no daemon. A ``README.md`` that is not esperd's, or was made the user's
+        own, is left alone.
+
+        Returns:
+            The files that were written.
 
         Raises:
             NothingToShow: when the job has not succeeded (yet).
@@ -296,6 +301,8 @@ class JobHandle:
         target = Path(directory)
         written: list[Path] = []
         for artifact in artifacts:
+            if artifact.name == CARD and await anyio.to_thread.run_sync(is_users_own, target / CARD):
+                continue
             content = await self._download(artifact)
             written.append(await anyio.to_thread.run_sync(_write, target, artifact.name, content))
         return tuple(written)

@@ -128,7 +128,7 @@ class CheckpointRejected(EsperError):
 
 
 class ExportRejected(EsperError):
-    """An export that cannot be written or loaded: unknown format version, missing host, a seed no merge can fold."""
+    """An export that cannot be written or loaded: unknown format, missing host, a form that answers unlike the network."""
 
     code = "export_rejected"
     exit_status = 2

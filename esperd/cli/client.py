@@ -15,7 +15,6 @@ from esperd.cli.options import Options, client_options, output_options
 if TYPE_CHECKING:
     from esperd.cli.output import Output
     from esperd.client import Client
-    from esperd.growth.merge import Merge
     from esperd.messages.jobs import JobInfo
 
 ResultT = TypeVar("ResultT")
@@ -23,7 +22,19 @@ JOB_FILE = click.Path(dir_okay=False, path_type=Path)
 FILE = click.Path(dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
+FORMATS = ("safetensors", "pt2", "onnx")
+"""Forms of a model: the first is always written, the others are made from it."""
+
 _options = click.make_pass_decorator(Options)
+
+
+def _formats(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Forms to make besides the first, each once, in the order given."""
+    named = [name.strip() for value in values for name in value.split(",")]
+    for name in named:
+        if name not in FORMATS:
+            raise click.BadParameter(f"{name!r} is not a format; there are: {', '.join(FORMATS)}")
+    return tuple(name for name in dict.fromkeys(named) if name != FORMATS[0])
 
 
 @click.group(name="esper", context_settings={"help_option_names": ["-h", "--help"]})
@@ -153,63 +164,58 @@ def report(options: Options, job_id: str, html: Path | None) -> None:
 @esper.command()
 @click.argument("job_id", metavar="ID")
 @click.option("--to", "directory", type=DIRECTORY, required=True, help="Directory to write; made when absent.")
+@click.option(
+    "--format",
+    "forms",
+    metavar="FORMAT",
+    multiple=True,
+    callback=_formats,
+    help="Also write the model as pt2 (torch.export) or onnx, checked against it. Repeatable, or with commas.",
+)
 @click.option("--merge", "merged", is_flag=True, help="Fold seeds into the layers around them, where algebra allows.")
 @click.option(
     "--host",
     metavar="MODULE:FUNCTION",
-    help="For --merge: what builds the host; imported from the current directory or the job's workdir.",
+    help="For --merge and --format: what builds the host; imported from the current directory or the job's workdir.",
 )
 @click.option(
     "--import-host",
     is_flag=True,
-    help="For --merge: import the host that the export names, from the job's workdir. Only for jobs you trust.",
+    help="For --merge and --format: import the host that the export names, from the job's workdir. Only for jobs you trust.",
 )
 @client_options
 @_options
-def export(options: Options, job_id: str, directory: Path, host: str | None, *, merged: bool, import_host: bool) -> None:
+def export(
+    options: Options,
+    job_id: str,
+    directory: Path,
+    forms: tuple[str, ...],
+    host: str | None,
+    *,
+    merged: bool,
+    import_host: bool,
+) -> None:
     """Write a finished job's grown model and its records. `esperd.load(DIRECTORY)` rebuilds it without a daemon."""
-    if (host is not None or import_host) and not merged:
-        raise click.UsageError("--host and --import-host belong to --merge")
+    if (host is not None or import_host) and not (merged or forms):
+        raise click.UsageError("--host and --import-host belong to --merge and to --format pt2 or onnx")
     if host is not None and import_host:
         raise click.UsageError("--host and --import-host say the same in two ways: give one of them")
+    from esperd.cli.exported import Exported, require_packages
+
+    require_packages(forms)  # before anything is written
 
     async def work(esper: Client, output: Output) -> None:
         handle = esper.job(job_id)
-        written = await handle.export(directory)
-        if not output.as_json:
-            for path in written:
-                output.line(f"written {path}")
-        told: dict[str, object] = {"directory": str(directory), "files": [str(path) for path in written], "merged": merged}
+        made = Exported(directory, await handle.export(directory), output)
+        if merged or forms:
+            made.rebuild_from(Path((await handle.info()).job.workdir), host, import_host=import_host)
         if merged:
-            result = _merge(directory, Path((await handle.info()).job.workdir), host, import_host=import_host)
-            told |= {"folded": result.folded, "kept": result.kept}
-            if not output.as_json:
-                output.line(f"merged {directory}: folded {', '.join(result.folded) or 'nothing'}")
-                for seed, reason in result.kept.items():
-                    output.line(f"kept {seed}: {reason}")
-        if output.as_json:
-            output.json(told)
+            made.merge()
+        if forms:
+            made.write_forms(forms)
+        made.tell()
 
     _with_daemon(options, work)
-
-
-def _merge(directory: Path, workdir: Path, host: str | None, *, import_host: bool) -> Merge:
-    """Merge an export, with the user's host where the command named it."""
-    from esperd.cli.users_code import make_importable, not_merged
-    from esperd.declarations import resolve
-    from esperd.errors import EsperError
-    from esperd.growth.merge import merge_export
-
-    here = Path.cwd()
-    try:
-        if host is not None:
-            make_importable(here, workdir)
-            return merge_export(directory, host=resolve(host))
-        if import_host:
-            make_importable(workdir, here)
-        return merge_export(directory, import_host=import_host)
-    except EsperError as error:
-        raise not_merged(error, directory, has_host=host is not None or import_host) from error
 
 
 @esper.command()

@@ -13,12 +13,13 @@ def make_importable(*directories: Path) -> None:
     sys.path[:0] = [str(directory.absolute()) for directory in directories if directory.is_dir()]
 
 
-def not_merged(error: EsperError, directory: Path, *, has_host: bool) -> EsperError:
-    """The error of a merge, as its user needs it: the export stands, and what to add to the command.
+def not_made(error: EsperError, directory: Path, what: str, *, has_host: bool) -> EsperError:
+    """The error of a merge, or of another form, as its user needs it: the export stands, and what to add to the command.
 
     Args:
-        error: what :func:`esperd.growth.merge.merge_export` raised.
+        error: what was raised.
         directory: the export.
+        what: what did not come of it, such as "it was not merged".
         has_host: whether the command said where the host comes from.
     """
     told = error.message
@@ -28,4 +29,4 @@ def not_merged(error: EsperError, directory: Path, *, has_host: bool) -> EsperEr
             f"its host {host!r} is code that is not part of esperd. Add --import-host to import it by that name from the job's"
             " workdir, or --host module:function to name it"
         )
-    return type(error)(f"the model is written to {directory} and loads as it is, but it was not merged: {told}", **error.fields)
+    return type(error)(f"the model is written to {directory} and loads as it is, but {what}: {told}", **error.fields)

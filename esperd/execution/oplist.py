@@ -26,8 +26,8 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "bool": torch.bool,
 }
 
-_Instruction = tuple[Callable[..., Tensor], Callable[[list[Any]], Any], int]
-"""What to call, how to pick its arguments from the registers, and the register its result goes to."""
+_Instruction = tuple[Callable[..., Tensor], Callable[[list[Any]], Any], tuple[int, ...], int]
+"""What to call, how to pick its arguments from the registers, which registers those are, and the one its result goes to."""
 
 
 class _Container(nn.Module):
@@ -71,7 +71,7 @@ class Program:
                 size += 1
             if step.name not in last_read[None]:
                 free.append(registers[step.name])
-            instructions.append((_bind(step), _picker(read), registers[step.name]))
+            instructions.append((_bind(step), _picker(read), tuple(read), registers[step.name]))
         self._instructions = tuple(instructions)
         self._output = registers[graph.output]
         self._results = size - len(self._literals) - 2 - len(self.tensors)
@@ -85,8 +85,12 @@ class Program:
             training: mode of batch norm and dropout.
         """
         registers: list[Any] = [*self._literals, training, x, *tensors, *([None] * self._results)]
-        for function, pick, result in self._instructions:
-            registers[result] = function(*pick(registers))
+        if torch.compiler.is_compiling():  # a compiler that traces Python cannot look into an itemgetter
+            for function, _, read, result in self._instructions:
+                registers[result] = function(*[registers[index] for index in read])
+        else:
+            for function, pick, _, result in self._instructions:
+                registers[result] = function(*pick(registers))
         output: Tensor = registers[self._output]
         return output
 

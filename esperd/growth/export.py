@@ -26,6 +26,7 @@ from esperd.growth.alpha import Ramp
 from esperd.growth.lifecycle import Life
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.operators import operator
+from esperd.growth.plain import require_fossilized
 from esperd.messages.growth import SlotRecord, Stage
 from esperd.messages.jobs import SeedOutcome
 
@@ -117,9 +118,8 @@ def encode(
     Raises:
         ExportRejected: a seed is still on trial, or has no portable kernel.
     """
+    require_fossilized(network)
     for seed in network.seeds():
-        if seed.stage is not Stage.FOSSILIZED:
-            raise ExportRejected(f"seed {seed.name} is {seed.stage}; only fossilized seeds are exported", seed=seed.name)
         if seed.graph is None:
             raise ExportRejected(f"seed {seed.name} runs as a plain module and has no portable kernel", seed=seed.name)
     weights = safetensors.torch.save(_unshared(network.state_dict()))

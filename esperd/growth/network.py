@@ -15,6 +15,7 @@ from torch import nn
 
 from esperd.errors import InvalidSlot
 from esperd.growth.alpha import Ramp
+from esperd.growth.grown_layer import answered, settled
 from esperd.growth.lifecycle import Life
 from esperd.growth.operators import Add, Alpha
 from esperd.growth.outputs import prediction
@@ -120,8 +121,7 @@ class Seed(nn.Module):
         """(B, ...) → (B, ...), the module alone, without operator and alpha."""
         # torch 2.13 on a CPU crashes the process in GroupNorm's backward when its input is channels-last and needs no
         # gradient: what a lookahead pass, or a frozen host, hands to a seed.
-        output: torch.Tensor = self.module(x if x.requires_grad else x.contiguous())
-        return output if output.dtype == x.dtype else output.to(x.dtype)  # under autocast they may differ
+        return answered(self.module(settled(x)), x)
 
     def enter(self, host: torch.Tensor, alpha: Alpha) -> torch.Tensor:
         """What leaves the slot when this seed is heard at ``alpha``: (B, ...) → (B, ...)."""

@@ -420,7 +420,7 @@ class Artifact(Value, frozen=True, kw_only=True):
     """A file a job left in the store."""
 
     name: str
-    """``model.safetensors``, ``growth.json`` or ``report.json``."""
+    """``model.safetensors``, ``growth.json``, ``report.json`` or ``README.md``."""
     sha256: str
     size_bytes: int
 

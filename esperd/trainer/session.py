@@ -18,8 +18,9 @@ import esperd
 from esperd.declarations import resolve
 from esperd.errors import ActorUnavailable, CheckpointRejected, EsperError, InvalidJob, InvalidModel, StoreFailed
 from esperd.execution.oplist import load_kernel
+from esperd.growth.card import card
 from esperd.growth.contribution import Measured
-from esperd.growth.export import SampleSpec, encode
+from esperd.growth.export import STRUCTURE, GrowthFile, SampleSpec, encode
 from esperd.growth.gates import gate_checks
 from esperd.growth.grower import Grower
 from esperd.growth.interval import mean_interval
@@ -28,6 +29,7 @@ from esperd.growth.network import GrowingNetwork
 from esperd.growth.optimizer import build_optimizer
 from esperd.growth.precision import Precision
 from esperd.growth.slots import find_slots
+from esperd.messages.card import CARD, is_users_own
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Artifact, Budget, Comparison, Job, Report
 from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, ExportFailed, TrainingStarted
@@ -323,7 +325,9 @@ class Session:
             resumed=self.resumed,
         )
         text = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
-        artifacts = (*self.finished.artifacts, self._keep("report.json", text))
+        (structure,) = [artifact for artifact in self.finished.artifacts if artifact.name == STRUCTURE]
+        told = card(msgspec.json.decode(self.blobs.get(structure.sha256), type=GrowthFile), report)
+        artifacts = (*self.finished.artifacts, self._keep("report.json", text), self._keep(CARD, told.encode()))
         if self.export_directory is not None:
             self._copy_out(self.export_directory, artifacts)
         self._flush()
@@ -351,12 +355,16 @@ class Session:
         return Artifact(name=name, sha256=self.blobs.put(data), size_bytes=len(data))
 
     def _copy_out(self, directory: Path, artifacts: tuple[Artifact, ...]) -> None:
-        """Copy what the store keeps. That the copy failed is told, and takes nothing from a job that did its work."""
+        """Copy what the store keeps, but over no ``README.md`` of the user's. That the copy failed is told, and takes nothing
+        from a job that did its work.
+        """
         files = [(artifact.name, self.blobs.get(artifact.sha256)) for artifact in artifacts]
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for name, data in files:
-                (directory / name).write_bytes(data)
+                path = directory / name
+                if name != CARD or not is_users_own(path):
+                    path.write_bytes(data)
         except OSError as error:
             self.events.append(ExportFailed(directory=str(directory), reason=str(error)))
 

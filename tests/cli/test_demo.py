@@ -86,7 +86,7 @@ def test_the_demo_leaves_report_and_model_and_says_last_whether_growth_paid(tmp_
     assert lines[-1].startswith(("growth paid: ", "growth did not pay: ", "no difference shown: "))
     assert lines[-2].startswith("kernels  since the daemon started: ")
     assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
-    assert {path.name for path in (tmp_path / "model").iterdir()} >= {"model.safetensors", "growth.json"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} >= {"model.safetensors", "growth.json", "README.md"}
 
 
 @pytest.mark.parametrize("stopped_by", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])

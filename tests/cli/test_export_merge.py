@@ -1,4 +1,6 @@
-"""``esper export --merge`` for a model of the user's own: its code is found, and what cannot be merged stays whole."""
+"""``esper export`` for a model of the user's own: its code is found, other forms of it answer alike, and what cannot be merged or
+written in another form stays whole.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import re
 import sys
 
 import msgspec
+import onnxruntime
 import pytest
 import synthetic_job
 import torch
@@ -22,6 +25,7 @@ from esperd.growth.export import HostReference, SampleSpec, encode, load
 from esperd.growth.lifecycle import Life
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.slots import find_slots
+from esperd.messages.card import CARD, MARK
 from esperd.messages.growth import Stage
 from esperd.messages.jobs import JobState
 
@@ -136,3 +140,90 @@ def test_what_cannot_be_merged_is_written_whole_and_the_error_says_what_to_do(da
 def test_options_of_merging_that_make_no_sense_are_refused(words, capsys):
     assert run(esper, ["export", "id", "--to", "x", *words]) == 2
     assert "--import-host" in capsys.readouterr().err
+
+
+# --- other forms
+
+
+def finished(daemon, tmp_path, name):
+    """A finished job whose host is the user's and stands in the job's workdir."""
+    return daemon(module_in(tmp_path / "project", name), tmp_path / "project")
+
+
+@torch.no_grad()
+def test_a_model_is_written_in_every_form_asked_for(daemon, tmp_path, capsys):
+    job, target = finished(daemon, tmp_path, "formed_model"), tmp_path / "grown"
+    words = ["--format", "pt2,safetensors", "--format", "onnx", "--import-host", "--json"]
+    assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(target), *words) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [parity["file"] for parity in told["parity"]] == ["model.pt2", "model.onnx"]
+    assert all(parity["largest_difference"] <= parity["tolerance"] for parity in told["parity"])
+    assert {str(target / name) for name in ("model.pt2", "model.onnx", CARD)} <= set(told["files"])
+    wanted = grown()(X)
+    assert torch.equal(torch.export.load(target / "model.pt2").module()(X), wanted)
+    (output,) = onnxruntime.InferenceSession(target / "model.onnx").run(None, {"input": X.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), wanted, rtol=1e-4, atol=1e-4)
+    assert "model.onnx" in (target / CARD).read_text()
+
+
+@torch.no_grad()
+def test_a_merged_model_is_written_as_it_is_after_merging(daemon, tmp_path, capsys):
+    job, target = finished(daemon, tmp_path, "merged_and_formed"), tmp_path / "grown"
+    words = ["--merge", "--format", "pt2", "--import-host"]
+    assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(target), *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == f"merged {target}: folded 0#0"
+    assert lines[-1].startswith(f"written {target / 'model.pt2'}: torch {torch.__version__} answers as the network does at batch")
+    assert not [name for name in torch.export.load(target / "model.pt2").state_dict if "seeds" in name]
+
+
+def test_without_the_users_code_the_model_stays_and_the_error_says_what_to_add(daemon, tmp_path, capsys):
+    job, target = finished(daemon, tmp_path, "never_imported"), tmp_path / "grown"
+    assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(target), "--format", "pt2") == 2
+    told = capsys.readouterr().err
+    assert f"the model is written to {target} and loads as it is, but not in every form asked for (pt2)" in told
+    assert "Add --import-host" in told
+    assert "never_imported" not in sys.modules
+    assert not (target / "model.pt2").exists()
+    assert list(load(target, host=own_network).seeds())
+
+
+def test_a_missing_package_is_told_before_anything_is_asked_of_the_daemon(daemon, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    job = daemon("a:b", tmp_path)
+    assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(tmp_path / "grown"), "--format", "onnx", "--json") == 2
+    error = json.loads(capsys.readouterr().err)["error"]
+    assert error["code"] == "missing_extra"
+    assert 'pip install "esperd[onnx]"' in error["message"]
+    assert not job.asked
+    assert not (tmp_path / "grown").exists()
+
+
+@pytest.mark.parametrize("words", [["--format", "caffe"], ["--format", "pt2,"], ["--format", "PT2"]])
+def test_an_unknown_format_is_refused_with_those_there_are(words, capsys):
+    assert run(esper, ["export", "id", "--to", "x", *words]) == 2
+    assert "is not a format; there are: safetensors, pt2, onnx" in capsys.readouterr().err
+
+
+def test_safetensors_alone_builds_no_network_and_needs_no_host(daemon, tmp_path, capsys):
+    job = daemon("nowhere_at_all:network", tmp_path)
+    assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(tmp_path / "grown"), "--format", "safetensors") == 0
+    assert "written" in capsys.readouterr().out
+    assert run(esper, ["export", "id", "--to", "x", "--format", "safetensors", "--import-host"]) == 2
+
+
+def test_a_readme_of_the_users_is_left_alone_and_that_is_told(daemon, tmp_path, capsys):
+    job, target = finished(daemon, tmp_path, "beside_a_readme"), tmp_path / "grown"
+    job.artifacts["README.md"] = f"{MARK}\n".encode()
+    target.mkdir()
+    (target / CARD).write_text("# My project")
+    assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(target), "--merge", "--import-host") == 0
+    assert f"left alone {target / CARD}: it is yours, so no model card was written" in capsys.readouterr().out
+    assert (target / CARD).read_text() == "# My project"
+
+
+def test_a_merged_models_card_says_what_was_folded(daemon, tmp_path, capsys):
+    job, target = finished(daemon, tmp_path, "merged_and_told"), tmp_path / "grown"
+    job.artifacts |= {"README.md": f"{MARK}\n".encode(), "report.json": msgspec.json.encode(synthetic_job.REPORT)}
+    assert ran(job, "export", synthetic_job.JOB_ID, "--to", str(target), "--merge", "--import-host") == 0
+    assert "folded into layers of the host: 1" in (target / CARD).read_text()

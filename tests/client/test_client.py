@@ -19,6 +19,7 @@ from esperd.errors import (
     ProtocolMismatch,
     StoreFailed,
 )
+from esperd.messages.card import MARK
 from esperd.messages.jobs import Budget, CancelJob, Job, JobState, PauseJob, ResumeJob, SubmitJob
 from esperd.messages.telemetry import GetEvents
 
@@ -237,6 +238,21 @@ async def test_artifacts_are_fetched_in_chunks_and_exported_whole(daemon, tmp_pa
             await job.fetch("absent.bin")
     assert sorted(path.name for path in target.iterdir()) == sorted(daemon.artifacts)
     assert {path.name: path.read_bytes() for path in written} == daemon.artifacts
+
+
+@pytest.mark.asyncio
+async def test_a_card_replaces_a_card_and_no_readme_of_the_users(daemon, tmp_path):
+    daemon.artifacts = {"growth.json": b"{}", "README.md": f"{MARK}\n# new".encode()}
+    yours, ours = tmp_path / "yours", tmp_path / "ours"
+    for directory, before in ((yours, "# My project"), (ours, f"{MARK}\n# old")):
+        directory.mkdir()
+        (directory / "README.md").write_text(before)
+    async with daemon.running(), Client(daemon.endpoint) as esper:
+        job = esper.job(synthetic_job.JOB_ID)
+        assert [path.name for path in await job.export(yours)] == ["growth.json"]
+        assert [path.name for path in await job.export(ours)] == ["growth.json", "README.md"]
+    assert (yours / "README.md").read_text() == "# My project"
+    assert (ours / "README.md").read_bytes() == daemon.artifacts["README.md"]
 
 
 @pytest.mark.asyncio

@@ -21,7 +21,7 @@ from esperd.messages.telemetry import CheckpointSaved, EpochCompleted, JobStateC
 from esperd.testing import process_id, running_daemon
 
 PROJECT = Path(__file__).parent / "project"
-FILES = {"model.safetensors", "growth.json", "report.json"}
+FILES = {"model.safetensors", "growth.json", "report.json", "README.md"}
 
 
 @pytest.fixture(scope="module")

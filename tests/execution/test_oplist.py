@@ -141,6 +141,15 @@ def test_a_kernel_moves_to_another_dtype(eager, kernel):
     assert torch.equal(kernel.to(torch.float64)(x), eager.to(torch.float64)(x))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_kernel_compiles_into_one_graph_and_computes_the_same(kernel, training):
+    plain = copy.deepcopy(kernel).train(training)
+    compiled = torch.compile(kernel.train(training), backend="eager", fullgraph=True)
+    x = torch.randn(3, 4, 5, 5)
+    assert torch.equal(compiled(x), plain(x))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(kernel.buffers(), plain.buffers(), strict=True))
+
+
 def test_functional_call_replaces_parameters(kernel):
     x = torch.randn(2, 4, 3, 3)
     output = torch.func.functional_call(kernel.eval(), {"scale": torch.zeros(1)}, (x,))

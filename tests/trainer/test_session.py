@@ -91,8 +91,9 @@ def without_seconds(events):
 # --- what a job leaves -------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_leaves_its_model_its_structure_and_its_report(grown):
-    assert [artifact.name for artifact in grown.outcome.artifacts] == ["model.safetensors", "growth.json", "report.json"]
+def test_a_job_leaves_its_model_its_structure_its_report_and_a_card(grown):
+    names = [artifact.name for artifact in grown.outcome.artifacts]
+    assert names == ["model.safetensors", "growth.json", "report.json", "README.md"]
     assert grown.outcome.epoch == 9
     assert grown.report.grown.epochs == 9.0
     assert grown.report.metric_name == "accuracy"
@@ -553,7 +554,23 @@ def test_a_copy_that_fails_at_the_end_is_told_and_the_job_succeeds(tmp_path, blo
     (told,) = ended.desk.of(ExportFailed)
     assert told.directory == str(tmp_path / "out")
     assert "exists" in told.reason
-    assert {"model.safetensors", "growth.json", "report.json"} == set(ended.files)
+    assert {"model.safetensors", "growth.json", "report.json", "README.md"} == set(ended.files)
+
+
+def test_the_card_of_a_job_tells_its_numbers(controlled):
+    told = controlled.files["README.md"].decode()
+    for metrics in (controlled.report.grown, controlled.report.control):
+        assert f"{metrics.loss:.4f}" in told
+    for seed in controlled.report.seeds:
+        assert f"`{seed.seed}`" in told
+
+
+def test_a_readme_of_the_users_in_the_export_directory_is_left_alone(tmp_path, blobs):
+    (tmp_path / "README.md").write_text("# My project")
+    job = desks.growing_job(budget={"epochs": 1}, workdir=str(tmp_path), export={"directory": "."})
+    ended = desks.train(job, blobs)
+    assert (tmp_path / "README.md").read_text() == "# My project"
+    assert (tmp_path / "growth.json").read_bytes() == ended.files["growth.json"]
 
 
 # --- budgets -----------------------------------------------------------------------------------------------------------------
