@@ -115,7 +115,8 @@ class Gates(Section, frozen=True, kw_only=True):
 
 class Split(Section, frozen=True, kw_only=True):
     """``[split]``: how one set is divided when the data names no splits. Where it names train and audit only, gate is taken from
-    train."""
+    train.
+    """
 
     gate: Share = 0.2
     """Share of the samples that gates and the policy look at."""
