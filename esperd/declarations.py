@@ -22,6 +22,10 @@ GUARDED_STAGES = ("germinated", "training", "blending", "shadowing", "probationa
 TOPOLOGY_SHAPES: dict[Topology, str] = {"cnn": "(C, H, W)", "mlp": "(F,)", "transformer": "(T, D)"}
 """Shape of one sample's tensor at a slot, by topology."""
 
+OPEN_DIMENSIONS: dict[Topology, tuple[int, ...]] = {"cnn": (0,), "mlp": (0,), "transformer": (0, 1)}
+"""Dimensions of a batch at a slot whose sizes a kernel leaves open, by topology: the batch, and the length of a sequence, which
+differs between training and the generation of a text."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Blueprint:
@@ -38,6 +42,9 @@ class Blueprint:
         description: one line.
         source: paper or project the structure comes from.
         min_gradient_ratio: threshold of gate G2 for this blueprint; None: the job's.
+        deterministic: whether two passes give equal outputs: in evaluation whatever the state of the random generator, in
+            training from one state of it. Dropout keeps that; noise in evaluation does not. Where False, outputs are only
+            held to be finite.
     """
 
     name: str
@@ -48,6 +55,7 @@ class Blueprint:
     description: str
     source: str
     min_gradient_ratio: float | None = None
+    deterministic: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,20 @@ class InvalidModel(EsperError):
     exit_status = 2
 
 
+class InvalidOptimizer(EsperError):
+    """An optimiser that cannot be carried through growth: state that is kept by no parameter, no new groups, a closure."""
+
+    code = "invalid_optimizer"
+    exit_status = 2
+
+
+class NotTraining(EsperError):
+    """A training step or a structural change was asked of a network in eval mode."""
+
+    code = "not_training"
+    exit_status = 5
+
+
 class InvalidSlot(EsperError):
     """A slot whose tensor cannot carry a seed: tuple output, changing shape, a topology no blueprint serves."""
 

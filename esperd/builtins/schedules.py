@@ -10,11 +10,12 @@ from esperd.hookspecs import hookimpl
 
 @hookimpl
 def esperd_alpha_schedules() -> Iterable[AlphaSchedule]:
-    """The three built-in ramps."""
+    """The built-in ramps."""
     return (
         AlphaSchedule(name="linear", curve="esperd.growth.alpha:linear", description="even steps"),
         AlphaSchedule(name="cosine", curve="esperd.growth.alpha:cosine", description="slow at both ends"),
         AlphaSchedule(
             name="sigmoid", curve="esperd.growth.alpha:sigmoid", description="slow at both ends, steepest in the middle"
         ),
+        AlphaSchedule(name="tanh", curve="esperd.growth.alpha:tanh", description="slow at both ends, gentler than sigmoid"),
     )

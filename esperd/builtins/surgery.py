@@ -10,7 +10,7 @@ from esperd.hookspecs import hookimpl
 
 @hookimpl
 def esperd_surgery_operations() -> Iterable[SurgeryOperation]:
-    """Germinate, fossilize, cull."""
+    """Germinate, fossilize, cull, set alpha."""
     return [
         SurgeryOperation(
             name="germinate",
@@ -19,4 +19,9 @@ def esperd_surgery_operations() -> Iterable[SurgeryOperation]:
         ),
         SurgeryOperation(name="fossilize", apply="esperd.growth.surgery:fossilize", description="make a proven seed permanent"),
         SurgeryOperation(name="cull", apply="esperd.growth.surgery:cull", description="remove a living seed"),
+        SurgeryOperation(
+            name="set_alpha",
+            apply="esperd.growth.surgery:set_alpha",
+            description="give a seed another share of its output, or fade it out",
+        ),
     ]

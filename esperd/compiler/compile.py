@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from esperd.compiler.export import export_graph
-from esperd.declarations import Blueprint, resolve
+from esperd.declarations import OPEN_DIMENSIONS, Blueprint, resolve
 from esperd.errors import BlueprintRejected, EsperError, KernelRejected
+from esperd.execution.export import export_graph
 from esperd.execution.graph import FLOATING
 from esperd.execution.oplist import TORCH_DTYPES, KernelModule, load_kernel
 from esperd.growth.flops import count_flops
@@ -25,6 +26,8 @@ RNG_SEED = 0
 """Weights and inputs of the self-test are drawn from it, so that compiling twice gives the same manifest but for the profile."""
 
 SELF_TEST_BATCHES = (1, 2, 3, 8)
+SELF_TEST_SHORT_BATCHES = (1, 2)
+"""Batches at lengths of a sequence other than the shape's own."""
 TOLERANCE = {"cpu": 1e-6, "cuda": 1e-4}
 """Largest absolute difference from the eager module. On a CPU none is expected: both call the same functions."""
 
@@ -53,10 +56,12 @@ def compile_kernel(key: KernelKey, blueprint: Blueprint, clock: Callable[[], flo
         module = build(blueprint, key.shape).to(device, dtype)
         example = torch.randn(2, *key.shape, device=device, dtype=dtype)
         parameters, flops = check_formulas(blueprint, key.shape, module, example)
-        graph = export_graph(blueprint.name, module, example).encode()
+        open_dimensions = OPEN_DIMENSIONS[blueprint.topology]
+        graph = export_graph(blueprint.name, module, example, open_dimensions).encode()
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
         kernel = load_kernel(graph, weights).to(device)
-        error = self_test(blueprint.name, module, kernel, key)
+        lengths = self_test_lengths(key.shape[0]) if 1 in open_dimensions else ()
+        error = self_test(blueprint.name, module, kernel, key, lengths)
         profile = _profile(kernel, key, clock)
     manifest = KernelManifest(
         key=key,
@@ -65,7 +70,7 @@ def compile_kernel(key: KernelKey, blueprint: Blueprint, clock: Callable[[], flo
         parameters=parameters,
         flops_per_sample=flops,
         torch=str(torch.__version__),
-        self_test=SelfTest(batches=SELF_TEST_BATCHES, max_abs_error=error),
+        self_test=SelfTest(batches=SELF_TEST_BATCHES, lengths=lengths, max_abs_error=error),
         profile=profile,
     )
     return KernelCompiled(manifest=manifest, graph=graph, weights=weights, seconds=clock() - started)
@@ -107,8 +112,8 @@ def check_formulas(blueprint: Blueprint, shape: tuple[int, ...], module: nn.Modu
         True number of parameters and true forward FLOPs of one sample.
 
     Raises:
-        BlueprintRejected: when a formula differs from the count, with both numbers; or when the module fails on the input or
-            does not keep its shape.
+        BlueprintRejected: when a formula differs from the count, with both numbers; or when the module fails on the input,
+            does not keep its shape or has no parameters.
     """
     name = blueprint.name
     parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -130,6 +135,10 @@ def check_formulas(blueprint: Blueprint, shape: tuple[int, ...], module: nn.Modu
             blueprint=name,
         )
     flops_per_sample = flops / len(example)
+    if parameters == 0:
+        raise BlueprintRejected(
+            f"blueprint {name!r} has no parameters for shape {shape}, so there is nothing to train", blueprint=name
+        )
     if claimed_parameters != parameters:
         raise BlueprintRejected(
             f"the parameter formula of blueprint {name!r} says {claimed_parameters} for shape {shape}, it has {parameters}",
@@ -147,7 +156,12 @@ def check_formulas(blueprint: Blueprint, shape: tuple[int, ...], module: nn.Modu
     return parameters, flops_per_sample
 
 
-def self_test(name: str, module: nn.Module, kernel: KernelModule, key: KernelKey) -> float:
+def self_test_lengths(length: int) -> tuple[int, ...]:
+    """Lengths of a sequence to try besides the one compiled for: one token, two, about half as many, some more."""
+    return tuple(sorted({1, 2, (length + 1) // 2, length + 3} - {length}))
+
+
+def self_test(name: str, module: nn.Module, kernel: KernelModule, key: KernelKey, lengths: Sequence[int] = ()) -> float:
     """Compare a kernel with the eager module: outputs, input and parameter gradients, buffers, in both modes.
 
     It runs once with the weights as they are and once with noise added: at birth a zero-initialised last layer hides
@@ -158,51 +172,82 @@ def self_test(name: str, module: nn.Module, kernel: KernelModule, key: KernelKey
         module: the eager module; copies of it are run.
         kernel: a kernel with the same weights; copies of it are run.
         key: shape, dtype and device of the inputs.
+        lengths: sizes of the shape's first dimension to try besides its own.
 
     Returns:
         Largest absolute difference.
 
     Raises:
-        BlueprintRejected: when it is above the tolerance or not a number, or either of them fails to run.
+        BlueprintRejected: when it is above the tolerance, the module computes something else each time or something that is
+            not a number, or one of the two fails to run.
     """
     noisy = copy.deepcopy(module)
     with torch.no_grad():
         for parameter in noisy.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    shapes = [(batch, *key.shape) for batch in SELF_TEST_BATCHES]
+    shapes += [(batch, length, *key.shape[1:]) for length in lengths for batch in SELF_TEST_SHORT_BATCHES]
     worst = 0.0
     for weights in (module.state_dict(), noisy.state_dict()):
         for training in (True, False):
-            for batch in SELF_TEST_BATCHES:
-                place = f"batch {batch}, {'training' if training else 'evaluating'}"
-                try:
-                    difference = _difference(module, kernel, weights, batch, key, training=training)
-                except Exception as error:
-                    raise BlueprintRejected(
-                        f"blueprint {name!r} fails its self-test at {place}: {type(error).__name__}: {error}", blueprint=name
-                    ) from error
-                if not difference <= TOLERANCE[key.device]:  # also when it is not a number
-                    raise BlueprintRejected(
-                        f"the kernel of blueprint {name!r} differs from its module by {difference:g} at {place};"
-                        f" at most {TOLERANCE[key.device]:g} is allowed",
-                        blueprint=name,
-                        difference=difference,
-                    )
-                worst = max(worst, difference)
+            for shape in shapes:
+                worst = max(worst, _compare(name, module, kernel, weights, shape, key, training=training))
     return worst
 
 
-def _difference(
-    module: nn.Module, kernel: KernelModule, weights: dict[str, Tensor], batch: int, key: KernelKey, *, training: bool
+def _compare(
+    name: str,
+    module: nn.Module,
+    kernel: nn.Module,
+    weights: dict[str, Tensor],
+    shape: tuple[int, ...],
+    key: KernelKey,
+    *,
+    training: bool,
 ) -> float:
-    x = torch.randn(batch, *key.shape, device=key.device, dtype=TORCH_DTYPES[key.dtype])
+    """Difference between module and kernel for one input.
+
+    Raises:
+        BlueprintRejected: as :func:`self_test`.
+    """
+    length = f", length {shape[1]}" if shape[1:] != key.shape else ""
+    place = f"batch {shape[0]}{length}, {'training' if training else 'evaluating'}"
+    x = torch.randn(shape, device=key.device, dtype=TORCH_DTYPES[key.dtype])
+    try:
+        difference = _difference((module, kernel), weights, x, training=training)
+        itself = difference
+        if not difference <= TOLERANCE[key.device]:  # also when it is not a number
+            itself = _difference((module, module), weights, x, training=training)
+    except Exception as error:
+        raise BlueprintRejected(
+            f"blueprint {name!r} fails its self-test at {place}: {type(error).__name__}: {error}", blueprint=name
+        ) from error
+    if difference <= TOLERANCE[key.device]:
+        return difference
+    if math.isnan(itself):
+        problem = f"blueprint {name!r} computes something that is not a finite number at {place}"
+    elif itself > TOLERANCE[key.device]:
+        problem = (
+            f"blueprint {name!r} is not deterministic: at {place} its module differs from itself by {itself:g} in two passes"
+            " from one state of the random generator"
+        )
+    else:
+        problem = (
+            f"the kernel of blueprint {name!r} differs from its module by {difference:g} at {place};"
+            f" at most {TOLERANCE[key.device]:g} is allowed"
+        )
+    raise BlueprintRejected(problem, blueprint=name, difference=difference)
+
+
+def _difference(candidates: tuple[nn.Module, nn.Module], weights: dict[str, Tensor], x: Tensor, *, training: bool) -> float:
+    """Largest absolute difference between what two modules with the same weights make of one input."""
     cotangent = torch.randn_like(x)
     rng_seed = int(torch.randint(2**31, ()).item())
-    outcomes = [_outcome(candidate, weights, x, cotangent, rng_seed, training=training) for candidate in (module, kernel)]
-    eager, interpreted = outcomes
-    if eager.keys() != interpreted.keys():
-        differing = ", ".join(sorted(eager.keys() ^ interpreted.keys()))
+    first, second = (_outcome(candidate, weights, x, cotangent, rng_seed, training=training) for candidate in candidates)
+    if first.keys() != second.keys():
+        differing = ", ".join(sorted(first.keys() ^ second.keys()))
         raise KernelRejected(f"only one of module and kernel yields {differing}")
-    errors = [(eager[name].double() - interpreted[name].double()).abs() for name in eager if eager[name].numel()]
+    errors = [(first[name].double() - second[name].double()).abs() for name in first if first[name].numel()]
     return float(torch.stack([error.max() for error in errors]).max())
 
 

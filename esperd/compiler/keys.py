@@ -47,6 +47,7 @@ def kernel_key(
         blueprint.description,
         blueprint.source,
         blueprint.min_gradient_ratio,
+        blueprint.deterministic,
         distribution or f"esperd {esperd.__version__}",
     ]
     digest = hashlib.sha256(msgspec.json.encode(declaration) + formulas)

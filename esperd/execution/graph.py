@@ -207,6 +207,8 @@ def _fits(kind: str, argument: Argument, kinds: Mapping[str, str]) -> bool:
         return referred in allowed.get(kind, ())
     if isinstance(argument, bool):
         return kind in ("bool", "mode")
+    if kind == "zero":
+        return isinstance(argument, int | float) and argument == 0
     if isinstance(argument, int):
         return kind in ("int", "number", "operand") and abs(argument) <= LARGEST_INTEGER
     if isinstance(argument, float):

@@ -12,6 +12,7 @@ operand    a tensor or a number
 buffer     a buffer, and nothing else: the operation may write to it
 int        an integer
 number     an integer or a finite float
+zero       0 or 0.0, and nothing else: a number that would switch on what no kernel may do
 bool       true or false
 mode       true, false, or ``%training``: whether the module is in training mode
 ints       a list of integers
@@ -26,6 +27,8 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+
+from esperd.errors import KernelRejected
 
 _nn: Any = torch._C._nn
 
@@ -57,6 +60,21 @@ def _operation(function: Callable[..., Any], signature: str, **keywords: str) ->
     )
 
 
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *options: Any, **named: Any) -> torch.Tensor:  # noqa: ANN401 - as torch takes them
+    """Scaled dot-product attention between tensors that belong together.
+
+    Torch's fused form on a CPU does not compare the lengths of keys and values: it reads beyond the shorter one, and the
+    process dies (torch 2.13).
+
+    Raises:
+        KernelRejected: when keys and values differ in more than the size of a vector.
+    """
+    if key.shape[:-1] != value.shape[:-1]:
+        raise KernelRejected(f"attention over keys {tuple(key.shape)} that have values {tuple(value.shape)}")
+    attended: torch.Tensor = _nn.scaled_dot_product_attention(query, key, value, *options, **named)
+    return attended
+
+
 OPERATIONS: Mapping[str, Operation] = MappingProxyType(
     {
         # layers
@@ -64,6 +82,10 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "aten.conv2d.default": _operation(torch.conv2d, "tensor tensor | tensor? ints ints ints int"),
         "aten.linear.default": _operation(_nn.linear, "tensor tensor | tensor?"),
         "aten.matmul.default": _operation(torch.matmul, "tensor tensor"),
+        # no dropout of weights: it is drawn also in evaluation, unless its rate differs between the modes
+        "aten.scaled_dot_product_attention.default": _operation(
+            _attention, "tensor tensor tensor | tensor? zero bool", scale="number?", enable_gqa="bool"
+        ),
         # norms; the last flag of batch and group norm asks for cuDNN and changes no result beyond rounding
         "aten.batch_norm.default": _operation(torch.batch_norm, "tensor tensor? tensor? buffer? buffer? mode number number bool"),
         "aten.group_norm.default": _operation(torch.group_norm, "tensor int | tensor? tensor? number bool"),
@@ -105,10 +127,17 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "aten.exp.default": _operation(torch.exp, "tensor"),
         "aten.sqrt.default": _operation(torch.sqrt, "tensor"),
         "aten.rsqrt.default": _operation(torch.rsqrt, "tensor"),
+        # masks
+        "aten.ones_like.default": _operation(torch.ones_like, "tensor"),
+        "aten.tril.default": _operation(torch.tril, "tensor | int"),
+        "aten.triu.default": _operation(torch.triu, "tensor | int"),
+        "aten.gt.Scalar": _operation(torch.gt, "tensor number"),
         # shape
         "aten.view.default": _operation(torch.Tensor.view, "tensor ints"),
         "aten.reshape.default": _operation(torch.reshape, "tensor ints"),
         "aten.flatten.using_ints": _operation(torch.flatten, "tensor | int int"),
+        "aten.unflatten.int": _operation(torch.unflatten, "tensor int ints"),
+        "aten.select.int": _operation(torch.select, "tensor int int"),
         "aten.unsqueeze.default": _operation(torch.unsqueeze, "tensor int"),
         "aten.squeeze.dim": _operation(torch.squeeze, "tensor int"),
         "aten.permute.default": _operation(torch.permute, "tensor ints"),
@@ -124,6 +153,8 @@ VIEWS = frozenset(
         "aten.view.default",
         "aten.reshape.default",
         "aten.flatten.using_ints",
+        "aten.unflatten.int",
+        "aten.select.int",
         "aten.unsqueeze.default",
         "aten.squeeze.dim",
         "aten.permute.default",

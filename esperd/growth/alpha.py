@@ -16,6 +16,10 @@ SIGMOID_STEEPNESS = 12.0
 """Steepness of the sigmoid curve; chosen, not measured."""
 
 
+TANH_STEEPNESS = 3.0
+"""Steepness of the tanh curve; chosen, not measured."""
+
+
 def linear(t: float) -> float:
     """Return ``t``."""
     return t
@@ -34,6 +38,12 @@ def sigmoid(t: float) -> float:
 
     low, high = logistic(-SIGMOID_STEEPNESS / 2), logistic(SIGMOID_STEEPNESS / 2)
     return (logistic(SIGMOID_STEEPNESS * (t - 0.5)) - low) / (high - low)
+
+
+def tanh(t: float) -> float:
+    """A hyperbolic tangent around t = 1/2, scaled so that it meets 0 and 1 exactly."""
+    edge = math.tanh(TANH_STEEPNESS / 2)
+    return 0.5 + 0.5 * math.tanh(TANH_STEEPNESS * (t - 0.5)) / edge
 
 
 @dataclass(frozen=True, kw_only=True)

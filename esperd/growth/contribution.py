@@ -6,7 +6,7 @@ contribution overstates what a seed brought (up to twelve times, measured on CIF
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ class Measured:
 
     loss: torch.Tensor
     metric: torch.Tensor | None
-    without: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
+    variants: dict[str, tuple[torch.Tensor, torch.Tensor | None]]
 
     @property
     def mean_loss(self) -> float:
@@ -44,9 +44,9 @@ class Measured:
         """Mean metric of the network as it is; None when there is none."""
         return None if self.metric is None else float(self.metric.mean())
 
-    def contribution(self, seed: str, *, confidence: float, epoch: int) -> Contribution:
+    def contribution(self, variant: str, *, confidence: float, epoch: int) -> Contribution:
         """The contribution of one of the seeds that were ablated, with a paired t interval."""
-        loss, metric = self.without[seed]
+        loss, metric = self.variants[variant]
         mean, lower, upper = mean_interval(loss - self.loss, confidence)
         difference = None
         if metric is not None and self.metric is not None:
@@ -68,7 +68,7 @@ def measure(
     loss: PerSample,
     metric: PerSample | None = None,
     *,
-    ablate: Sequence[str] = (),
+    variants: Mapping[str, Mapping[str, float]] | None = None,
     fused: bool = False,
 ) -> Measured:
     """Measure a network, and the network without each of some seeds, on the same samples.
@@ -78,14 +78,15 @@ def measure(
         batches: (inputs, targets); the split.
         loss: per-sample loss.
         metric: per-sample metric, or None.
-        ablate: names of seeds to switch off, one at a time.
+        variants: alphas by seed, by name of the variant.
         fused: stack all configurations of a batch into one pass of (K·B, ...), alpha set per sample. Only right for models
             that treat samples independently in eval mode; see :func:`fuses`.
 
     Returns:
         Per-sample values, on the CPU.
     """
-    configurations: list[str | None] = [None, *ablate]
+    variants = variants or {}
+    configurations: list[Mapping[str, float]] = [{}, *variants.values()]
     losses: list[list[torch.Tensor]] = [[] for _ in configurations]
     metrics: list[list[torch.Tensor]] = [[] for _ in configurations]
     modes = [(module, module.training) for module in network.modules()]
@@ -93,7 +94,7 @@ def measure(
     try:
         with torch.no_grad():
             for inputs, targets in batches:
-                outputs = (_stacked if fused and ablate else _separate)(network, inputs, configurations)
+                outputs = (_stacked if fused and variants else _separate)(network, inputs, configurations)
                 for index, output in enumerate(outputs):
                     losses[index].append(loss(output, targets).cpu())
                     if metric is not None:
@@ -105,34 +106,39 @@ def measure(
         (torch.cat(losses[index]), torch.cat(metrics[index]) if metric is not None else None)
         for index in range(len(configurations))
     ]
-    return Measured(loss=values[0][0], metric=values[0][1], without={name: values[i + 1] for i, name in enumerate(ablate)})
+    return Measured(loss=values[0][0], metric=values[0][1], variants={name: values[i + 1] for i, name in enumerate(variants)})
 
 
-def fuses(network: GrowingNetwork, batch: tuple[torch.Tensor, torch.Tensor], loss: PerSample, seeds: Sequence[str]) -> bool:
-    """Whether stacked and separate ablation passes agree for this model, tried on one batch."""
-    stacked = measure(network, [batch], loss, ablate=seeds, fused=True)
-    separate = measure(network, [batch], loss, ablate=seeds, fused=False)
-    pairs = [(stacked.loss, separate.loss)] + [(stacked.without[name][0], separate.without[name][0]) for name in seeds]
+def fuses(
+    network: GrowingNetwork,
+    batch: tuple[torch.Tensor, torch.Tensor],
+    loss: PerSample,
+    variants: Mapping[str, Mapping[str, float]],
+) -> bool:
+    """Whether stacked and separate passes agree for this model, tried on one batch."""
+    stacked = measure(network, [batch], loss, variants=variants, fused=True)
+    separate = measure(network, [batch], loss, variants=variants, fused=False)
+    pairs = [(stacked.loss, separate.loss)] + [(stacked.variants[name][0], separate.variants[name][0]) for name in variants]
     return all(bool(((a - b).abs() <= FUSED_TOLERANCE * (1 + b.abs())).all()) for a, b in pairs)
 
 
-def _separate(network: GrowingNetwork, inputs: torch.Tensor, configurations: Sequence[str | None]) -> list[torch.Tensor]:
+def _separate(network: GrowingNetwork, inputs: torch.Tensor, configurations: Sequence[Mapping[str, float]]) -> list[torch.Tensor]:
     outputs = []
-    for name in configurations:
-        with network.alphas({} if name is None else {name: 0.0}):
+    for alphas in configurations:
+        with network.alphas(dict(alphas)):
             outputs.append(network(inputs))
     return outputs
 
 
-def _stacked(network: GrowingNetwork, inputs: torch.Tensor, configurations: Sequence[str | None]) -> list[torch.Tensor]:
+def _stacked(network: GrowingNetwork, inputs: torch.Tensor, configurations: Sequence[Mapping[str, float]]) -> list[torch.Tensor]:
     batch = inputs.shape[0]
     overrides: dict[str, float | torch.Tensor] = {}
-    for index, name in enumerate(configurations):
-        if name is None:
-            continue
-        alpha = torch.full((len(configurations) * batch,), network.seed(name).alpha, device=inputs.device)  # (K·B,)
-        alpha[index * batch : (index + 1) * batch] = 0.0
-        overrides[name] = alpha
+    for index, alphas in enumerate(configurations):
+        for name, value in alphas.items():
+            if name not in overrides:
+                own = network.seed(name).alpha
+                overrides[name] = torch.full((len(configurations) * batch,), own, device=inputs.device)  # (K·B,)
+            overrides[name][index * batch : (index + 1) * batch] = value  # type: ignore[index]
     with network.alphas(overrides):
         stacked: torch.Tensor = network(inputs.repeat(len(configurations), *[1] * (inputs.dim() - 1)))  # (K·B, ...)
     return list(torch.split(stacked, batch))

@@ -20,15 +20,16 @@ import torch
 from torch import nn
 
 from esperd.declarations import resolve
-from esperd.errors import EsperError, ExportRejected, InvalidSlot
+from esperd.errors import EsperError, ExportRejected, InvalidSlot, UnknownName
 from esperd.execution.oplist import load_kernel
 from esperd.growth.alpha import Ramp
 from esperd.growth.lifecycle import Life
 from esperd.growth.network import GrowingNetwork, Seed
+from esperd.growth.operators import operator
 from esperd.messages.growth import SlotRecord, Stage
 from esperd.messages.jobs import SeedOutcome
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
 STRUCTURE = "growth.json"
 BUILTIN_HOSTS = "esperd.builtins.networks."
@@ -69,6 +70,8 @@ class ExportedSeed(msgspec.Struct, frozen=True, kw_only=True):
     flops_per_sample: float
     germinated_epoch: int
     kernel: str | None
+    operator: str
+    """How its output enters the slot: ``add``, ``multiply`` or ``gate``."""
     graph: str
     """Canonical JSON op list of its module."""
 
@@ -137,6 +140,7 @@ def encode(
                 flops_per_sample=seed.flops_per_sample,
                 germinated_epoch=seed.epoch,
                 kernel=seed.kernel,
+                operator=seed.operator_name,
                 graph=seed.graph or "",
             )
             for seed in network.seeds()
@@ -244,6 +248,9 @@ def load(
             epoch=exported.germinated_epoch,
             kernel=exported.kernel,
             graph=exported.graph,
+            operator=_operator(exported),
+            operator_name=exported.operator,
+            alpha_target=exported.alpha,
         )
         seed.life = Life(stage=Stage.FOSSILIZED)
         seed.alpha, seed.ramp = exported.alpha, Ramp(target=exported.alpha)
@@ -253,6 +260,15 @@ def load(
     except RuntimeError as error:
         raise ExportRejected(f"the weights do not fit the host: {error}", path=str(path)) from error
     return network.eval()
+
+
+def _operator(exported: ExportedSeed) -> nn.Module:
+    """Built from its name; its weights are loaded with the network's."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return operator(exported.operator, exported.slot)
+    except (UnknownName, InvalidSlot) as error:
+        raise ExportRejected(f"seed {exported.name!r} cannot be rebuilt: {error}", seed=exported.name) from error
 
 
 def _host(reference: HostReference, given: nn.Module | Callable[..., nn.Module] | None, *, import_host: bool) -> nn.Module:

@@ -11,14 +11,11 @@ import msgspec
 
 from esperd.declarations import Gate, resolve
 from esperd.growth.lifecycle import GATES
-from esperd.messages.growth import Contribution, Stage, Verdict
-from esperd.messages.jobs import Gates
+from esperd.messages.growth import Contribution, Stage, Trial, Verdict
+from esperd.messages.jobs import Gates, Thresholds
 
 NEAR = 0.1
 """A number within this share of its threshold is near it."""
-
-LARGEST_VANISHED_SHARE = 0.5
-"""G2: most parameter tensors of a healthy seed receive a gradient. Chosen, not measured."""
 
 LARGEST_BIRTH_ERROR = 1e-4
 """G1, joint incubation: how far from the identity a seed may start, relative. Chosen, not measured."""
@@ -56,26 +53,28 @@ class Evidence:
     blueprint: str
     slot: str
     epoch: int
-    min_gradient_ratio: float | None = None
-    """The blueprint's own threshold for G2; None: the job's."""
     unfit: str = ""
     """Why blueprint and slot do not go together; empty when they do."""
     slot_free: bool = True
     probe: Probe | None = None
     gradient_ratio: float | None = None
     vanished_share: float | None = None
-    incubation_loss: float | None = None
-    """Mean lookahead loss of the last epoch, with the seed at its target alpha."""
-    train_loss: float | None = None
-    """Mean loss of the last epoch, with the seed at its alpha."""
+    exploded_share: float | None = None
+    host_learns: bool = True
+    """Whether the host trains while the seed incubates; one that stands still has no gradient to compare with."""
     isolated: bool = True
-    """Whether the seed trains behind the host, so that its lookahead loss says something of its own."""
+    """Whether the seed trains behind the host, so that switching it on would change the network."""
+    prospect: Contribution | None = None
+    """What the network would gain on the gate split were the seed switched on at its target alpha now."""
+    gate_loss: float | None = None
+    """Loss of the network as it is, on the gate split."""
     alpha: float = 0.0
     alpha_target: float = 1.0
     alpha_at_rest: bool = False
     gate_losses: tuple[float, ...] = ()
     """Gate loss when the seed reached its target alpha, and after every epoch since."""
     contribution: Contribution | None = None
+    trial: Trial | None = None
 
 
 GateCheck = Callable[[Evidence, Gates], Verdict]
@@ -173,30 +172,35 @@ def fitness(evidence: Evidence, _settings: Gates) -> Verdict:
 
 def readiness(evidence: Evidence, settings: Gates) -> Verdict:
     """G2: the seed still learns, relative to its host, and would not harm the network at its target alpha."""
-    threshold = settings.min_gradient_ratio if evidence.min_gradient_ratio is None else evidence.min_gradient_ratio
     rise = None
-    if evidence.isolated and evidence.incubation_loss is not None and evidence.train_loss is not None:
-        rise = _relative_rise(evidence.train_loss, evidence.incubation_loss)
+    if evidence.isolated and evidence.prospect is not None and evidence.gate_loss is not None:
+        rise = _relative_rise(evidence.gate_loss, evidence.gate_loss - evidence.prospect.loss)
+    ratio, vanished, exploded = evidence.gradient_ratio, evidence.vanished_share, evidence.exploded_share
     numbers = {
-        "gradient_ratio": evidence.gradient_ratio,
-        "min_gradient_ratio": threshold,
-        "vanished_share": evidence.vanished_share,
-        "lookahead_rise": rise,
+        "gradient_ratio": ratio,
+        "min_gradient_ratio": settings.min_gradient_ratio,
+        "vanished_share": vanished,
+        "exploded_share": exploded,
+        "switched_on_rise": rise,
+        "max_loss_drift": settings.max_loss_drift,
     }
-    near = _near(evidence.gradient_ratio, threshold)
-    if evidence.gradient_ratio is None or evidence.vanished_share is None:
+    near = _near(ratio, settings.min_gradient_ratio) or _near(rise, settings.max_loss_drift)
+    if vanished is None or exploded is None or (ratio is None and evidence.host_learns):
         reason, passed = "its gradients were never measured", False
     elif evidence.isolated and rise is None:
-        reason, passed = "its lookahead loss was never measured", False
-    elif not evidence.gradient_ratio >= threshold:  # also when it is not a number
-        reason, passed = f"gradient ratio {evidence.gradient_ratio:.3g} is below {threshold:.3g}", False
-    elif not evidence.vanished_share <= LARGEST_VANISHED_SHARE:
-        reason, passed = f"{evidence.vanished_share:.0%} of its gradients have vanished", False
+        reason, passed = "the network with it switched on was never measured", False
+    elif ratio is not None and not ratio >= settings.min_gradient_ratio:  # also when it is not a number
+        reason, passed = f"gradient ratio {ratio:.3g} is below {settings.min_gradient_ratio:.3g}", False
+    elif not vanished <= settings.max_vanished_share:
+        reason, passed = f"{vanished:.0%} of its gradients have vanished", False
+    elif not exploded <= settings.max_exploded_share:
+        reason, passed = f"{exploded:.0%} of its gradients have exploded", False
     elif rise is not None and not rise <= settings.max_loss_drift:
         reason, passed = f"switched on it would raise the loss by {rise:.0%}", False
     else:
-        change = "" if rise is None else f", lookahead loss {rise:+.1%}"
-        reason, passed = f"gradient ratio {evidence.gradient_ratio:.3g}{change}", True
+        learns = "the host stands still" if ratio is None else f"gradient ratio {ratio:.3g}"
+        change = "" if rise is None else f", switched on the loss would change by {rise:+.1%}"
+        reason, passed = f"{learns}{change}", True
     return Verdict(gate="G2", passed=passed, reason=reason, near=near, numbers=numbers)
 
 
@@ -229,23 +233,45 @@ def stability(evidence: Evidence, settings: Gates) -> Verdict:
 
 
 def proof(evidence: Evidence, settings: Gates) -> Verdict:
-    """G5: a fresh contribution whose interval lies above the threshold."""
-    contribution = evidence.contribution
-    if contribution is None or contribution.epoch != evidence.epoch:
-        return Verdict(gate="G5", passed=False, reason="its contribution was not measured at this decision point")
+    """G5: what the job asks for as proof, measured at this decision point, with its interval above the threshold."""
+    what = settings.proof
+    measured: Contribution | Trial | None = evidence.trial if what == "trial" else evidence.contribution
+    if measured is None or measured.epoch != evidence.epoch:
+        return Verdict(gate="G5", passed=False, reason=f"its {what} was not measured at this decision point")
     numbers: dict[str, float | None] = {
-        "contribution": contribution.loss,
-        "lower": contribution.lower,
-        "upper": contribution.upper,
-        "samples": contribution.samples,
+        what: measured.loss,
+        "lower": measured.lower,
+        "upper": measured.upper,
+        "samples": measured.samples,
         "min_contribution": settings.min_contribution,
     }
-    interval = f"{contribution.loss:+.4f} [{contribution.lower:+.4f}, {contribution.upper:+.4f}]"
-    if contribution.samples < SMALLEST_GATE_SAMPLE:
-        reason, passed = f"{contribution.samples} samples are too few, {SMALLEST_GATE_SAMPLE} are needed", False
-    elif not contribution.lower > settings.min_contribution:
-        reason, passed = f"contribution {interval} is not above {settings.min_contribution:g}", False
+    interval = f"{measured.loss:+.4f} [{measured.lower:+.4f}, {measured.upper:+.4f}]"
+    if measured.samples < SMALLEST_GATE_SAMPLE:
+        reason, passed = f"{measured.samples} samples are too few, {SMALLEST_GATE_SAMPLE} are needed", False
+    elif not measured.lower > settings.min_contribution:
+        reason, passed = f"{what} {interval} is not above {settings.min_contribution:g}", False
     else:
-        reason, passed = f"contribution {interval}", True
-    near = _near(contribution.lower, settings.min_contribution)
+        reason, passed = f"{what} {interval}", True
+    near = _near(measured.lower, settings.min_contribution)
     return Verdict(gate="G5", passed=passed, reason=reason, near=near, numbers=numbers)
+
+
+def thresholds(settings: Gates, topology: str, blueprint: str, declared: float | None) -> Gates:
+    """The thresholds that hold for one seed: the job's, the blueprint's own ``min_gradient_ratio`` where it declares one, then
+    what the job says for the topology, then what it says for the blueprint.
+
+    Args:
+        settings: the job's.
+        topology: of the slot.
+        blueprint: name.
+        declared: the blueprint's ``min_gradient_ratio``.
+    """
+    said = [Thresholds(min_gradient_ratio=declared), settings.topologies.get(topology), settings.blueprints.get(blueprint)]
+    chosen = {
+        name: value
+        for other in said
+        if other is not None
+        for name, value in msgspec.structs.asdict(other).items()
+        if value is not None
+    }
+    return msgspec.structs.replace(settings, **chosen)

@@ -6,57 +6,35 @@ It owns no loop. A training loop calls :meth:`Grower.train_step` for each batch,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
-from torch import nn
 
-from esperd.errors import TrainingDiverged, UnknownName
+from esperd.errors import NotTraining, UnknownName
 from esperd.growth import lifecycle
 from esperd.growth.alpha import Curve, Ramp
-from esperd.growth.contribution import Batches, Measured, PerSample, fuses, measure
-from esperd.growth.gates import Evidence, GateCheck, Probe
-from esperd.growth.gradients import STRIDE, GradientRatio, gradient_norms
-from esperd.growth.incubation import lookahead_gradients
+from esperd.growth.contribution import Measured, PerSample
+from esperd.growth.gate_pass import GatePass, switched_on, variants_due, without
+from esperd.growth.gates import Evidence, GateCheck, Probe, thresholds
+from esperd.growth.gradients import STRIDE, gradient_norms
+from esperd.growth.incubation import Incubator
 from esperd.growth.ledger import Ledger
 from esperd.growth.lifecycle import CheckGate, CullRequested, Entered, EpochEnded, GateAnswered, Occurrence, Refused
 from esperd.growth.network import GrowingNetwork, Seed
-from esperd.growth.optimizer import HOST_GROUP, add_group, remove_group
-from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, SlotRecord, Stage
+from esperd.growth.optimizer import add_group, clip_gradients, host_group, remove_group
+from esperd.growth.precision import Precision
+from esperd.growth.records import outcome_of, record_of
+from esperd.growth.runner import Plain, Runner
+from esperd.growth.source import SeedSource
+from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage
 from esperd.messages.jobs import Gates, Growth, SeedOutcome
 from esperd.messages.policy import Decision
-from esperd.messages.telemetry import Body, ContributionMeasured, GateEvaluated, StageChanged
+from esperd.messages.telemetry import Body, ContributionMeasured, GateEvaluated, ProspectMeasured, StageChanged
 
-
-@dataclass(frozen=True, kw_only=True)
-class GrownModule:
-    """A seed's module, fresh, and what is known about it."""
-
-    module: nn.Module
-    parameters: int
-    flops_per_sample: float
-    kernel: str | None = None
-    """Manifest id; None when it runs as a plain module."""
-    graph: str | None = None
-    """The kernel's portable form; what checkpoints and exports rebuild the seed from. None for a plain module."""
-
-
-class Nursery(Protocol):
-    """Where seeds come from."""
-
-    def unfit(self, blueprint: str, slot: SlotRecord) -> str:
-        """Why this blueprint cannot be grown at this slot; empty when it can."""
-        ...
-
-    def grow(self, blueprint: str, slot: SlotRecord, seed: str, epoch: int) -> GrownModule:
-        """A fresh module for a seed of this name, on the device and in the dtype of the slot."""
-        ...
-
-    def min_gradient_ratio(self, blueprint: str) -> float | None:
-        """The blueprint's own threshold for gate G2, if it has one."""
-        ...
+BEHIND_THE_HOST = ("lookahead", "frozen_input")
+"""Modes of incubation in which a seed learns by passes of its own."""
 
 
 class SurgeryFunction(Protocol):
@@ -68,15 +46,6 @@ class SurgeryFunction(Protocol):
 
 
 @dataclass
-class Incubation:
-    """What was gathered about a seed since its epoch began."""
-
-    ratio: GradientRatio
-    loss_sum: torch.Tensor | None = None
-    passes: int = 0
-
-
-@dataclass
 class Grower:
     """Grows seeds in a network while it trains.
 
@@ -85,14 +54,17 @@ class Grower:
         optimizer: as from :func:`esperd.growth.optimizer.build_optimizer`: its first group is the host's.
         loss: per-sample loss, (output, target) → (B,).
         metric: per-sample metric or None.
-        growth: durations and the mode of incubation.
+        growth: durations, the mode of incubation, the operator.
         settings: thresholds of the gates.
         gates: checks by name, G0 to G5.
         operations: surgery operations by name.
         curve: alpha schedule.
-        nursery: makes modules.
+        source: makes modules.
         ledger: is charged for everything.
         emit: takes events as they happen.
+        precision: of training passes.
+        max_gradient_norm: gradients are clipped to it, group by group; None: never.
+        runner: runs the host's own training passes.
     """
 
     network: GrowingNetwork
@@ -104,9 +76,12 @@ class Grower:
     gates: Mapping[str, GateCheck]
     operations: Mapping[str, SurgeryFunction]
     curve: Curve
-    nursery: Nursery
+    source: SeedSource
     ledger: Ledger
     emit: Callable[[Body], None]
+    precision: Precision = field(default_factory=Precision)
+    max_gradient_norm: float | None = None
+    runner: Runner = field(default_factory=Plain)
     epoch: int = 0
     """Epochs completed."""
     steps_per_epoch: int = 1
@@ -115,15 +90,15 @@ class Grower:
     outcomes: list[SeedOutcome] = field(default_factory=list)
     windows: dict[str, list[float]] = field(default_factory=dict)
     """Gate losses since each shadowing seed reached its target alpha."""
-    incubations: dict[str, Incubation] = field(default_factory=dict)
-    train_loss: float | None = None
     gate_loss: float | None = None
     sample: tuple[torch.Tensor, torch.Tensor] | None = None
     """A batch of the train split, for probing new seeds."""
-    fused: bool | None = None
-    """Whether stacked ablation passes agree with separate ones for every seed measured so far; None until it was tried."""
     step: int = 0
     """Optimiser steps taken."""
+
+    def __post_init__(self) -> None:
+        self.incubator = Incubator(self.network, self.loss, self.ledger, self.precision, self.trained_host_parameters)
+        self.gate_pass = GatePass(self.network, self.loss, self.metric, self.ledger, self.settings)
 
     # --- one batch -------------------------------------------------------------------------------------------------------
 
@@ -135,110 +110,109 @@ class Grower:
             targets: (B, ...).
 
         Returns:
-            () mean loss of the batch, detached, still on the device.
+            () mean loss of the batch, detached, still on the device. While the host stands still (``frozen_input``) it is that of
+            the passes with the incubating seeds at their target alpha.
+
+        Raises:
+            NotTraining: when the network is in eval mode: BatchNorm and dropout would not do what training needs.
         """
-        for seed in self.network.seeds():
-            if not seed.ramp.at_rest:
-                seed.ramp = seed.ramp.step()
-                seed.alpha = seed.ramp.value(self.curve)
+        if not self.network.training:
+            raise NotTraining("train_step was called on a network in eval mode; call network.train() first")
+        self._move_alphas()
         self.optimizer.zero_grad(set_to_none=True)
-        value = self.ledger.charge("train", self.structure(), len(inputs), lambda: self._host_pass(inputs, targets))
-        for seed in self.incubating():
-            self._lookahead_pass(seed, inputs, targets)
-        if self.step % STRIDE == 0:
-            self._sample_gradients()
-        self.optimizer.step()
-        self.step += 1
+        behind = self.incubating()
+        if behind and self.growth.incubation == "frozen_input":
+            value = self._frozen_passes(behind, inputs, targets)
+        else:
+            with self.incubator.beside(behind, inputs, record=self.runner.records):
+                value = self._host_pass(inputs, targets)
+            for seed in behind:
+                self._teach(seed, inputs, targets)
+        self._take_step()
         return value
 
     def incubating(self) -> list[Seed]:
-        """Seeds that learn by lookahead, behind the host."""
-        if self.growth.incubation != "lookahead":
+        """Seeds that learn behind the host, by passes of their own."""
+        if self.growth.incubation not in BEHIND_THE_HOST:
             return []
         return [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING]
 
     def structure(self) -> str:
-        """Which seeds take part in a forward pass; names the structure in the ledger."""
-        return ",".join(seed.name for seed in self.network.seeds() if seed.alpha > 0.0) or "host"
+        """Which seeds take part in the host's own pass; names the structure in the ledger."""
+        return ",".join(seed.name for seed in self.network.seeds() if seed.presence != "silent") or "host"
+
+    def _move_alphas(self) -> None:
+        for seed in self.network.seeds():
+            if not seed.ramp.at_rest:
+                seed.ramp = seed.ramp.step()
+                seed.alpha = seed.ramp.value(self.curve)
 
     def _host_pass(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        value = self.loss(self.network(inputs), targets).mean()
-        value.backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
-        return value.detach()
+        structure = self.structure()
+        forward = self.runner.forward(self.network, structure, counted=self.ledger.cost("train", structure) is None)
 
-    def _lookahead_pass(self, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor) -> None:
         def work() -> torch.Tensor:
-            return lookahead_gradients(self.network, seed, inputs, targets, self.loss, alpha=self.growth.alpha_target)
+            with self.precision.autocast():
+                value = self.loss(forward(inputs), targets).mean()
+            self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+            return value.detach()
 
-        value = self.ledger.charge("incubation", f"{self.structure()}+{seed.name}", len(inputs), work)
-        gathered = self._incubation(seed)
-        gathered.loss_sum = value if gathered.loss_sum is None else gathered.loss_sum + value
-        gathered.passes += 1
+        return self.ledger.charge("train", structure, len(inputs), work)
+
+    def _frozen_passes(self, seeds: list[Seed], inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with self.incubator.beside(seeds, inputs, record=False):
+            pass  # the host makes no pass of its own to start from
+        return torch.stack([self._teach(seed, inputs, targets) for seed in seeds]).mean()
+
+    def _teach(self, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        value = self.incubator.teach(seed, self.structure(), inputs, targets)
+        self.runner.taught(seed)
+        return value
+
+    def _take_step(self) -> None:
+        isolated = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING and self.isolates]
+        self.precision.unscale(self.optimizer, (parameter for seed in isolated for parameter in seed.parameters()))
+        self._sample_gradients()
+        if self.max_gradient_norm is not None:
+            clip_gradients(self.optimizer, self.max_gradient_norm)
+        self.precision.step(self.optimizer)
+        self.step += 1
 
     def _sample_gradients(self) -> None:
-        training = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING]
-        if not training:
-            return
-        host = gradient_norms(self.optimizer.param_groups[0]["params"])
-        for seed in training:
-            self._incubation(seed).ratio.observe(host, gradient_norms(seed.parameters()))
-
-    def _incubation(self, seed: Seed) -> Incubation:
-        if seed.name not in self.incubations:
-            ratio = GradientRatio(host_parameters=self.trained_host_parameters, seed_parameters=seed.parameters_added)
-            self.incubations[seed.name] = Incubation(ratio=ratio)
-        return self.incubations[seed.name]
+        """Every so many steps of a seed's own: what stands before its zero-initialised layer has no gradient in its first
+        ones.
+        """
+        ages = {group["name"]: self.step - group["born"] for group in self.optimizer.param_groups}
+        due = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING and ages[seed.name] % STRIDE == STRIDE - 1]
+        if due:
+            self.incubator.sample_gradients(due, gradient_norms(host_group(self.optimizer)["params"]))
 
     # --- one decision point ----------------------------------------------------------------------------------------------
 
+    @property
+    def isolates(self) -> bool:
+        """Whether the network does not hear seeds in TRAINING."""
+        return self.growth.incubation != "joint"
+
     def measure(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Measured:
-        """Pass over the gate split, with one ablation for each probationary seed, fused where that is exact.
+        """Pass over the gate split: the network as it is, without each probationary seed, and with each one that G2 is about
+        to judge.
 
         Raises:
             TrainingDiverged: when the gate loss is not finite.
         """
-        ablate = [seed.name for seed in self.network.seeds() if seed.stage is Stage.PROBATIONARY]
-        kept = list(batches)
-        tried = self._try_fusing(kept[0], [name for name in ablate if self.network.seed(name).contribution is None])
-        measured = self._charged_measure(kept, ablate, tried)
+        seeds = {seed.name: seed for seed in self.network.seeds()}
+        due = variants_due(seeds.values(), self.growth)
+        measured = self.gate_pass.run(batches, self.structure(), due, self.epoch)
         self.gate_loss = measured.mean_loss
-        if not torch.isfinite(measured.loss).all():
-            raise TrainingDiverged(
-                f"the gate loss is {measured.mean_loss} after epoch {self.epoch}; lower optimizer.learning_rate",
-                epoch=self.epoch,
-            )
-        for name in ablate:
-            seed = self.network.seed(name)
-            seed.contribution = measured.contribution(name, confidence=self.settings.confidence, epoch=self.epoch)
-            self.emit(ContributionMeasured(epoch=self.epoch, seed=name, contribution=seed.contribution))
+        for seed in seeds.values():
+            if without(seed) in due:
+                seed.contribution = self.gate_pass.contribution(measured, without(seed), self.epoch)
+                self.emit(ContributionMeasured(epoch=self.epoch, seed=seed.name, contribution=seed.contribution))
+            if switched_on(seed) in due:
+                seed.prospect = self.gate_pass.prospect(measured, switched_on(seed), self.epoch)
+                self.emit(ProspectMeasured(epoch=self.epoch, seed=seed.name, prospect=seed.prospect))
         return measured
-
-    def _try_fusing(self, batch: tuple[torch.Tensor, torch.Tensor], seeds: list[str]) -> int:
-        """Find out whether passes may be stacked for seeds that were never measured; returns how many samples that took."""
-        if not seeds or self.fused is False:
-            return 0
-        self.fused = fuses(self.network, batch, self.loss, seeds)
-        return 2 * (1 + len(seeds)) * len(batch[0])
-
-    def _charged_measure(self, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], ablate: list[str], tried: int) -> Measured:
-        """The gate pass is charged as such; what the ablations add to it, and the samples tried before, as ablation."""
-        samples = sum(len(inputs) for inputs, _ in batches)
-        if not ablate:
-            return self.ledger.charge(
-                "gate", self.structure(), samples, lambda: measure(self.network, batches, self.loss, self.metric)
-            )
-        if self.ledger.cost("gate", self.structure()) is None:
-            first: Batches = batches[:1]
-            self.ledger.charge("gate", self.structure(), len(batches[0][0]), lambda: measure(self.network, first, self.loss))
-        plain = self.ledger.cost("gate", self.structure()) or 0.0
-        result = measure(self.network, batches, self.loss, self.metric, ablate=ablate, fused=bool(self.fused))
-        self.ledger.spent["gate"] += plain * samples
-        self.ledger.spent["ablation"] += sum(self._cost_without(name, plain) for name in ablate) * samples + plain * tried
-        return result
-
-    def _cost_without(self, name: str, plain: float) -> float:
-        """FLOPs per sample of an ablated pass: a stacked one still runs the seed, a separate one does not."""
-        return plain if self.fused else plain - self.network.seed(name).flops_per_sample
 
     def end_epoch(self) -> None:
         """Move every seed on: stays are counted, gates that are due are asked, slots cool down."""
@@ -247,7 +221,7 @@ class Grower:
             if seed.name in self.windows and self.gate_loss is not None:
                 self.windows[seed.name].append(self.gate_loss)
             if seed.stage is Stage.TRAINING:
-                self._read_incubation(seed)
+                self.incubator.end_epoch(seed)
             if seed.lives:
                 self.occur(seed, EpochEnded())
         for seed in resting:
@@ -285,7 +259,7 @@ class Grower:
             for instruction in instructions:
                 match instruction:
                     case CheckGate(gate):
-                        seed.verdict = self.gates[gate](self._evidence(seed, probe), self.settings)
+                        seed.verdict = self.gates[gate](self._evidence(seed, probe), self._thresholds(seed))
                         self.emit(GateEvaluated(epoch=self.epoch, seed=seed.name, verdict=seed.verdict))
                         pending.append(GateAnswered(seed.verdict))
                     case Entered(before, after, reason):
@@ -305,19 +279,15 @@ class Grower:
     def _entered(self, seed: Seed, before: Stage, after: Stage, reason: str) -> None:
         match after:
             case Stage.TRAINING:
-                add_group(self.optimizer, seed.name, seed.parameters(), self.growth.learning_rate_scale)
-                if self.growth.incubation == "joint":
-                    self._aim(seed, self.growth.alpha_target, 0)
+                self._begin_training(seed)
             case Stage.BLENDING:
-                self.incubations.pop(seed.name, None)
-                steps = 0 if self.growth.incubation == "joint" else self.growth.blending_epochs * self.steps_per_epoch
-                self._aim(seed, self.growth.alpha_target, steps)
+                self._begin_blending(seed, before)
             case Stage.SHADOWING:
                 self.windows[seed.name] = [] if self.gate_loss is None else [self.gate_loss]
             case Stage.PROBATIONARY:
                 self.windows.pop(seed.name, None)
             case Stage.FOSSILIZED:
-                self.outcomes.append(self._outcome(seed, reason))
+                self.outcomes.append(outcome_of(seed, reason, self.epoch))
             case Stage.CULLED:
                 self._remove(seed, reason)
             case Stage.DORMANT:
@@ -336,91 +306,81 @@ class Grower:
             )
         )
 
-    def _aim(self, seed: Seed, target: float, steps: int) -> None:
-        seed.ramp = seed.ramp.toward(target, steps, self.growth.alpha_schedule)
+    def _begin_training(self, seed: Seed) -> None:
+        warmup = round(self.growth.warmup_epochs * self.steps_per_epoch)
+        scale = self.growth.learning_rate_scale
+        add_group(self.optimizer, seed.name, seed.parameters(), scale, born=self.step, warmup=warmup)
+        if self.growth.incubation == "joint":
+            self._isolate(seed)
+            self._aim(seed, 0)
+        elif self.growth.incubation == "straight_through":
+            seed.presence = "taught"
+
+    def _begin_blending(self, seed: Seed, before: Stage) -> None:
+        self.incubator.gathered.pop(seed.name, None)
+        self._isolate(seed)
+        if seed.life.leaving:  # a seed on its way out learns nothing more: the host learns to be without it
+            remove_group(self.optimizer, seed.name)
+        from_start = self.growth.incubation == "joint" and before is Stage.TRAINING
+        self._aim(seed, 0 if from_start else self.growth.blending_epochs * self.steps_per_epoch)
+
+    def _isolate(self, seed: Seed) -> None:
+        """From here on the host hears the seed; whether it also adapts to it is the job's to say."""
+        seed.isolated = not getattr(self.growth.co_adaptation, seed.record.topology)
+
+    def _aim(self, seed: Seed, steps: int) -> None:
+        seed.ramp = seed.ramp.toward(seed.alpha_target, steps, self.growth.alpha_schedule)
         seed.alpha = seed.ramp.value(self.curve)
 
     def _remove(self, seed: Seed, reason: str) -> None:
         remove_group(self.optimizer, seed.name)
         self.network.remove(seed.name)
-        self.incubations.pop(seed.name, None)
+        self.incubator.gathered.pop(seed.name, None)
         self.windows.pop(seed.name, None)
         seed.alpha, seed.ramp = 0.0, Ramp()
         self.resting[seed.record.slot] = seed
-        self.outcomes.append(self._outcome(seed, reason))
-
-    def _outcome(self, seed: Seed, reason: str) -> SeedOutcome:
-        return SeedOutcome(
-            seed=seed.name,
-            slot=seed.record.slot,
-            blueprint=seed.blueprint,
-            stage=seed.stage,
-            reason=reason,
-            contribution=seed.contribution,
-            parameters=seed.parameters_added,
-            flops_per_sample=seed.flops_per_sample,
-            germinated_epoch=seed.epoch,
-            ended_epoch=self.epoch,
-        )
+        self.outcomes.append(outcome_of(seed, reason, self.epoch))
 
     # --- what is known about a seed --------------------------------------------------------------------------------------
 
-    def _read_incubation(self, seed: Seed) -> None:
-        gathered = self._incubation(seed)
-        seed.gradient_ratio, _ = gathered.ratio.read()
-        seed.incubation_loss = None if gathered.loss_sum is None else float(gathered.loss_sum) / gathered.passes
-        gathered.loss_sum, gathered.passes = None, 0
+    def _thresholds(self, seed: Seed) -> Gates:
+        declared = self.source.min_gradient_ratio(seed.blueprint)
+        return thresholds(self.settings, seed.record.topology, seed.blueprint, declared)
 
     def _evidence(self, seed: Seed, probe: Probe | None) -> Evidence:
-        gathered = self.incubations.get(seed.name)
         occupied = any(other.lives and other is not seed for other in self.network.port(seed.record.slot))
+        health = self.incubator.health(seed)
         return Evidence(
             blueprint=seed.blueprint,
             slot=seed.record.slot,
             epoch=self.epoch,
-            min_gradient_ratio=self.nursery.min_gradient_ratio(seed.blueprint),
-            unfit=self.nursery.unfit(seed.blueprint, seed.record),
+            unfit=self.source.unfit(seed.blueprint, seed.record),
             slot_free=not occupied and seed.record.slot not in self.resting,
             probe=probe,
-            gradient_ratio=seed.gradient_ratio,
-            vanished_share=gathered.ratio.read()[1] if gathered else None,
-            incubation_loss=seed.incubation_loss,
-            train_loss=self.train_loss,
-            isolated=self.growth.incubation == "lookahead",
+            gradient_ratio=health.ratio,
+            vanished_share=health.vanished_share,
+            exploded_share=health.exploded_share,
+            host_learns=self.growth.incubation != "frozen_input",
+            isolated=self.isolates,
+            prospect=seed.prospect,
+            gate_loss=self.gate_loss,
             alpha=seed.alpha,
-            alpha_target=self.growth.alpha_target,
+            alpha_target=seed.alpha_target,
             alpha_at_rest=seed.ramp.at_rest,
             gate_losses=tuple(self.windows.get(seed.name, ())),
             contribution=seed.contribution,
+            trial=seed.trial,
         )
 
     def records(self) -> tuple[SeedRecord, ...]:
         """Every seed in the network, and every culled one whose slot still cools down."""
         seeds = [*self.network.seeds(), *(seed for seed in self.resting.values() if seed.stage in COOLDOWN_STAGES)]
-        return tuple(
-            SeedRecord(
-                seed=seed.name,
-                slot=seed.record.slot,
-                blueprint=seed.blueprint,
-                stage=seed.stage,
-                alpha=seed.alpha,
-                parameters=seed.parameters_added,
-                flops_per_sample=seed.flops_per_sample,
-                germinated_epoch=seed.epoch,
-                epochs_in_stage=seed.life.epochs_in_stage,
-                kernel=seed.kernel,
-                contribution=seed.contribution,
-                gradient_ratio=seed.gradient_ratio,
-                verdict=seed.verdict,
-                reason=seed.life.reason,
-            )
-            for seed in seeds
-        )
+        return tuple(record_of(seed) for seed in seeds)
 
     @property
     def trained_host_parameters(self) -> int:
         """Parameters of the host that receive gradients: what a gradient norm of the host is a norm over."""
-        return sum(parameter.numel() for parameter in self.optimizer.param_groups[0]["params"])
+        return sum(parameter.numel() for parameter in host_group(self.optimizer)["params"])
 
     @property
     def host_parameters(self) -> int:
@@ -429,5 +389,4 @@ class Grower:
 
     def host_learning_rate(self) -> float:
         """The host's learning rate as of the last step."""
-        group = next(group for group in self.optimizer.param_groups if group["name"] == HOST_GROUP)
-        return float(group["lr"])
+        return float(host_group(self.optimizer)["lr"])

@@ -1,30 +1,51 @@
 """Incubation: how a seed learns before the network listens to it.
 
-Lookahead: besides the host's own step, a second forward pass with the seed at its target alpha; the gradient of that loss
-reaches the seed only. The seed learns the size of its output as well as its direction (a straight-through estimator teaches
-only direction, and the output explodes), while the host's outputs, gradients, buffers and RNG stream stay as they were, to
-the bit.
+``lookahead``: besides the host's own step, a second pass with the seed at its target alpha; the gradient of that loss reaches the
+seed only. The seed learns the size of its output as well as its direction, while the host's outputs, gradients, buffers and RNG
+stream stay as they were, to the bit. The second pass shares what the host computed before the slot (:mod:`esperd.growth.replay`).
 
-Joint: the seed starts as the identity and trains with the host at its target alpha from the first step. No extra pass.
+``straight_through``: no second pass; the seed receives the gradient of the host's own pass as if it had been heard
+(:mod:`esperd.growth.straight_through`). The host stays to the bit; the seed learns a direction and no magnitude.
+
+``frozen_input``: the host stands still while the seed learns on what the host makes of the samples, by passes with the seed at
+its target alpha. Host weights, buffers and RNG stream stay to the bit because nothing else happens.
+
+``joint``: the seed starts as the identity and trains with the host at its target alpha from the first step. Nothing is isolated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from torch import nn
 
-from esperd.growth.blend import blend
 from esperd.growth.contribution import PerSample
-from esperd.growth.gates import Probe
+from esperd.growth.gradients import GradientHealth, GradientRatio, gradient_norms
+from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork, Seed
+from esperd.growth.precision import Precision
+from esperd.growth.replay import Call, OrderChanged, Recording, calls_before
+from esperd.growth.streams import Streams, device_of
 from esperd.growth.untouched import untouched
 
-PROBE_STEPS = 3
-PROBE_STEP_SIZE = 0.05
-"""Relative length of a probe step: each parameter tensor moves by this share of the larger of its norm and 1. A zero-initialised
-layer must leave zero for the layers before it to receive a gradient. Chosen, not measured."""
+Sharing = Literal["shared", "copied", "whole"]
+"""How second passes of a slot run: from what the host's pass computed, from copies of it, or from the beginning."""
+
+SHARED_TOLERANCE = 1e-4
+"""A pass that starts at the slot agrees with a whole one when loss and gradients differ by no more, relative to 1 + the loss,
+and to the whole gradient's norm. On a CPU they are equal to the bit in every host tried; convolutions on other devices may
+take another path."""
+
+
+@dataclass(frozen=True)
+class SecondPass:
+    """What a pass behind the host gave: the mean loss (), detached, on the device, and the seed's gradients in order."""
+
+    loss: torch.Tensor
+    gradients: tuple[torch.Tensor | None, ...]
 
 
 def lookahead_gradients(
@@ -35,99 +56,223 @@ def lookahead_gradients(
     loss: PerSample,
     *,
     alpha: float,
-) -> torch.Tensor:
-    """Set the seed's gradients to those of the loss the network would have with the seed at ``alpha``.
+    precision: Precision | None = None,
+    streams: Streams | None = None,
+) -> SecondPass:
+    """The gradients of the loss that the network would have with the seed at ``alpha``, for the seed alone.
 
     The pass is cut at the seed's input, so nothing flows back into the host before the slot, and the host's parameters
     receive no gradient at all. Only the seed's own buffers move.
 
-    Returns:
-        () the mean loss of that pass, detached, still on the device.
+    Args:
+        network: in training mode.
+        seed: in it.
+        inputs: (B, ...).
+        targets: (B, ...).
+        loss: per-sample loss.
+        alpha: at which the seed is heard.
+        precision: of the pass; None: float32. Gradients are of the scaled loss where it has a scaler.
+        streams: where dropout draws from; None: from a fork of where the streams stand.
     """
-    parameters = list(seed.parameters())
-    with untouched(network, but=seed), network.alphas({seed.name: alpha}, detached=seed.name):
-        value = loss(network(inputs), targets).mean()
-        gradients = torch.autograd.grad(value, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    return value.detach()
+    precision = precision or Precision()
+    with untouched(network, but=seed, streams=streams), network.alphas({seed.name: alpha}, detached=seed.name):
+        with precision.autocast():
+            value = loss(network(inputs), targets).mean()
+        gradients = torch.autograd.grad(precision.scaled(value), list(seed.parameters()), allow_unused=True)
+    return SecondPass(value.detach(), gradients)
 
 
-def probe(
-    network: GrowingNetwork,
-    seed: Seed,
-    inputs: torch.Tensor,
-    targets: torch.Tensor,
-    loss: PerSample,
-    *,
-    alpha: float,
-) -> Probe:
-    """Try a seed that does nothing yet: three lookahead steps on real samples. Its weights are put back afterwards."""
-    x = _slot_tensor(network, seed, inputs)
-    with untouched(network), torch.no_grad():
-        output = seed(x)
-    parameters = list(seed.parameters())
-    fits = output.shape == x.shape and output.dtype == x.dtype and output.device == x.device
-    first, third = _learning_tensors(network, seed, inputs, targets, loss, alpha) if fits and parameters else (0, 0)
-    return Probe(
-        shape_kept=output.shape == x.shape,
-        dtype_kept=output.dtype == x.dtype,
-        device_kept=output.device == x.device,
-        finite=bool(torch.isfinite(output).all()),
-        identity_error=float((blend(x, output, 0.0) - x).abs().max()) if fits else float("inf"),
-        birth_error=float((output - x).abs().max() / (1 + x.abs().max())) if fits else float("inf"),
-        tensors=len(parameters),
-        tensors_with_gradient_first=first,
-        tensors_with_gradient_third=third,
-    )
+@dataclass
+class Incubation:
+    """What was gathered about a seed since its epoch began."""
+
+    ratio: GradientRatio
+    loss_sum: torch.Tensor | None = None
+    passes: int = 0
 
 
-def _slot_tensor(network: GrowingNetwork, seed: Seed, inputs: torch.Tensor) -> torch.Tensor:
-    """What flows through the seed's slot for these inputs: (B, ...)."""
-    captured: list[torch.Tensor] = []
-    module = network.host.get_submodule(seed.record.slot)
-    handle = module.register_forward_hook(lambda _module, _inputs, output: captured.append(output.detach().clone()))
-    try:
-        with untouched(network), torch.no_grad():
-            network(inputs)
-    finally:
-        handle.remove()
-    return captured[0]
+@dataclass
+class Incubator:
+    """Teaches the seeds that learn behind the host.
 
+    Args:
+        network: host and seeds.
+        loss: per-sample loss.
+        ledger: is charged for every pass.
+        precision: of the passes.
+        host_parameters: parameters of the host that train.
+    """
 
-def _learning_tensors(
-    network: GrowingNetwork, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor, loss: PerSample, alpha: float
-) -> tuple[int, int]:
-    """How many of the seed's parameter tensors received a gradient by the first and by the third step."""
-    parameters = list(seed.parameters())
-    before = [parameter.detach().clone() for parameter in parameters]
-    reached: set[int] = set()
-    counts: list[int] = []
-    try:
-        with untouched(seed):
-            for _ in range(PROBE_STEPS):
-                lookahead_gradients(network, seed, inputs, targets, loss, alpha=alpha)
-                reached.update(
-                    index
-                    for index, parameter in enumerate(parameters)
-                    if parameter.grad is not None and bool((parameter.grad != 0).any())
-                )
-                counts.append(len(reached))
-                _probe_step(parameters)
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
-                parameter.grad = None
-    return counts[0], counts[-1]
+    network: GrowingNetwork
+    loss: PerSample
+    ledger: Ledger
+    precision: Precision
+    host_parameters: int
+    gathered: dict[str, Incubation] = field(default_factory=dict)
+    """By seed in TRAINING."""
+    sharing: dict[str, Sharing] = field(default_factory=dict)
+    """How the second passes of each slot run, once it was tried."""
+    _plans: dict[str, tuple[Call, ...]] = field(default_factory=dict)
+    _recording: Recording | None = None
+    _start: Streams | None = None
 
+    # --- the host's pass -------------------------------------------------------------------------------------------------
 
-def _probe_step(parameters: Sequence[nn.Parameter]) -> None:
-    with torch.no_grad():
-        for parameter in parameters:
-            if parameter.grad is None:
+    @contextmanager
+    def beside(self, seeds: Sequence[Seed], inputs: torch.Tensor, *, record: bool = True) -> Iterator[None]:
+        """The host's own pass runs inside; what it computes before the seeds' slots is kept for their second passes.
+
+        Args:
+            seeds: that will be taught.
+            inputs: of the pass.
+            record: False: the host's pass cannot be looked into, or there is none; second passes run from the beginning.
+        """
+        self._recording = None
+        if not seeds:
+            yield
+            return
+        self._start = Streams.take(device_of(self.network))
+        slots = dict.fromkeys(seed.record.slot for seed in seeds)
+        if not record:
+            self.sharing.update(dict.fromkeys(slots, "whole"))
+        for slot in slots:
+            self._plan(slot, inputs)
+        shared = [slot for slot in slots if self.sharing.get(slot) != "whole"]
+        # copies are kept as long as it is not known whether they are needed
+        copies = any(self.sharing.get(slot) != "shared" for slot in shared)
+        recording = Recording(self.network, {slot: self._plans[slot] for slot in shared}, copies=copies)
+        try:
+            with recording.running():
+                yield
+        except OrderChanged:
+            self.sharing.update(dict.fromkeys(shared, "whole"))
+            return
+        self._recording = recording
+
+    def _plan(self, slot: str, inputs: torch.Tensor) -> None:
+        """Trace the host once for each slot. A resumed run traces again what it had traced: that is no work of the job's."""
+        if slot in self._plans or self.sharing.get(slot) == "whole":
+            return
+
+        def trace() -> dict[str, tuple[Call, ...]]:
+            return calls_before(self.network, inputs, [slot])
+
+        found = trace() if slot in self.sharing else self.ledger.charge("incubation", "trace", len(inputs), trace)
+        if slot in found:
+            self._plans[slot] = found[slot]
+        else:
+            self.sharing[slot] = "whole"
+
+    # --- second passes ---------------------------------------------------------------------------------------------------
+
+    def teach(self, seed: Seed, structure: str, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """One second pass for a seed in TRAINING: its gradients are set.
+
+        Args:
+            seed: learns behind the host.
+            structure: which seeds are heard, for the ledger.
+            inputs: the batch that the host's pass saw, (B, ...).
+            targets: (B, ...).
+
+        Returns:
+            () the mean loss of that pass, detached, still on the device.
+        """
+        slot = seed.record.slot
+        if slot not in self.sharing:
+            second = self._first_time(seed, structure, inputs, targets)
+        else:
+            second = self._charged(seed, structure, inputs, targets, self.sharing[slot])
+        for parameter, gradient in zip(seed.parameters(), second.gradients, strict=True):
+            parameter.grad = gradient
+        gathered = self.incubation(seed)
+        gathered.loss_sum = second.loss if gathered.loss_sum is None else gathered.loss_sum + second.loss
+        gathered.passes += 1
+        return second.loss
+
+    def _first_time(self, seed: Seed, structure: str, inputs: torch.Tensor, targets: torch.Tensor) -> SecondPass:
+        """Find out how this slot's passes may run: a whole pass is held against passes from the slot.
+
+        Twice from the slot: a host that writes into a kept tensor in place spoils the second. The seed's own buffers see the
+        passes that it took to find out as one.
+        """
+        buffers = {name: buffer.clone() for name, buffer in seed.named_buffers()}
+
+        def again(way: Sharing) -> SecondPass:
+            with torch.no_grad():
+                for name, buffer in seed.named_buffers():
+                    buffer.copy_(buffers[name])
+            return self._charged(seed, structure, inputs, targets, way)
+
+        wanted = again("whole")
+        ways: tuple[Sharing, ...] = () if self._recording is None else ("shared", "copied")
+        for way in ways:
+            try:
+                passes = [again(way) for _ in range(2)]
+            except Exception:  # noqa: BLE001, S112 - however a host fails that cannot be entered at a slot, whole passes serve it
                 continue
-            length = parameter.grad.norm()
-            if length > 0:
-                step = PROBE_STEP_SIZE * parameter.norm().clamp_min(1.0) / length
-                parameter.sub_(parameter.grad * step)
+            if all(_agree(second, wanted) for second in passes):
+                self.sharing[seed.record.slot] = way
+                return passes[-1]
+        self.sharing[seed.record.slot] = "whole"
+        return again("whole")
+
+    def _charged(self, seed: Seed, structure: str, inputs: torch.Tensor, targets: torch.Tensor, way: Sharing) -> SecondPass:
+        name = f"{structure}+{seed.name}" + (" whole" if way == "whole" else "")
+        return self.ledger.charge("incubation", name, len(inputs), lambda: self._pass(seed, inputs, targets, way))
+
+    def _pass(self, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor, way: Sharing) -> SecondPass:
+        slot = seed.record.slot
+        if way == "whole" or self._recording is None:
+            return self._gradients(seed, inputs, targets, self._start)
+        with self._recording.from_slot(slot, copied=way == "copied"):
+            return self._gradients(seed, inputs, targets, self._recording.streams(slot))
+
+    def _gradients(self, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor, streams: Streams | None) -> SecondPass:
+        return lookahead_gradients(
+            self.network,
+            seed,
+            inputs,
+            targets,
+            self.loss,
+            alpha=seed.alpha_target,
+            precision=self.precision,
+            streams=streams,
+        )
+
+    # --- what is known ---------------------------------------------------------------------------------------------------
+
+    def incubation(self, seed: Seed) -> Incubation:
+        """What was gathered about a seed in TRAINING; begins with nothing."""
+        if seed.name not in self.gathered:
+            sizes = [parameter.numel() for parameter in seed.parameters()]
+            self.gathered[seed.name] = Incubation(ratio=GradientRatio(self.host_parameters, sizes))
+        return self.gathered[seed.name]
+
+    def sample_gradients(self, seeds: Sequence[Seed], host: torch.Tensor | None) -> None:
+        """Take in the gradients of seeds in TRAINING against the host's norms."""
+        for seed in seeds:
+            self.incubation(seed).ratio.observe(host, gradient_norms(seed.parameters()))
+
+    def health(self, seed: Seed) -> GradientHealth:
+        """Gradient statistics so far; waits for the device."""
+        gathered = self.gathered.get(seed.name)
+        return GradientHealth() if gathered is None else gathered.ratio.read()
+
+    def end_epoch(self, seed: Seed) -> None:
+        """Read what a seed's second passes lost on average in this epoch; the next one's mean starts anew."""
+        gathered = self.incubation(seed)
+        seed.incubation_loss = None if gathered.loss_sum is None else float(gathered.loss_sum) / gathered.passes
+        seed.gradient_ratio = gathered.ratio.read().ratio
+        gathered.loss_sum, gathered.passes = None, 0
+
+
+def _agree(one: SecondPass, other: SecondPass) -> bool:
+    """Whether two passes gave the same loss and gradients, within :data:`SHARED_TOLERANCE`."""
+    if not bool((one.loss - other.loss).abs() <= SHARED_TOLERANCE * (1 + other.loss.abs())):
+        return False
+    for mine, theirs in zip(one.gradients, other.gradients, strict=True):
+        if (mine is None) != (theirs is None):
+            return False
+        if mine is not None and theirs is not None and not bool((mine - theirs).norm() <= SHARED_TOLERANCE * theirs.norm()):
+            return False
+    return True

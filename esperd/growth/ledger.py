@@ -9,7 +9,7 @@ from esperd.growth.flops import count_flops
 
 ResultT = TypeVar("ResultT")
 
-PURPOSES = ("train", "incubation", "ablation", "gate")
+PURPOSES = ("train", "incubation", "ablation", "gate", "trial")
 
 
 class Ledger:

@@ -11,11 +11,11 @@ from esperd.errors import IllegalTransition
 from esperd.messages.growth import TRANSITIONS, Stage, Verdict
 from esperd.messages.jobs import Growth
 
-RESETTING_EPOCHS = 1
-"""Epochs between the end of the embargo and the release of the slot."""
-
 LONGEST_STAY = 2
-"""TRAINING and SHADOWING may last this many times their shortest stay; then the gate's refusal becomes a cull."""
+"""TRAINING, BLENDING and SHADOWING may last this many times their shortest stay; then the gate's refusal becomes a cull."""
+
+RESTING_AT_TARGET = frozenset({Stage.SHADOWING, Stage.PROBATIONARY})
+"""Stages in which alpha rests on its target and may be given another one."""
 
 GATES: dict[Stage, str] = {
     Stage.GERMINATED: "G0",
@@ -30,11 +30,13 @@ GATES: dict[Stage, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """Where a seed stands. ``reason`` says why it was culled or fossilized."""
+    """Where a seed stands. ``reason`` says why it was culled or fossilized, or is being faded out."""
 
     stage: Stage = Stage.DORMANT
     epochs_in_stage: int = 0
     reason: str = ""
+    leaving: bool = False
+    """BLENDING toward alpha 0: when alpha is there the seed is culled."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,15 @@ class CullRequested:
     reason: str
 
 
-Occurrence = Germinate | Placed | EpochEnded | GateAnswered | FossilizeRequested | CullRequested
+@dataclass(frozen=True)
+class RetargetRequested:
+    """A decision wants another share of the seed's output; 0 is its scheduled removal."""
+
+    target: float
+    reason: str
+
+
+Occurrence = Germinate | Placed | EpochEnded | GateAnswered | FossilizeRequested | CullRequested | RetargetRequested
 
 
 @dataclass(frozen=True)
@@ -141,6 +151,11 @@ def advance(life: Life, occurrence: Occurrence, durations: Growth) -> tuple[Life
             return replace(life, reason=reason), [CheckGate(GATES[Stage.FOSSILIZED])]
         case CullRequested(reason):
             return _enter(life, Stage.CULLED, reason)
+        case RetargetRequested(target, reason):
+            if life.stage not in RESTING_AT_TARGET:
+                raise IllegalTransition(f"the alpha of a {life.stage} seed cannot be retargeted", stage=life.stage)
+            blending, entered = _enter(life, Stage.BLENDING, reason)
+            return replace(blending, leaving=target == 0.0, reason=reason if target == 0.0 else ""), entered
 
 
 def _enter(life: Life, stage: Stage, reason: str) -> tuple[Life, list[Instruction]]:
@@ -173,7 +188,7 @@ def _epoch_ended(life: Life, durations: Growth) -> tuple[Life, list[Instruction]
             return resetting, entered + more
         case Stage.EMBARGOED if stay >= durations.embargo_epochs:
             return _enter(life, Stage.RESETTING, "embargo over")
-        case Stage.RESETTING if stay >= RESETTING_EPOCHS:
+        case Stage.RESETTING if stay >= durations.resetting_epochs:
             return _enter(life, Stage.DORMANT, "the slot is free")
     return life, []
 
@@ -182,15 +197,21 @@ def _gate_answered(life: Life, verdict: Verdict, durations: Growth) -> tuple[Lif
     stage = next((stage for stage, gate in GATES.items() if gate == verdict.gate), None)
     if stage is None or stage not in TRANSITIONS[life.stage]:
         raise IllegalTransition(f"gate {verdict.gate} has nothing to say about a {life.stage} seed", gate=verdict.gate)
+    if verdict.passed and life.leaving:
+        return _enter(life, Stage.CULLED, life.reason)
     if verdict.passed:
         return _enter(life, stage, life.reason if stage is Stage.FOSSILIZED else verdict.reason)
     refusal = f"{verdict.gate}: {verdict.reason}"
-    limits = {Stage.TRAINING: durations.incubation_epochs, Stage.SHADOWING: durations.shadowing_epochs}
+    limits = {
+        Stage.TRAINING: durations.incubation_epochs,
+        Stage.BLENDING: durations.blending_epochs,
+        Stage.SHADOWING: durations.shadowing_epochs,
+    }
     match life.stage:
         case Stage.DORMANT:
             return life, [Refused(refusal)]
         case Stage.GERMINATED:
             return _enter(life, Stage.CULLED, refusal)
-        case Stage.TRAINING | Stage.SHADOWING if life.epochs_in_stage >= LONGEST_STAY * limits[life.stage]:
+        case Stage.TRAINING | Stage.BLENDING | Stage.SHADOWING if life.epochs_in_stage >= LONGEST_STAY * limits[life.stage]:
             return _enter(life, Stage.CULLED, refusal)
-    return replace(life, reason=""), [Refused(refusal)]
+    return (life if life.leaving else replace(life, reason="")), [Refused(refusal)]

@@ -72,6 +72,8 @@ def _fold(network: GrowingNetwork, seed: Seed, sample: torch.Tensor) -> str:
     """Fold one seed; returns why not, leaving the network as it was."""
     if seed.graph is None:
         return "it runs as a plain module, whose algebra is not known"
+    if seed.operator_name != "add":
+        return f"its operator ({seed.operator_name}) multiplies what flows by"
     curved = sorted({step[1] for step in msgspec.json.decode(seed.graph)["ops"]} - AFFINE_OPERATIONS)
     if curved:
         return f"it is not affine ({', '.join(curved)})"

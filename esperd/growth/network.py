@@ -6,22 +6,27 @@ copy of the network carries working slots of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import nn
 
 from esperd.errors import InvalidSlot
 from esperd.growth.alpha import Ramp
-from esperd.growth.blend import blend
 from esperd.growth.lifecycle import Life
+from esperd.growth.operators import Add, Alpha
 from esperd.growth.outputs import prediction
-from esperd.messages.growth import LIVE_STAGES, Contribution, SlotRecord, Stage, Verdict
+from esperd.growth.straight_through import straight_through
+from esperd.messages.growth import LIVE_STAGES, Contribution, SlotRecord, Stage, Trial, Verdict
 
 MODULE_SEPARATOR = "/"
 """Replaces the dot of a module path in a slot's key: ``ModuleDict`` keys may hold no dots."""
+
+Presence = Literal["silent", "taught", "blended", "whole"]
+"""How a seed takes part in the host's own passes: not at all; not at all, but its gradient is taken (straight-through); at its
+alpha; in place of the slot's tensor (added at alpha 1)."""
 
 
 class Seed(nn.Module):
@@ -32,12 +37,18 @@ class Seed(nn.Module):
         blueprint: what it was grown from.
         module: keeps the slot's shape; residual inside.
         record: the slot.
-        parameters_added: number of its parameters.
-        flops_per_sample: forward FLOPs.
+        parameters_added: number of its parameters, its operator's included.
+        flops_per_sample: forward FLOPs, its operator's included.
         epoch: epoch of germination.
         kernel: manifest id of the kernel it runs on; None for a plain module.
         graph: the kernel's portable form; None for a plain module, which can then not be checkpointed or exported.
+        operator: how its output enters the slot's tensor; None: :class:`~esperd.growth.operators.Add`.
+        operator_name: the operator's name, for records.
+        alpha_target: the alpha it is grown for.
     """
+
+    alpha_now: torch.Tensor
+    """() alpha as the passes read it: a tensor, so that compiled code is not compiled anew when alpha moves."""
 
     def __init__(
         self,
@@ -51,25 +62,49 @@ class Seed(nn.Module):
         epoch: int,
         kernel: str | None = None,
         graph: str | None = None,
+        operator: nn.Module | None = None,
+        operator_name: str = "add",
+        alpha_target: float = 1.0,
     ) -> None:
         super().__init__()
         self.name = name
         self.blueprint = blueprint
         self.module = module
+        self.operator = operator or Add()
+        self.operator_name = operator_name
         self.record = record
         self.parameters_added = parameters_added
         self.flops_per_sample = flops_per_sample
         self.epoch = epoch
         self.kernel = kernel
         self.graph = graph
+        self.alpha_target = alpha_target
         self.life = Life()
         self.ramp = Ramp()
+        self.presence: Presence = "silent"
+        self.isolated = False
+        """Whether the host's gradient is cut at this seed's input, so that the host does not adapt to it."""
+        self.register_buffer("alpha_now", torch.zeros((), dtype=getattr(torch, record.dtype)), persistent=False)
         self.alpha = 0.0
         self.contribution: Contribution | None = None
+        self.prospect: Contribution | None = None
+        self.trial: Trial | None = None
         self.verdict: Verdict | None = None
         self.gradient_ratio: float | None = None
         self.incubation_loss: float | None = None
-        """Mean loss of the last epoch's lookahead passes; None when none ran."""
+        """Mean loss of the last epoch's incubation passes; None when none ran."""
+
+    @property
+    def alpha(self) -> float:
+        """Share of its output that flows."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = value
+        self.alpha_now.fill_(value)
+        whole = value == 1.0 and isinstance(self.operator, Add)
+        self.presence = "whole" if whole else "blended" if value > 0.0 else "silent"
 
     @property
     def stage(self) -> Stage:
@@ -82,18 +117,28 @@ class Seed(nn.Module):
         return self.life.stage in LIVE_STAGES
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, ...) → (B, ...), the module alone, without alpha."""
+        """(B, ...) → (B, ...), the module alone, without operator and alpha."""
         # torch 2.13 on a CPU crashes the process in GroupNorm's backward when its input is channels-last and needs no
         # gradient: what a lookahead pass, or a frozen host, hands to a seed.
         output: torch.Tensor = self.module(x if x.requires_grad else x.contiguous())
-        return output
+        return output if output.dtype == x.dtype else output.to(x.dtype)  # under autocast they may differ
+
+    def enter(self, host: torch.Tensor, alpha: Alpha) -> torch.Tensor:
+        """What leaves the slot when this seed is heard at ``alpha``: (B, ...) → (B, ...)."""
+        if not self.isolated:
+            blended: torch.Tensor = self.operator(host, self(host), alpha)
+            return blended
+        cut = host.detach()
+        # host - cut is exactly zero and carries the host's own gradient past the seed
+        return cast("torch.Tensor", self.operator(cut, self(cut), alpha)) + (host - cut)
 
 
 class SlotPort(nn.Module):
-    """What happens at one slot: its seeds, oldest first, each blended into what flows by.
+    """What happens at one slot: its seeds, oldest first, each entering what flows by.
 
-    ``overrides`` sets alpha for one pass: a number, or one alpha per sample (B,) for stacked ablations. ``detached`` names
+    ``overrides`` sets alpha for one pass: a number, or one alpha per sample (B,) for stacked variants. ``detached`` names
     a seed whose input is cut from the graph, so that a lookahead pass stops there instead of running back through the host.
+    ``tap`` is shown what reaches the slot before any seed does.
     """
 
     def __init__(self, record: SlotRecord) -> None:
@@ -102,27 +147,59 @@ class SlotPort(nn.Module):
         self.seeds = nn.ModuleDict()
         self.overrides: dict[str, float | torch.Tensor] = {}
         self.detached: str | None = None
+        self.tap: Callable[[torch.Tensor], None] | None = None
 
     def __iter__(self) -> Iterator[Seed]:
         for seed in self.seeds.values():
             yield cast("Seed", seed)
 
     def on_output(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
-        """Blend every seed with alpha above 0 into the slot's tensor (B, ...)."""
+        """Let every seed that is heard enter the slot's tensor (B, ...).
+
+        Raises:
+            InvalidSlot: when a seed is heard and the tensor has another shape than it was grown for.
+        """
+        if self.tap is not None:
+            self.tap(output)
         for seed in self:
-            alpha = self.overrides.get(seed.name, seed.alpha)
-            if isinstance(alpha, torch.Tensor):
-                shape = (-1, *[1] * (output.dim() - 1))
-                output = torch.lerp(output, seed(output), alpha.to(output.dtype).view(shape))
-            elif alpha > 0.0:
-                if seed.name == self.detached:
-                    output = output.detach()
-                output = blend(output, seed(output), alpha)
+            if seed.name in self.overrides:
+                output = self._overridden(seed, output, self.overrides[seed.name])
+            elif seed.presence != "silent":
+                self._check_shape(output)
+                output = self._heard(seed, output)
         return output
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The slot alone: (B, ...) → (B, ...)."""
         return self.on_output(self, x, x)
+
+    def _heard(self, seed: Seed, output: torch.Tensor) -> torch.Tensor:
+        if seed.presence == "whole" and not seed.isolated:
+            return seed(output)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+        if seed.presence == "taught":
+            return straight_through(output, lambda cut: seed.enter(cut, seed.alpha_target)) if torch.is_grad_enabled() else output
+        return seed.enter(output, seed.alpha_now)
+
+    def _overridden(self, seed: Seed, output: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
+        if isinstance(alpha, torch.Tensor):
+            return seed.enter(output, alpha.to(output.dtype).view(-1, *[1] * (output.dim() - 1)))
+        if alpha == 0.0:
+            return output
+        self._check_shape(output)
+        return seed.enter(output.detach() if seed.name == self.detached else output, alpha)
+
+    def _check_shape(self, output: torch.Tensor) -> None:
+        shape, grown = tuple(output.shape[1:]), self.record.shape
+        # a sequence may be of any length; everything else is what the seed's kernel was compiled for
+        fits = len(shape) == len(grown) and (shape[-1] == grown[-1] if self.record.topology == "transformer" else shape == grown)
+        if not fits:
+            raise InvalidSlot(
+                f"the tensor at slot {self.record.slot!r} has shape {shape} for one sample, its seeds were grown for {grown}; "
+                "bring all inputs to one size, or take a slot whose shape does not follow them",
+                slot=self.record.slot,
+                shape=str(shape),
+                grown=str(grown),
+            )
 
 
 class GrowingNetwork(nn.Module):

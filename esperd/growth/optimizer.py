@@ -1,14 +1,20 @@
-"""The optimiser through surgery: groups come and go, and the state of every parameter that stays is left alone."""
+"""The optimiser through surgery: groups come and go, and the state of every parameter that stays is left alone.
+
+Each group carries what esperd knows about it beside what torch does: ``name``, ``scale`` (of the host's learning rate), ``born``
+(optimiser steps taken when it came) and ``warmup`` (steps over which its rate rises from 0).
+"""
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from esperd.errors import InvalidModel
+from esperd.declarations import resolve
+from esperd.errors import EsperError, InvalidModel, InvalidOptimizer
 from esperd.messages.jobs import Optimizer
 
 HOST_GROUP = "host"
@@ -19,21 +25,115 @@ def build_optimizer(settings: Optimizer, parameters: Iterable[nn.Parameter]) -> 
 
     Raises:
         InvalidModel: when no parameter requires a gradient.
+        InvalidOptimizer: when a ``module:function`` does not return an optimiser that esperd can carry through growth.
+        ImportFailed: when it cannot be imported.
     """
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise InvalidModel("the host has no parameters that require a gradient: there is nothing to train")
-    groups = [{"params": trainable, "name": HOST_GROUP, "scale": 1.0}]
+    groups = [{"params": trainable, "name": HOST_GROUP, "scale": 1.0, "born": 0, "warmup": 0}]
+    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay} | _implementation(settings)
     if settings.name == "sgd":
-        return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(groups, momentum=settings.momentum, nesterov=settings.nesterov, **common)
+    if settings.name == "adam":
+        return torch.optim.Adam(groups, betas=settings.betas, **common)
+    if settings.name == "adamw":
+        return torch.optim.AdamW(groups, betas=settings.betas, **common)
+    return _users_own(settings, groups)
 
 
-def add_group(optimizer: torch.optim.Optimizer, name: str, parameters: Iterable[nn.Parameter], scale: float) -> None:
-    """Add a seed's parameters as a group of its own; ``scale`` multiplies the host's learning rate, from the first step on."""
-    host = next(group for group in optimizer.param_groups if group["name"] == HOST_GROUP)
-    group: dict[str, Any] = {"params": list(parameters), "name": name, "scale": scale, "lr": host["lr"] * scale}
-    optimizer.add_param_group(group)
+def _implementation(settings: Optimizer) -> dict[str, Any]:
+    """Torch's flags: None lets it choose by device."""
+    chosen = settings.implementation
+    if chosen == "auto":
+        return {}
+    return {"foreach": chosen == "foreach", "fused": chosen == "fused"}
+
+
+def _users_own(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    function = resolve(settings.name)
+    try:
+        optimizer = function(groups, lr=settings.learning_rate, **settings.options)
+    except EsperError:
+        raise
+    except Exception as error:
+        raise InvalidOptimizer(
+            f"optimizer {settings.name!r} raised {type(error).__name__}: {error}; it is called with a list of parameter groups, "
+            f"lr={settings.learning_rate} and optimizer.options",
+            optimizer=settings.name,
+            traceback=traceback.format_exc(),
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InvalidOptimizer(
+            f"optimizer {settings.name!r} returned {type(optimizer).__name__}, not a torch.optim.Optimizer",
+            optimizer=settings.name,
+        )
+    require_carriable(optimizer, lambda tried: function(tried, lr=settings.learning_rate, **settings.options))
+    return optimizer
+
+
+def require_carriable(optimizer: torch.optim.Optimizer, build: Any) -> None:  # noqa: ANN401 - whatever builds one like it
+    """Refuse an optimiser whose state cannot be carried through growth, resume and rollback: all of it must be tensors and
+    numbers kept by parameter, groups must come and go, and a step must need no closure. Tried on two small parameters.
+
+    Args:
+        optimizer: the one to be used.
+        build: called with parameter groups, builds another one like it.
+
+    Raises:
+        InvalidOptimizer: says what it does that cannot be carried.
+    """
+    name = type(optimizer).__name__
+    if not all(isinstance(group.get("name"), str) for group in optimizer.param_groups):
+        raise InvalidOptimizer(f"{name} does not keep the parameter groups it is given, with their names", optimizer=name)
+    first, second = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    try:
+        tried = build([{"params": [first], "name": HOST_GROUP, "scale": 1.0, "born": 0, "warmup": 0}])
+        first.grad = torch.full((2, 2), 0.1)
+        tried.step()
+        tried.add_param_group({"params": [second], "name": "seed", "scale": 1.0, "born": 1, "warmup": 0})
+        first.grad, second.grad = torch.full((2, 2), 0.1), torch.full((2, 2), 0.1)
+        tried.step()
+    except Exception as error:
+        raise InvalidOptimizer(
+            f"{name} cannot take a seed's parameters in mid-training: {type(error).__name__}: {error}; use sgd, adam or "
+            "adamw, or one that steps without a closure and takes new parameter groups",
+            optimizer=name,
+        ) from error
+    for parameter, state in tried.state.items():
+        odd = not (parameter is first or parameter is second) or not isinstance(state, dict)
+        held = {} if odd else {key: value for key, value in state.items() if not _is_plain(value)}
+        if odd or held:
+            what = "state that belongs to no parameter" if odd else f"{', '.join(map(repr, held))} that is no tensor or number"
+            raise InvalidOptimizer(f"{name} keeps {what}; it could not be carried through growth and resume", optimizer=name)
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (torch.Tensor, int, float))
+
+
+def add_group(
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    parameters: Iterable[nn.Parameter],
+    scale: float,
+    *,
+    born: int = 0,
+    warmup: int = 0,
+) -> None:
+    """Add a seed's parameters as a group of its own.
+
+    Args:
+        optimizer: its first group is the host's.
+        name: of the seed.
+        parameters: of the seed.
+        scale: multiplies the host's learning rate.
+        born: optimiser steps taken so far.
+        warmup: steps over which its learning rate rises.
+    """
+    host = host_group(optimizer)
+    group: dict[str, Any] = {"params": list(parameters), "name": name, "scale": scale, "born": born, "warmup": warmup}
+    optimizer.add_param_group(group | {"lr": host["lr"] * scale * warmth(group, born)})
 
 
 def remove_group(optimizer: torch.optim.Optimizer, name: str) -> None:
@@ -44,7 +144,33 @@ def remove_group(optimizer: torch.optim.Optimizer, name: str) -> None:
     optimizer.param_groups[:] = [group for group in optimizer.param_groups if group["name"] != name]
 
 
-def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
-    """Set the host's learning rate; each group gets it times its own scale."""
+def host_group(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The group of the host's parameters."""
+    return next(group for group in optimizer.param_groups if group["name"] == HOST_GROUP)
+
+
+def warmth(group: dict[str, Any], step: int) -> float:
+    """Share of its learning rate that a group has at its next step: (n + 1) / (warmup + 1) for the n-th step after it came,
+    then 1.
+    """
+    return float(min(1.0, (step - group["born"] + 1) / (group["warmup"] + 1)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, step: int) -> None:
+    """Set the host's learning rate; each group gets it times its own scale and warm-up.
+
+    Args:
+        optimizer: of a grower.
+        learning_rate: the host's.
+        step: optimiser steps taken so far.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["scale"]
+        group["lr"] = learning_rate * group["scale"] * warmth(group, step)
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> None:
+    """Scale each group's gradients down to a norm of at most ``largest``, group by group: a seed that learns behind the host
+    must not change what the host's gradients are clipped by.
+    """
+    for group in optimizer.param_groups:
+        torch.nn.utils.clip_grad_norm_(group["params"], largest)

@@ -11,12 +11,13 @@ from torch import nn
 
 from esperd.errors import CheckpointRejected
 from esperd.growth.alpha import Ramp
-from esperd.growth.gradients import GradientRatio
-from esperd.growth.grower import Grower, Incubation
+from esperd.growth.grower import Grower
+from esperd.growth.incubation import Sharing
 from esperd.growth.lifecycle import Life
-from esperd.growth.network import Seed
+from esperd.growth.network import Presence, Seed
+from esperd.growth.operators import operator
 from esperd.growth.optimizer import HOST_GROUP, add_group
-from esperd.messages.growth import Contribution, SlotRecord, Stage, Verdict
+from esperd.messages.growth import Contribution, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import SeedOutcome
 
 Rebuild = Callable[[str], nn.Module]
@@ -34,19 +35,37 @@ class SeedState(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     kernel: str | None
     graph: str | None
+    operator: str
     stage: Stage
     epochs_in_stage: int
     reason: str
+    leaving: bool
     alpha: float
+    alpha_target: float
+    presence: Presence
+    isolated: bool
     ramp_start: float
     ramp_target: float
     ramp_steps: int
     ramp_done: int
     ramp_curve: str
     contribution: Contribution | None
+    prospect: Contribution | None
+    trial: Trial | None
     verdict: Verdict | None
     gradient_ratio: float | None
     incubation_loss: float | None
+
+
+class GroupState(msgspec.Struct, frozen=True, kw_only=True):
+    """One group of the optimiser."""
+
+    name: str
+    learning_rate: float
+    """As of the last step."""
+    scale: float
+    born: int
+    warmup: int
 
 
 class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,19 +77,22 @@ class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
     germinated: int
     outcomes: tuple[SeedOutcome, ...]
     windows: dict[str, list[float]]
-    incubations: dict[str, tuple[int, int]]
-    """Samples of the gradient ratio and lookahead passes, by seed."""
-    groups: tuple[str, ...]
-    """Names of the optimiser's groups, in order."""
-    learning_rates: tuple[float, ...]
-    """Learning rates of these groups as of the last step."""
+    incubations: dict[str, int]
+    """Second passes since the epoch began, by seed in TRAINING."""
+    sharing: dict[str, Sharing]
+    """How second passes run, by slot."""
+    groups: tuple[GroupState, ...]
+    """The optimiser's groups, in order."""
     scalars: dict[str, float]
     """Optimiser state that is not a tensor, by the same keys as tensors."""
     epoch: int
     step: int
-    train_loss: float | None
     gate_loss: float | None
     fused: bool | None
+    fusing_tried: tuple[str, ...]
+    """Seeds for which it is known whether passes may be stacked."""
+    scaler: tuple[float, int] | None
+    """Scale and age of the gradient scaler; None where there is none."""
     spent: dict[str, float]
     costs: dict[str, float]
 
@@ -100,10 +122,9 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
                     tensors[name] = value
                 elif value is not None:
                     scalars[name] = float(value)
-    for seed, gathered in grower.incubations.items():
-        if gathered.ratio.average is not None:
-            tensors[f"incubation.{seed}.average"] = gathered.ratio.average
-            tensors[f"incubation.{seed}.vanished"] = torch.stack(gathered.ratio.vanished)
+    for seed, gathered in grower.incubator.gathered.items():
+        if gathered.ratio.sums is not None:
+            tensors[f"incubation.{seed}.sums"] = gathered.ratio.sums
         if gathered.loss_sum is not None:
             tensors[f"incubation.{seed}.loss_sum"] = gathered.loss_sum
     state = GrowerState(
@@ -113,15 +134,25 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
         germinated=grower.network.germinated,
         outcomes=tuple(grower.outcomes),
         windows={name: list(window) for name, window in grower.windows.items()},
-        incubations={name: (gathered.ratio.samples, gathered.passes) for name, gathered in grower.incubations.items()},
-        groups=tuple(group["name"] for group in grower.optimizer.param_groups),
-        learning_rates=tuple(float(group["lr"]) for group in grower.optimizer.param_groups),
+        incubations={name: gathered.passes for name, gathered in grower.incubator.gathered.items()},
+        sharing=dict(grower.incubator.sharing),
+        groups=tuple(
+            GroupState(
+                name=group["name"],
+                learning_rate=float(group["lr"]),
+                scale=group["scale"],
+                born=group["born"],
+                warmup=group["warmup"],
+            )
+            for group in grower.optimizer.param_groups
+        ),
         scalars=scalars,
         epoch=grower.epoch,
         step=grower.step,
-        train_loss=grower.train_loss,
         gate_loss=grower.gate_loss,
-        fused=grower.fused,
+        fused=grower.gate_pass.fused,
+        fusing_tried=tuple(sorted(grower.gate_pass.tried)),
+        scaler=grower.precision.state(),
         spent=dict(grower.ledger.spent),
         costs=dict(grower.ledger.costs),
     )
@@ -155,20 +186,17 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
             buffer.copy_(tensors[f"buffer.{name}"])
     _restore_optimizer(grower, state, tensors, {seed.name: seed for seed in seeds})
     grower.resting = {saved.slot.slot: _rebuild_seed(saved, lambda _graph: nn.Identity()) for saved in state.resting}
-    for name, (samples, passes) in state.incubations.items():
-        ratio = GradientRatio(
-            host_parameters=grower.trained_host_parameters,
-            seed_parameters=grower.network.seed(name).parameters_added,
-            samples=samples,
-            average=tensors.get(f"incubation.{name}.average"),
-            vanished=list(tensors.get(f"incubation.{name}.vanished", torch.empty(0)).unbind()),
-        )
-        grower.incubations[name] = Incubation(ratio=ratio, loss_sum=tensors.get(f"incubation.{name}.loss_sum"), passes=passes)
+    for name, passes in state.incubations.items():
+        gathered = grower.incubator.incubation(grower.network.seed(name))
+        gathered.ratio.sums = tensors.get(f"incubation.{name}.sums")
+        gathered.loss_sum, gathered.passes = tensors.get(f"incubation.{name}.loss_sum"), passes
+    grower.incubator.sharing = dict(state.sharing)
     grower.network.germinated = state.germinated
     grower.outcomes = list(state.outcomes)
     grower.windows = {name: list(window) for name, window in state.windows.items()}
-    grower.epoch, grower.step, grower.fused = state.epoch, state.step, state.fused
-    grower.train_loss, grower.gate_loss = state.train_loss, state.gate_loss
+    grower.epoch, grower.step, grower.gate_loss = state.epoch, state.step, state.gate_loss
+    grower.gate_pass.fused, grower.gate_pass.tried = state.fused, set(state.fusing_tried)
+    grower.precision.restore(state.scaler)
     grower.ledger.spent, grower.ledger.costs = dict(state.spent), dict(state.costs)
 
 
@@ -179,12 +207,13 @@ def _unsaved_buffers(grower: Grower) -> list[tuple[str, torch.Tensor]]:
 
 
 def _restore_optimizer(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor], seeds: dict[str, Seed]) -> None:
-    for name in state.groups:
-        if name != HOST_GROUP:
-            add_group(grower.optimizer, name, seeds[name].parameters(), grower.growth.learning_rate_scale)
-    for standing, learning_rate in zip(grower.optimizer.param_groups, state.learning_rates, strict=True):
-        standing["lr"] = learning_rate
-    parameters = {
+    for saved in state.groups:
+        if saved.name != HOST_GROUP:
+            parameters = seeds[saved.name].parameters()
+            add_group(grower.optimizer, saved.name, parameters, saved.scale, born=saved.born, warmup=saved.warmup)
+    for standing, saved in zip(grower.optimizer.param_groups, state.groups, strict=True):
+        standing["lr"] = saved.learning_rate
+    holders = {
         (group["name"], index): parameter
         for group in grower.optimizer.param_groups
         for index, parameter in enumerate(group["params"])
@@ -192,7 +221,7 @@ def _restore_optimizer(grower: Grower, state: GrowerState, tensors: dict[str, to
     values: dict[str, Any] = {**{k: v for k, v in tensors.items() if k.startswith("optimizer.")}, **state.scalars}
     for name, value in values.items():
         group, index, key = name.removeprefix("optimizer.").rsplit(".", 2)
-        grower.optimizer.state[parameters[group, int(index)]][key] = value
+        grower.optimizer.state[holders[group, int(index)]][key] = value
 
 
 def _seed_state(seed: Seed) -> SeedState:
@@ -205,16 +234,23 @@ def _seed_state(seed: Seed) -> SeedState:
         epoch=seed.epoch,
         kernel=seed.kernel,
         graph=seed.graph,
+        operator=seed.operator_name,
         stage=seed.life.stage,
         epochs_in_stage=seed.life.epochs_in_stage,
         reason=seed.life.reason,
+        leaving=seed.life.leaving,
         alpha=seed.alpha,
+        alpha_target=seed.alpha_target,
+        presence=seed.presence,
+        isolated=seed.isolated,
         ramp_start=seed.ramp.start,
         ramp_target=seed.ramp.target,
         ramp_steps=seed.ramp.steps,
         ramp_done=seed.ramp.done,
         ramp_curve=seed.ramp.curve,
         contribution=seed.contribution,
+        prospect=seed.prospect,
+        trial=seed.trial,
         verdict=seed.verdict,
         gradient_ratio=seed.gradient_ratio,
         incubation_loss=seed.incubation_loss,
@@ -232,8 +268,11 @@ def _rebuild_seed(saved: SeedState, rebuild: Rebuild) -> Seed:
         epoch=saved.epoch,
         kernel=saved.kernel,
         graph=saved.graph,
+        operator=operator(saved.operator, saved.slot),
+        operator_name=saved.operator,
+        alpha_target=saved.alpha_target,
     )
-    seed.life = Life(stage=saved.stage, epochs_in_stage=saved.epochs_in_stage, reason=saved.reason)
+    seed.life = Life(stage=saved.stage, epochs_in_stage=saved.epochs_in_stage, reason=saved.reason, leaving=saved.leaving)
     seed.ramp = Ramp(
         start=saved.ramp_start,
         target=saved.ramp_target,
@@ -242,7 +281,8 @@ def _rebuild_seed(saved: SeedState, rebuild: Rebuild) -> Seed:
         curve=saved.ramp_curve,
     )
     seed.alpha = saved.alpha
-    seed.contribution = saved.contribution
+    seed.presence, seed.isolated = saved.presence, saved.isolated
+    seed.contribution, seed.prospect, seed.trial = saved.contribution, saved.prospect, saved.trial
     seed.verdict = saved.verdict
     seed.gradient_ratio = saved.gradient_ratio
     seed.incubation_loss = saved.incubation_loss

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from esperd.errors import BlueprintRejected, IllegalTransition
+from esperd.errors import BlueprintRejected, IllegalTransition, NotTraining
 from esperd.growth.grower import Grower
-from esperd.growth.incubation import probe
-from esperd.growth.lifecycle import CullRequested, FossilizeRequested, Germinate, Placed
+from esperd.growth.lifecycle import (
+    RESTING_AT_TARGET,
+    CullRequested,
+    FossilizeRequested,
+    Germinate,
+    Placed,
+    RetargetRequested,
+)
 from esperd.growth.network import Seed
+from esperd.growth.operators import operator_flops, operator_parameters
+from esperd.growth.probe import probe
 from esperd.messages.growth import Stage
 from esperd.messages.policy import Decision
 
@@ -19,28 +27,35 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
 
     Raises:
         IllegalTransition: when the decision names no arm, or no batch was seen yet to probe the seed with.
+        NotTraining: when the network is in eval mode.
         BlueprintRejected: when the seed raises as it is probed; it is culled.
     """
     if decision.arm is None:
         raise IllegalTransition("a decision to germinate must name an arm", action=decision.action)
     if grower.sample is None:
         raise IllegalTransition("a seed can only germinate once a batch was seen", slot=decision.arm.slot)
+    if not grower.network.training:
+        raise NotTraining("a seed can only germinate in a network in training mode; call network.train() first")
     network, record = grower.network, grower.network.port(decision.arm.slot).record
     name = f"{record.slot}#{network.germinated}"
-    unfit = grower.nursery.unfit(decision.arm.blueprint, record)
+    unfit = grower.source.unfit(decision.arm.blueprint, record)
     if unfit:
         return unfit
-    grown = grower.nursery.grow(decision.arm.blueprint, record, name, grower.epoch)
+    operator = grower.growth.operator
+    grown = grower.source.grow(decision.arm.blueprint, record, name, operator, grower.epoch)
     seed = Seed(
         name=name,
         blueprint=decision.arm.blueprint,
         module=grown.module,
         record=record,
-        parameters_added=grown.parameters,
-        flops_per_sample=grown.flops_per_sample,
+        parameters_added=grown.parameters + operator_parameters(operator, record),
+        flops_per_sample=grown.flops_per_sample + operator_flops(operator, record),
         epoch=grower.epoch,
         kernel=grown.kernel,
         graph=grown.graph,
+        operator=grown.operator,
+        operator_name=operator,
+        alpha_target=grower.growth.alpha_target,
     )
     refusal = grower.occur(seed, Germinate())
     if refusal:
@@ -53,7 +68,7 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
             "incubation",
             f"probe:{name}",
             len(inputs),
-            lambda: probe(network, seed, inputs, targets, grower.loss, alpha=grower.growth.alpha_target),
+            lambda: probe(network, seed, inputs, targets, grower.loss, alpha=seed.alpha_target),
         )
     except Exception as error:
         problem = f"its probe raised {type(error).__name__}: {error}"
@@ -73,6 +88,25 @@ def cull(grower: Grower, decision: Decision) -> str | None:
     """Remove a living seed; its slot cools down."""
     grower.occur(_seed(grower, decision), CullRequested(decision.reason))
     return None
+
+
+def set_alpha(grower: Grower, decision: Decision) -> str | None:
+    """Give a seed that rests at its target alpha another one. 0 is its scheduled removal: it fades out, then it is culled.
+
+    Raises:
+        IllegalTransition: when the decision names no alpha, or one outside 0 to 1, or the seed does not rest at its target.
+    """
+    seed = _seed(grower, decision)
+    if decision.alpha is None or not 0.0 <= decision.alpha <= 1.0:
+        raise IllegalTransition(f"alpha must be given from 0 to 1, not {decision.alpha}", action=decision.action, seed=seed.name)
+    if decision.alpha == seed.alpha_target:
+        return f"the alpha of {seed.name} is {decision.alpha:g} already"
+    if seed.stage not in RESTING_AT_TARGET:
+        raise IllegalTransition(
+            f"{seed.name} is {seed.stage}; its alpha can be changed when it rests at its target", seed=seed.name
+        )
+    seed.alpha_target = decision.alpha
+    return grower.occur(seed, RetargetRequested(decision.alpha, decision.reason))
 
 
 def _seed(grower: Grower, decision: Decision) -> Seed:

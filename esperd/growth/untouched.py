@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from esperd.growth.streams import Streams, device_of, forked
+
 
 @contextmanager
-def untouched(network: nn.Module, *, but: nn.Module | None = None) -> Iterator[None]:
+def untouched(network: nn.Module, *, but: nn.Module | None = None, streams: Streams | None = None) -> Iterator[None]:
     """Run passes through ``network`` and leave its buffers and torch's RNG streams as they were, to the bit.
 
     BatchNorm moves its running statistics in every training pass and dropout draws from the global stream; a second pass
@@ -22,6 +24,7 @@ def untouched(network: nn.Module, *, but: nn.Module | None = None) -> Iterator[N
     Args:
         network: what is left as it was.
         but: a part of it whose buffers may move: a seed with BatchNorm must learn its statistics behind the host.
+        streams: where the passes draw from; None: from where the streams stand.
     """
     free = set() if but is None else set(but.modules())
     saved = [
@@ -30,8 +33,7 @@ def untouched(network: nn.Module, *, but: nn.Module | None = None) -> Iterator[N
         if module not in free
         for name, buffer in module._buffers.items()
     ]
-    devices = sorted({parameter.device.index or 0 for parameter in network.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(devices=devices):
+    with forked(device_of(network), streams):
         try:
             yield
         finally:

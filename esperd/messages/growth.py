@@ -77,6 +77,30 @@ class Contribution(Value, frozen=True, kw_only=True):
     epoch: int
 
 
+class Trial(Value, frozen=True, kw_only=True):
+    """What a seed brought, by a controlled trial: from one checkpoint the network with it and its twin without it trained on,
+    on the same samples, for the same FLOPs; paired per-sample loss on the gate split, without minus with.
+
+    Unlike a contribution it is not biased by what the host gave up for the seed: the twin has adapted to being without it.
+    """
+
+    loss: float
+    """Mean of the paired differences, in units of the job's loss; positive: the seed brought something."""
+    lower: float
+    upper: float
+    confidence: float
+    samples: int
+    metric: float | None = None
+    """Mean paired difference of the job's metric; None when the job has no metric."""
+    steps_with: int
+    """Optimiser steps of the network with the seed."""
+    steps_without: int
+    """Of its twin, which affords more of them."""
+    flops: float
+    """Charged for both twins and their gate passes."""
+    epoch: int
+
+
 class SeedRecord(Value, frozen=True, kw_only=True):
     """One seed as others see it."""
 
@@ -91,9 +115,14 @@ class SeedRecord(Value, frozen=True, kw_only=True):
     """Forward FLOPs of the seed alone, for one sample."""
     germinated_epoch: int
     epochs_in_stage: int
+    operator: str = "add"
+    alpha_target: float = 1.0
     kernel: str | None = None
     """Manifest id of the kernel it runs on."""
     contribution: Contribution | None = None
+    prospect: Contribution | None = None
+    """What switching it on would have brought when it was last incubating behind the host; None: never measured."""
+    trial: Trial | None = None
     gradient_ratio: float | None = None
     verdict: Verdict | None = None
     """The last gate verdict given on it."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
-from esperd.messages.growth import Contribution, SlotRecord, Stage
+from esperd.messages.growth import Contribution, SlotRecord, Stage, Trial
 from esperd.messages.policy import PolicySettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -23,30 +23,50 @@ DEFAULT_METRICS: Mapping[str, str] = MappingProxyType({"cross_entropy": "accurac
 """The metric of a job that names none, by its loss."""
 
 
+USERS_OWN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+"""``module:function``."""
+OptimizerName = Annotated[str, msgspec.Meta(pattern=f"^(sgd|adam|adamw|{USERS_OWN})$")]
+SchedulerName = Annotated[str, msgspec.Meta(pattern=f"^(constant|cosine|linear|{USERS_OWN})$")]
+
+
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A table of a job file: strict, so that a mistyped key is an error and never silently a default."""
 
 
 class Optimizer(Section, frozen=True, kw_only=True):
-    """``[optimizer]``: ``sgd`` (momentum) or ``adamw``."""
+    """``[optimizer]``: ``sgd`` (momentum), ``adam``, ``adamw``, or the user's own."""
 
-    name: Literal["sgd", "adamw"] = "adamw"
-    """Which one; seeds and host share it."""
+    name: OptimizerName = "adamw"
+    """``sgd``, ``adam``, ``adamw``, or ``module:function`` taking (parameter groups, ``lr``, ``**options``), returning a
+    ``torch.optim.Optimizer``. Seeds and host share it."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0)] = 3e-3
     """The first one; ``[scheduler]`` says how it goes on."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0)] = 0.01
-    """As ``torch.optim`` means it: decoupled for ``adamw``, added to the gradient for ``sgd``."""
+    """As ``torch.optim`` means it: decoupled for ``adamw``, added to the gradient for ``sgd`` and ``adam``."""
     momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9
-    """SGD only."""
+    """``sgd`` only."""
+    nesterov: bool = False
+    """``sgd`` only."""
+    betas: tuple[Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)], Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]] = (0.9, 0.999)
+    """``adam`` and ``adamw``."""
+    implementation: Literal["auto", "foreach", "fused", "single"] = "auto"
+    """Torch's: all tensors of a group in few kernels (``foreach``), in one (``fused``), or one by one (``single``)."""
+    max_gradient_norm: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    """Gradients are scaled down to this norm: the host's as a whole, each seed's as a whole. None: never."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the user's own optimiser; those of the others are the keys above."""
 
 
 class Scheduler(Section, frozen=True, kw_only=True):
     """``[scheduler]``: the learning rate over the share of the budget that is spent."""
 
-    name: Literal["constant", "cosine"] = "cosine"
-    """Its shape."""
+    name: SchedulerName = "cosine"
+    """``constant``, ``cosine``, ``linear``, or ``module:function`` taking the share of the budget that is spent, 0 to 1,
+    returning the learning rate as a share of the first."""
     final_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
-    """Learning rate at the end, as a share of the first; ``cosine`` only."""
+    """Learning rate at the end, as a share of the first; ``cosine`` and ``linear``."""
+    warmup_share: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    """Share of the budget over which the learning rate rises from 0, linearly, before it follows its shape."""
 
 
 class Budget(Section, frozen=True, kw_only=True):
@@ -71,6 +91,19 @@ class Slots(Section, frozen=True, kw_only=True):
     """At most this many slots are taken from tracing, spread evenly over the depth."""
 
 
+class CoAdaptation(Section, frozen=True, kw_only=True):
+    """``[growth.co_adaptation]``: whether the host's gradient also passes through a seed from BLENDING on, by topology. False:
+    the host learns beside its seeds as if they were constants, and does not come to depend on them through them.
+    """
+
+    cnn: bool = True
+    """Slots (C, H, W)."""
+    mlp: bool = True
+    """Slots (F,)."""
+    transformer: bool = True
+    """Slots (T, D)."""
+
+
 class Growth(Section, frozen=True, kw_only=True):
     """``[growth]``: what may be grown and how long each stage lasts, in epochs."""
 
@@ -78,8 +111,12 @@ class Growth(Section, frozen=True, kw_only=True):
     """False: the host trains alone."""
     blueprints: tuple[str, ...] = ()
     """Names or shell patterns. Empty: every registered blueprint of the slot's topology."""
-    incubation: Literal["lookahead", "joint"] = "lookahead"
+    incubation: Literal["lookahead", "straight_through", "frozen_input", "joint"] = "lookahead"
     """How a seed trains before it is blended in, see ``docs/growth.md``."""
+    operator: Literal["add", "multiply", "gate"] = "add"
+    """How a seed's output enters its slot, see ``docs/growth.md``."""
+    co_adaptation: CoAdaptation = CoAdaptation()
+    """Whether the host adapts to its seeds from BLENDING on."""
     incubation_epochs: Positive = 3
     """Stay in TRAINING before gate G2 is asked."""
     blending_epochs: Positive = 3
@@ -90,12 +127,35 @@ class Growth(Section, frozen=True, kw_only=True):
     """Longest stay in PROBATIONARY; after it the seed is culled for ``timeout``."""
     embargo_epochs: NonNegative = 2
     """Epochs a slot rests after a cull."""
+    resetting_epochs: Positive = 1
+    """Epochs between the end of the embargo and the slot's release."""
     alpha_target: Fraction = 1.0
     """Share of a seed's output that flows once it is blended in."""
     alpha_schedule: str = "cosine"
     """Name of a registered alpha schedule."""
     learning_rate_scale: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
     """Learning rate of seeds relative to the host's."""
+    warmup_epochs: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    """Epochs over which a new seed's learning rate rises from 0 to its own, linearly; parts of an epoch count."""
+
+
+class Thresholds(Section, frozen=True, kw_only=True):
+    """``[gates.topologies.NAME]``, ``[gates.blueprints.NAME]``: other thresholds for some seeds. A blueprint's go before a
+    topology's.
+    """
+
+    min_gradient_ratio: Annotated[float, msgspec.Meta(ge=0.0)] | None = None
+    """As in ``[gates]``, where it is not given."""
+    max_vanished_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
+    """As above."""
+    max_exploded_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] | None = None
+    """As above."""
+    max_loss_drift: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    """As above."""
+    max_loss_spike: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    """As above."""
+    min_contribution: float | None = None
+    """As above."""
 
 
 class Gates(Section, frozen=True, kw_only=True):
@@ -103,14 +163,29 @@ class Gates(Section, frozen=True, kw_only=True):
 
     min_gradient_ratio: Annotated[float, msgspec.Meta(ge=0.0)] = 0.05
     """G2: parameter-normalised gradient norm of the seed over the host's."""
+    max_vanished_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.5
+    """G2: share of the seed's parameter tensors whose gradient has vanished."""
+    max_exploded_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.1
+    """G2: share of the seed's parameter tensors whose gradient has exploded."""
     max_loss_drift: Annotated[float, msgspec.Meta(gt=0.0)] = 0.25
-    """G4: largest relative rise of the gate loss over the shadowing window."""
+    """G2: largest relative rise of the gate loss were the seed switched on; G4: over the shadowing window."""
     max_loss_spike: Annotated[float, msgspec.Meta(gt=0.0)] = 0.5
     """G4: largest relative jump of the gate loss from one epoch to the next in the window."""
     confidence: Annotated[float, msgspec.Meta(gt=0.5, lt=1.0)] = 0.95
     """G5: level of the contribution's interval."""
+    interval: Literal["t", "bootstrap"] = "t"
+    """How intervals are made: Student's t over the paired differences, or a bootstrap of them (BCa)."""
     min_contribution: float = 0.0
     """G5: the interval's lower end must lie above this loss."""
+    proof: Literal["contribution", "trial"] = "contribution"
+    """What G5 looks at: the contribution, or a controlled trial: twins with and without the seed, trained on for the same
+    FLOPs."""
+    trial_epochs: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
+    """Length of a controlled trial, in epochs of the network with the seed."""
+    topologies: dict[str, Thresholds] = {}
+    """Other thresholds by topology of the slot: ``cnn``, ``mlp``, ``transformer``."""
+    blueprints: dict[str, Thresholds] = {}
+    """Other thresholds by blueprint."""
 
 
 class Split(Section, frozen=True, kw_only=True):
@@ -162,6 +237,8 @@ class Job(Section, frozen=True, kw_only=True):
     """Samples a training step."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the network trains."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of training passes: ``bfloat16`` and ``float16`` are mixed precision (autocast), the latter with a gradient scaler."""
     threads: Positive = 1
     """Intra-op threads of the worker. More than one makes resume inexact on some operations."""
     rng_seed: NonNegative = 0
@@ -281,6 +358,7 @@ class SeedOutcome(Value, frozen=True, kw_only=True):
     """FOSSILIZED, CULLED, or the stage it was in when the budget ended (it is then removed as CULLED)."""
     reason: str
     contribution: Contribution | None
+    trial: Trial | None = None
     parameters: int
     flops_per_sample: float
     germinated_epoch: int

@@ -34,6 +34,8 @@ class SelfTest(Value, frozen=True, kw_only=True):
 
     batches: tuple[int, ...]
     """Batch sizes tried, in train and eval mode."""
+    lengths: tuple[int, ...] = ()
+    """Lengths of a sequence tried besides the shape's own; none where the shape is fixed."""
     max_abs_error: float
     """Largest absolute difference over outputs, input gradients, parameter gradients and buffers."""
 

@@ -99,6 +99,8 @@ class Decision(Value, frozen=True, kw_only=True):
     """For acts on a living seed (``fossilize``, ``cull``)."""
     arm: Arm | None = None
     """For ``germinate``; and for a ``wait`` that declined an arm: the arm it refused."""
+    alpha: float | None = None
+    """For ``set_alpha``: the share of the seed's output that is to flow; 0 removes it once it has faded out."""
     score: float | None = None
     alternatives: tuple[Alternative, ...] = ()
 

@@ -103,6 +103,14 @@ class ContributionMeasured(EventBody, frozen=True, kw_only=True):
     contribution: Contribution
 
 
+class ProspectMeasured(EventBody, frozen=True, kw_only=True):
+    """What switching on a seed that learned behind the host would bring, measured before gate G2 is asked."""
+
+    epoch: int
+    seed: str
+    prospect: Contribution
+
+
 class KernelLoaded(EventBody, frozen=True, kw_only=True):
     """A seed runs on this kernel."""
 
@@ -152,6 +160,7 @@ Body = (
     | StageChanged
     | GateEvaluated
     | ContributionMeasured
+    | ProspectMeasured
     | KernelLoaded
     | CheckpointSaved
     | PolicyUnavailable

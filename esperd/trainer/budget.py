@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from esperd.messages.jobs import Budget, Optimizer, Scheduler
+from esperd.declarations import resolve
+from esperd.errors import InvalidJob
+from esperd.messages.jobs import Budget, Scheduler
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +46,55 @@ def epochs_left(budget: Budget, spent: Spent, *, epoch_flops: float | None, epoc
     return max(0.0, min(left)) if left else None
 
 
-def learning_rate(optimizer: Optimizer, scheduler: Scheduler, share: float) -> float:
-    """Learning rate of the host when ``share`` of the budget is gone.
+Schedule = Callable[[float], float]
+"""Share of the budget that is spent, 0 to 1 → learning rate as a share of the first."""
 
-    ``cosine``: lr · (f + (1 - f) · (1 + cos(π · share)) / 2) with f the final share (Loshchilov & Hutter 2017, no restarts).
+
+def resolve_schedule(scheduler: Scheduler) -> Schedule:
+    """The learning rate over a budget.
+
+    ``cosine``: f + (1 - f) · (1 + cos(π · share)) / 2 with f the final share (Loshchilov & Hutter 2017, no restarts);
+    ``linear``: from 1 down to f. With a warm-up the rate rises linearly first, and the shape follows over what is left.
+
+    Raises:
+        ImportFailed: when the user's function cannot be imported.
+        InvalidJob: when it does not return a number of at least 0 for shares from 0 to 1.
     """
-    if scheduler.name == "constant":
-        return optimizer.learning_rate
-    fall = 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
-    return optimizer.learning_rate * (scheduler.final_share + (1.0 - scheduler.final_share) * fall)
+    shape = _SHAPES[scheduler.name](scheduler.final_share) if scheduler.name in _SHAPES else _users_own(scheduler.name)
+    warmup = scheduler.warmup_share
+    if warmup == 0.0:
+        return lambda share: shape(min(share, 1.0))
+    return lambda share: share / warmup if share < warmup else shape(min((share - warmup) / (1.0 - warmup), 1.0))
+
+
+def _cosine(final: float) -> Schedule:
+    return lambda share: final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * share))
+
+
+def _linear(final: float) -> Schedule:
+    return lambda share: 1.0 - (1.0 - final) * share
+
+
+_SHAPES: dict[str, Callable[[float], Schedule]] = {
+    "constant": lambda _: lambda _share: 1.0,
+    "cosine": _cosine,
+    "linear": _linear,
+}
+
+
+def _users_own(name: str) -> Schedule:
+    function: Callable[[float], object] = resolve(name)
+    for share in (0.0, 0.5, 1.0):
+        try:
+            factor = function(share)
+        except Exception as error:
+            raise InvalidJob(
+                f"scheduler {name!r} raised {type(error).__name__} for {share}: {error}", key="scheduler.name"
+            ) from error
+        if not isinstance(factor, int | float) or not 0.0 <= factor < math.inf:
+            raise InvalidJob(
+                f"scheduler {name!r} returned {factor!r} for {share}; it must return the learning rate as a share of the "
+                "first, a number of at least 0",
+                key="scheduler.name",
+            )
+    return resolve(name)  # type: ignore[no-any-return]  # what was just tried

@@ -22,7 +22,7 @@ from esperd.growth.snapshot import GrowerState
 from esperd.messages.jobs import Artifact, Metrics, RefusedArm
 from esperd.trainer.unavailable import UnavailableArm
 
-FORMAT = 1
+FORMAT = 2
 METADATA_KEY = "esperd"
 
 PYTHON_RNG_VERSION = 3

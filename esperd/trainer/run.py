@@ -13,6 +13,7 @@ from esperd.errors import EsperError, TrainingDiverged
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import shortest_life
+from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.growth.optimizer import set_learning_rate
 from esperd.growth.snapshot import Rebuild, restore, take
 from esperd.messages.growth import SlotRecord
@@ -21,10 +22,11 @@ from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation
 from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, PolicyUnavailable
 from esperd.plugins import Plugins
 from esperd.trainer import budget as budgets
+from esperd.trainer.budget import Schedule
 from esperd.trainer.checkpoint import RunState
 from esperd.trainer.data import Split, Splits, epoch_order
 from esperd.trainer.desk import Desk, StopReason
-from esperd.trainer.nursery import KernelNursery
+from esperd.trainer.kernel_source import KernelSource
 from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArms
 
 EVALUATION_BATCH = 512
@@ -50,8 +52,9 @@ class Run:
         grower: network, optimiser, seeds.
         splits: train, gate, audit.
         desk: the daemon.
-        nursery: makes seeds, knows which arms exist.
+        source: makes seeds, knows which arms exist.
         plugins: blueprints and strategies.
+        schedule: share of the budget that is spent → learning rate as a share of the first.
         device: where tensors live.
         events: takes events as they happen.
         epoch_ended: called after each epoch, with the run between two epochs.
@@ -64,8 +67,9 @@ class Run:
     grower: Grower
     splits: Splits
     desk: Desk
-    nursery: KernelNursery
+    source: KernelSource
     plugins: Plugins
+    schedule: Schedule
     device: torch.device
     events: list[Body]
     epoch_ended: Callable[[Run], None]
@@ -149,7 +153,7 @@ class Run:
             share = self.progress
             if share >= 1.0 and self.batch > 0:
                 break
-            set_learning_rate(self.grower.optimizer, budgets.learning_rate(self.job.optimizer, self.job.scheduler, share))
+            set_learning_rate(self.grower.optimizer, self.job.optimizer.learning_rate * self.schedule(share), self.grower.step)
             inputs, targets = (part.to(self.device) for part in self.splits.train.batch(batches[index]))
             if self.grower.sample is None:
                 self.grower.sample = (inputs, targets)
@@ -161,7 +165,6 @@ class Run:
         mean = float(self.loss_sum) / self.loss_samples if self.loss_sum is not None else float("nan")
         self.batch, self.loss_sum, self.loss_samples = 0, None, 0
         self.grower.epoch += 1
-        self.grower.train_loss = mean
         if not math.isfinite(mean):
             raise TrainingDiverged(
                 f"the training loss is {mean} in epoch {self.grower.epoch}; lower optimizer.learning_rate",
@@ -208,8 +211,8 @@ class Run:
                 by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
             if decision.arm is not None:
                 self._settle(decision.arm, by, refusal)
-        self.events.extend(self.nursery.loaded)
-        self.nursery.loaded.clear()
+        self.events.extend(self.source.loaded)
+        self.source.loaded.clear()
         self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
 
     def _settle(self, arm: Arm, by: str, refusal: str) -> None:
@@ -254,10 +257,11 @@ class Run:
         for slot in self.grower.network.slots:
             taken = self._why_taken(slot)
             for blueprint in blueprints:
-                if self.nursery.unfit(blueprint.name, slot):
+                if self.source.unfit(blueprint.name, slot):
                     continue
                 arm = Arm(slot=slot.slot, blueprint=blueprint.name)
-                parameters = blueprint.parameters(slot.shape)
+                operator = self.job.growth.operator
+                parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
                 total = self.grower.network.effective_parameters + parameters
                 why_not = taken or self.unavailable.why_not(arm, self.grower.epoch)
                 if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
@@ -265,7 +269,7 @@ class Run:
                 yield ArmOption(
                     arm=arm,
                     parameters=parameters,
-                    flops_per_sample=blueprint.flops(slot.shape),
+                    flops_per_sample=blueprint.flops(slot.shape) + operator_flops(operator, slot),
                     available=not why_not,
                     why_not=why_not,
                 )

@@ -26,6 +26,7 @@ from esperd.growth.interval import mean_interval
 from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.optimizer import build_optimizer
+from esperd.growth.precision import Precision
 from esperd.growth.slots import find_slots
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Artifact, Budget, Comparison, Job, Report
@@ -33,12 +34,13 @@ from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, Expo
 from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs
 from esperd.trainer import checkpoint
+from esperd.trainer.budget import resolve_schedule
 from esperd.trainer.checkpoint import FinishedGrowth, SessionState
 from esperd.trainer.data import check_labels, check_sizes, load_splits
 from esperd.trainer.desk import Desk
 from esperd.trainer.host import HostFactory
+from esperd.trainer.kernel_source import KernelSource
 from esperd.trainer.loss import check_output, class_count, resolve_loss, resolve_metric
-from esperd.trainer.nursery import KernelNursery
 from esperd.trainer.run import Run, Stopped
 
 TRACE_SAMPLES = 4
@@ -105,6 +107,7 @@ class Session:
         for blueprint in plugins.blueprints.matching(job.growth.blueprints):
             resolve(blueprint.factory)
         self.strategy = plugins.strategies[job.policy.strategy]
+        self.schedule = resolve_schedule(job.scheduler)
         self.curve = resolve(plugins.alpha_schedules[job.growth.alpha_schedule].curve)
         self.loss, self.metric = resolve_loss(job), resolve_metric(job)
         self.splits = load_splits(job, plugins.datasets)
@@ -152,7 +155,7 @@ class Session:
         else:
             host = self.hosts.build()
         network = GrowingNetwork(host, self.slots if phase == "growth" else ())
-        nursery = KernelNursery(self.plugins, self.desk, self.device, self.job.rng_seed, self.sleep)
+        source = KernelSource(self.plugins, self.desk, self.device, self.job.rng_seed, self.sleep)
         grower = Grower(
             network=network,
             optimizer=build_optimizer(self.job.optimizer, network.host.parameters()),
@@ -163,9 +166,11 @@ class Session:
             gates=gate_checks(self.plugins.gates.values()),
             operations={name: resolve(entry.apply) for name, entry in self.plugins.surgery_operations.items()},
             curve=self.curve,
-            nursery=nursery,
+            source=source,
             ledger=Ledger(),
             emit=self.events.append,
+            precision=Precision(self.job.precision, self.device),
+            max_gradient_norm=self.job.optimizer.max_gradient_norm,
         )
         return Run(
             phase=phase,
@@ -174,8 +179,9 @@ class Session:
             grower=grower,
             splits=self.splits,
             desk=self.desk,
-            nursery=nursery,
+            source=source,
             plugins=self.plugins,
+            schedule=self.schedule,
             device=self.device,
             events=self.events,
             epoch_ended=self._epoch_ended,

@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from esperd.builtins.blueprints import BLUEPRINTS
-from esperd.compiler.compile import SELF_TEST_BATCHES, compile_kernel, self_test
+from esperd.compiler.compile import SELF_TEST_BATCHES, compile_kernel, self_test, self_test_lengths
 from esperd.compiler.keys import kernel_key
 from esperd.declarations import Blueprint, resolve
 from esperd.errors import BlueprintRejected, ImportFailed, KernelRejected
 from esperd.execution import load_kernel
 
 BY_NAME = {blueprint.name: blueprint for blueprint in BLUEPRINTS}
-SHAPES = {"cnn": (5, 3, 4), "mlp": (7,)}
+SHAPES = {"cnn": (5, 3, 4), "mlp": (7,), "transformer": (7, 16)}
 
 
 class FailsOnOne(nn.Module):
@@ -41,6 +41,51 @@ class Shrinks(nn.Module):
         return self.linear(x)
 
 
+class NoParameters(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+
+    def forward(self, x):
+        return x * 1.0
+
+
+class MakesNan(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x):
+        return x + self.weight * (x.abs() * -1.0).sqrt()
+
+
+class CountsItsCalls(nn.Module):
+    """Sound while it is exported; afterwards it computes something else each time."""
+
+    calls = 0
+
+    def __init__(self, shape):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x):
+        factor = 2.0
+        if not torch.compiler.is_exporting():
+            CountsItsCalls.calls += 1
+            factor = float(CountsItsCalls.calls)
+        return x + x * self.weight * factor
+
+
+class FailsOnLongSequences(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.linear = nn.Linear(shape[1], shape[1])
+
+    def forward(self, x):
+        if not torch.compiler.is_exporting() and x.shape[1] > 7:
+            raise ValueError("too long")
+        return x + self.linear(x)
+
+
 def raises(shape):
     raise ValueError(f"no module for {shape}")
 
@@ -57,10 +102,10 @@ class FailsOnUse(nn.Module):
         raise ArithmeticError("never")
 
 
-def declare(factory, parameters=lambda shape: 0, flops=lambda shape: 0.0):
+def declare(factory, parameters=lambda shape: 0, flops=lambda shape: 0.0, topology="mlp"):
     return Blueprint(
         name="candidate",
-        topology="mlp",
+        topology=topology,
         factory=f"{__name__}:{factory.__name__}",
         parameters=parameters,
         flops=flops,
@@ -80,6 +125,7 @@ def test_every_built_in_blueprint_compiles_to_a_kernel_equal_to_the_bit(blueprin
     manifest = kernel.manifest
     assert manifest.self_test.max_abs_error == 0.0
     assert manifest.self_test.batches == SELF_TEST_BATCHES
+    assert manifest.self_test.lengths == ((1, 2, 4, 10) if blueprint.topology == "transformer" else ())
     assert manifest.graph_sha256 == hashlib.sha256(kernel.graph).hexdigest()
     assert manifest.weights_sha256 == hashlib.sha256(kernel.weights).hexdigest()
     assert manifest.parameters == blueprint.parameters(shape)
@@ -88,6 +134,24 @@ def test_every_built_in_blueprint_compiles_to_a_kernel_equal_to_the_bit(blueprin
     assert kernel.seconds > 0
     x = torch.randn(4, *shape)
     assert torch.equal(load_kernel(kernel.graph, kernel.weights)(x), x), "the stored weights are those at birth"
+
+
+def test_a_kernel_for_tokens_serves_every_length_of_a_sequence():
+    blueprint = BY_NAME["causal_attention"]
+    short, long = compiled(blueprint, (1, 16)), compiled(blueprint, (7, 16))
+    assert short.graph == long.graph
+    module = resolve(blueprint.factory)((7, 16))
+    nn.init.normal_(module.out.weight)
+    kernel = load_kernel(short.graph, None)
+    kernel.load_state_dict(module.state_dict())
+    for batch, length in ((1, 1), (2, 3), (1, 40)):
+        x = torch.randn(batch, length, 16)
+        assert torch.equal(kernel(x), module(x))
+
+
+@pytest.mark.parametrize(("length", "others"), [(1, (2, 4)), (2, (1, 5)), (3, (1, 2, 6)), (64, (1, 2, 32, 67))])
+def test_the_lengths_of_a_self_test_are_others_than_its_own(length, others):
+    assert self_test_lengths(length) == others
 
 
 def test_fresh_weights_of_the_factory_load_into_the_kernel():
@@ -136,12 +200,35 @@ def test_a_wrong_flop_formula_is_rejected_with_both_numbers():
         (declare(FailsOnUse), r"fails for shape \(7,\): ArithmeticError: never"),
         (declare(Shrinks), r"must keep shape and dtype \(2, 7\)"),
         (declare(FailsOnOne, parameters=lambda shape: 2 * shape[0]), "fails its self-test at batch 1, training"),
+        (declare(NoParameters), r"no parameters for shape \(7,\), so there is nothing to train"),
+        (declare(MakesNan, parameters=lambda shape: 7), "something that is not a finite number at batch 1, training"),
+        (declare(CountsItsCalls, parameters=lambda shape: 7), r"is not deterministic: at batch \d, training its module differs"),
     ],
-    ids=["raises", "no module", "fails on use", "changes shape", "fails on one sample"],
+    ids=[
+        "raises",
+        "no module",
+        "fails on use",
+        "changes shape",
+        "fails on one sample",
+        "no parameters",
+        "not a number",
+        "not deterministic",
+    ],
 )
 def test_a_module_that_cannot_be_a_seed_is_rejected(blueprint, message):
     with pytest.raises(BlueprintRejected, match=message):
         compiled(blueprint, (7,))
+
+
+def test_a_seed_for_tokens_that_fails_at_another_length_is_rejected():
+    blueprint = declare(
+        FailsOnLongSequences,
+        parameters=lambda shape: shape[1] ** 2 + shape[1],
+        flops=lambda shape: 2.0 * shape[0] * shape[1] ** 2,
+        topology="transformer",
+    )
+    with pytest.raises(BlueprintRejected, match=r"self-test at batch 1, length 10, training: ValueError: too long"):
+        compiled(blueprint, (7, 8))
 
 
 def test_a_kernel_that_computes_something_else_fails_its_self_test():
@@ -182,6 +269,7 @@ def test_a_key_is_the_same_for_the_same_blueprint_and_other_for_anything_else():
         kernel_key(blueprint, (4, 2, 2), device="cuda"),
         kernel_key(blueprint, (4, 2, 2), distribution="other 1.0"),
         kernel_key(dataclasses.replace(blueprint, parameters=lambda shape: 1), (4, 2, 2)),
+        kernel_key(dataclasses.replace(blueprint, deterministic=False), (4, 2, 2)),
     ]
     assert len({key.digest(), *(other.digest() for other in others)}) == len(others) + 1
 

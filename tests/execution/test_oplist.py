@@ -256,6 +256,32 @@ HOSTILE = {
     "a negative size": changed(parameters={**GRAPH["parameters"], "i": [[-1], "float32"]}),
     "more elements than memory": changed(parameters={**GRAPH["parameters"], "i": [[2**20, 2**20], "float32"]}),
     "too many dimensions": changed(parameters={**GRAPH["parameters"], "i": [[1] * 99, "float32"]}),
+    "attention without values": with_op(["%5", "aten.scaled_dot_product_attention.default", ["%4", "%4"], {}]),
+    "attention over a number": with_op(["%5", "aten.scaled_dot_product_attention.default", ["%4", "%4", 1], {}]),
+    "attention that drops weights": with_op(
+        ["%5", "aten.scaled_dot_product_attention.default", ["%4", "%4", "%4", None, 0.5], {}]
+    ),
+    "attention that drops by the mode": with_op(
+        ["%5", "aten.scaled_dot_product_attention.default", ["%4", "%4", "%4", None, TRAINING], {}]
+    ),
+    "attention that drops false": with_op(
+        ["%5", "aten.scaled_dot_product_attention.default", ["%4", "%4", "%4", None, False], {}]
+    ),
+    "attention scaled by a tensor": with_op(
+        ["%5", "aten.scaled_dot_product_attention.default", ["%4", "%4", "%4"], {"scale": "%4"}]
+    ),
+    "attention that is causal by the mode": with_op(
+        ["%5", "aten.scaled_dot_product_attention.default", ["%4", "%4", "%4", None, 0.0, TRAINING], {}]
+    ),
+    "unflattening into a number": with_op(["%5", "aten.unflatten.int", ["%4", 1, 2], {}]),
+    "unflattening into a tensor": with_op(["%5", "aten.unflatten.int", ["%4", 1, "%x"], {}]),
+    "unflattening into nested sizes": with_op(["%5", "aten.unflatten.int", ["%4", 1, [[2, 2]]], {}]),
+    "selecting by a tensor": with_op(["%5", "aten.select.int", ["%4", 0, "%x"], {}]),
+    "ones of a size of its own": with_op(["%5", "aten.ones_like.default", [[2**30]], {}]),
+    "ones in pinned memory": with_op(["%5", "aten.ones_like.default", ["%4"], {"pin_memory": True}]),
+    "ones of another kind": with_op(["%5", "aten.ones_like.default", ["%4"], {"dtype": 1}]),
+    "a diagonal that is no integer": with_op(["%5", "aten.tril.default", ["%4", 0.5], {}]),
+    "a comparison with a tensor": with_op(["%5", "aten.gt.Scalar", ["%4", "%4"], {}]),
     "too many operations": changed(
         ops=[[f"%o{index}", "aten.relu.default", ["%x"], {}] for index in range(MAX_OPERATIONS + 1)], output="%o0"
     ),
@@ -301,6 +327,34 @@ def test_weights_that_do_not_fit_are_rejected(eager):
     ):
         with pytest.raises(KernelRejected):
             load_kernel(encode(GRAPH), safetensors.torch.save(state))
+
+
+ATTENDS = {
+    "format": 1,
+    "inputs": ["%x"],
+    "parameters": {"values": [[1, 1, 6, 8], "float32"], "mask": [[3, 3], "float32"]},
+    "buffers": {},
+    "ops": [["%0", "aten.scaled_dot_product_attention.default", ["%x", "%x", "values"], {}]],
+    "output": "%0",
+    "mutations": {},
+}
+
+
+@pytest.mark.parametrize("length", [1, 5, 7, 400])
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_never_reads_beyond_its_keys_or_values(length, training):
+    kernel = load_kernel(encode(ATTENDS), None).train(training)
+    with pytest.raises(KernelRejected, match=rf"keys \(1, 1, {length}, 8\) that have values \(1, 1, 6, 8\)"):
+        kernel(torch.randn(1, 1, length, 8, requires_grad=training))
+
+
+def test_attention_with_a_mask_of_another_size_raises():
+    ops = [["%0", "aten.scaled_dot_product_attention.default", ["%x", "%x", "%x", "mask"], {}]]
+    kernel = load_kernel(encode({**ATTENDS, "ops": ops}), None)
+    assert kernel(torch.randn(2, 1, 3, 8)).shape == (2, 1, 3, 8)
+    for length in (2, 4, 400):
+        with pytest.raises(RuntimeError, match="must match"):
+            kernel(torch.randn(2, 1, length, 8))
 
 
 # --- fuzzing

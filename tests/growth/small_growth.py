@@ -12,12 +12,14 @@ from esperd.compiler.compile import compile_kernel
 from esperd.declarations import Blueprint, resolve
 from esperd.execution.oplist import load_kernel
 from esperd.growth.alpha import Ramp, cosine
-from esperd.growth.grower import Grower, GrownModule
+from esperd.growth.grower import Grower
 from esperd.growth.ledger import Ledger
 from esperd.growth.lifecycle import Life
 from esperd.growth.network import GrowingNetwork, Seed
+from esperd.growth.operators import operator as build_operator
 from esperd.growth.optimizer import build_optimizer
 from esperd.growth.slots import find_slots
+from esperd.growth.source import GrownModule
 from esperd.messages.growth import SlotRecord, Stage
 from esperd.messages.jobs import Gates, Growth, Optimizer
 from esperd.messages.kernels import KernelCompiled, KernelKey
@@ -90,7 +92,7 @@ def kernel(blueprint: str, shape: tuple[int, ...]) -> KernelCompiled:
 
 
 class Kernels:
-    """A nursery that grows seeds on portable kernels, as the trainer's does, without a daemon."""
+    """A source that grows seeds on portable kernels, as the trainer's does, without a daemon."""
 
     def __init__(self, wrap: Callable[[nn.Module], nn.Module] = lambda module: module, *, portable: bool = True):
         self.wrap = wrap
@@ -105,12 +107,17 @@ class Kernels:
     def min_gradient_ratio(self, blueprint: str) -> float | None:
         return PLUGINS.blueprints[blueprint].min_gradient_ratio
 
-    def grow(self, blueprint: str, slot: SlotRecord, seed: str, epoch: int) -> GrownModule:
+    def grow(self, blueprint: str, slot: SlotRecord, seed: str, operator: str, epoch: int) -> GrownModule:
         declaration: Blueprint = PLUGINS.blueprints[blueprint]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sum(map(ord, seed)))
             eager = resolve(declaration.factory)(slot.shape)
-        known = {"parameters": declaration.parameters(slot.shape), "flops_per_sample": declaration.flops(slot.shape)}
+            entering = build_operator(operator, slot)
+        known = {
+            "operator": entering,
+            "parameters": declaration.parameters(slot.shape),
+            "flops_per_sample": declaration.flops(slot.shape),
+        }
         if not self.portable:
             return GrownModule(module=self.wrap(eager), **known)
         compiled = kernel(blueprint, slot.shape)
@@ -121,9 +128,9 @@ class Kernels:
 
 
 def grower(events: list | None = None, *, optimizer: Optimizer | None = None, seed: int = 0, **options) -> Grower:
-    """A grower at its very beginning. ``options``: nursery, settings, dropout, or fields of Growth."""
+    """A grower at its very beginning. ``options``: source, settings, dropout, or fields of Growth."""
     net = network(seed, options.pop("dropout", 0.2))
-    nursery, settings = options.pop("nursery", None), options.pop("settings", Gates())
+    source, settings = options.pop("source", None), options.pop("settings", Gates())
     durations = {"incubation_epochs": 1, "blending_epochs": 1, "shadowing_epochs": 1, "embargo_epochs": 1}
     grown = Grower(
         network=net,
@@ -135,7 +142,7 @@ def grower(events: list | None = None, *, optimizer: Optimizer | None = None, se
         gates=GATES,
         operations=OPERATIONS,
         curve=cosine,
-        nursery=nursery or Kernels(),
+        source=source or Kernels(),
         ledger=Ledger(),
         emit=(events if events is not None else []).append,
     )
@@ -154,16 +161,16 @@ def steps(grown: Grower, chosen: list[tuple[torch.Tensor, torch.Tensor]]) -> lis
     return [float(grown.train_step(inputs, targets)) for inputs, targets in chosen]
 
 
-def end(grown: Grower, losses: list[float]) -> None:
+def end(grown: Grower) -> None:
     """What happens between two epochs."""
     grown.epoch += 1
-    grown.train_loss = sum(losses) / len(losses)
     grown.measure([GATE])
     grown.end_epoch()
 
 
 def epoch(grown: Grower) -> None:
-    end(grown, steps(grown, batches(grown.epoch)))
+    steps(grown, batches(grown.epoch))
+    end(grown)
 
 
 def germinate(blueprint: str, slot: str) -> Decision:

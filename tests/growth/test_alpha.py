@@ -5,14 +5,12 @@ from __future__ import annotations
 import itertools
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esperd.growth.alpha import Ramp, cosine, linear, sigmoid
-from esperd.growth.blend import blend
+from esperd.growth.alpha import Ramp, cosine, linear, sigmoid, tanh
 
-CURVES = [linear, cosine, sigmoid]
+CURVES = [linear, cosine, sigmoid, tanh]
 
 
 @pytest.mark.parametrize("curve", CURVES)
@@ -55,10 +53,3 @@ def test_a_moving_ramp_cannot_be_retargeted():
 def test_a_resting_ramp_goes_on_from_where_it_stands():
     ramp = Ramp().toward(0.8, 1, "linear").step().toward(0.2, 2, "linear").step()
     assert ramp.value(linear) == pytest.approx(0.5)
-
-
-def test_blending_is_exact_at_both_ends():
-    host, seed = torch.randn(4, 3, 5, 5), 1e4 * torch.randn(4, 3, 5, 5)
-    assert torch.equal(blend(host, seed, 0.0), host)
-    assert torch.equal(blend(host, seed, 1.0), seed)
-    assert torch.allclose(blend(host, seed, 0.25), 0.75 * host + 0.25 * seed)

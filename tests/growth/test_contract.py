@@ -9,11 +9,15 @@ import torch
 from torch import nn
 
 from esperd.builtins.blueprints import BLUEPRINTS
-from esperd.declarations import Blueprint
+from esperd.declarations import Blueprint, resolve
 from esperd.errors import BlueprintRejected, ImportFailed
 from esperd.growth.contract import check_blueprint
 
-SHAPES = {"cnn": [(1, 6, 6), (5, 4, 7), (12, 4, 4), (17, 3, 3), (64, 2, 2)], "mlp": [(1,), (5,), (17,), (64,)]}
+SHAPES = {
+    "cnn": [(1, 6, 6), (5, 4, 7), (12, 4, 4), (17, 3, 3), (64, 2, 2)],
+    "mlp": [(1,), (5,), (17,), (64,)],
+    "transformer": [(2, 3), (4, 8), (7, 16), (5, 33), (12, 64)],
+}
 CASES = [
     pytest.param(blueprint, shape, id=f"{blueprint.name}-{'x'.join(map(str, shape))}")
     for blueprint in BLUEPRINTS
@@ -124,6 +128,26 @@ class Draws(Sound):
         return super().forward(x) + Draws.calls
 
 
+class NoisyInEvaluation(Sound):
+    """Its last layer hides the noise at birth."""
+
+    def forward(self, x):
+        return x + self.conv(x) * (1.0 + 0.1 * torch.rand_like(x))
+
+
+class CountsInEvaluation(Sound):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += not self.training
+        return x + self.conv(x) * (1.0 + self.calls)
+
+
+class WithDropout(Sound):
+    def forward(self, x):
+        return x + self.conv(nn.functional.dropout(x, 0.5, self.training))
+
+
 class WritesToTheHost(Sound):
     def forward(self, x):
         return super().forward(x.add_(1.0))
@@ -134,19 +158,43 @@ class RaisesOnBuild(Sound):
         raise RuntimeError("no room")
 
 
+class Positions(nn.Module):
+    """Adds what it learned for each place: it takes no sequence but of the length it was built for."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x):
+        return x + self.places
+
+
+class MixesPlaces(nn.Module):
+    def __init__(self, shape):
+        super().__init__()
+        self.mix = nn.Linear(shape[0], shape[0], bias=False)
+        nn.init.zeros_(self.mix.weight)
+
+    def forward(self, x):
+        return x + self.mix(x.transpose(1, 2)).transpose(1, 2)
+
+
 def no_module(shape):
     return "a module"
 
 
-def declare(factory, parameters=lambda shape: shape[0] ** 2, flops=lambda shape: 2.0 * shape[0] ** 2 * shape[1] * shape[2]):
+def declare(
+    factory, parameters=lambda shape: shape[0] ** 2, flops=lambda shape: 2.0 * shape[0] ** 2 * shape[1] * shape[2], **fields
+):
     return Blueprint(
         name="candidate",
-        topology="cnn",
+        topology=fields.pop("topology", "cnn"),
         factory=f"{__name__}:{factory.__name__}",
         parameters=parameters,
         flops=flops,
         description="",
         source="",
+        **fields,
     )
 
 
@@ -157,6 +205,25 @@ def failed(blueprint):
 @pytest.mark.parametrize(("blueprint", "shape"), CASES)
 def test_every_built_in_blueprint_keeps_its_contract(blueprint, shape):
     check_blueprint(blueprint, [shape]).raise_for_failures()
+
+
+@pytest.mark.parametrize(("blueprint", "shape"), CASES)
+def test_every_built_in_blueprint_also_learns_as_a_factor_of_its_host(blueprint, shape):
+    torch.manual_seed(0)
+    module = resolve(blueprint.factory)(shape).train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=1e-2)
+    host, readout = torch.randn(8, *shape), torch.randn(8, *shape)
+    waiting = {name for name, _ in module.named_parameters()}
+    for step in range(3):
+        optimizer.zero_grad()
+        output = host * (1.0 + torch.tanh(module(host) - host))
+        assert step or torch.equal(output, host)
+        (output * readout).mean().backward()
+        moving = {name for name, parameter in module.named_parameters() if bool((parameter.grad != 0).any())}
+        assert moving
+        waiting -= moving
+        optimizer.step()
+    assert not waiting
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -220,8 +287,51 @@ def test_nan_outputs_are_counted():
     assert "500 of 500 outputs are not finite" in finite.detail
 
 
-def test_a_seed_that_computes_something_else_each_time_is_not_deterministic():
-    assert "deterministic" in failed(declare(Draws))
+@pytest.mark.parametrize("factory", [Draws, NoisyInEvaluation, CountsInEvaluation])
+def test_a_seed_that_computes_something_else_each_time_is_not_deterministic(factory):
+    assert failed(declare(factory)) >= {"deterministic"}
+
+
+def test_a_blueprint_that_says_it_is_not_deterministic_is_only_held_to_finite_outputs():
+    report = check_blueprint(declare(NoisyInEvaluation, deterministic=False), [SHAPE])
+    report.raise_for_failures()
+    made = {check.name for check in report.checks}
+    assert "finite" in made
+    assert "deterministic" not in made
+
+
+def test_dropout_is_deterministic():
+    check_blueprint(declare(WithDropout), [SHAPE]).raise_for_failures()
+
+
+@pytest.mark.parametrize(
+    ("factory", "parameters", "flops", "detail"),
+    [
+        (Positions, 40, 0.0, "(2, 1, 8) torch.float32 on cpu became (2, 5, 8) torch.float32 on cpu"),
+        (MixesPlaces, 25, 400.0, "it fails on (2, 1, 8): RuntimeError"),
+    ],
+)
+def test_a_seed_for_transformers_must_take_any_length(factory, parameters, flops, detail):
+    blueprint = declare(factory, lambda shape: parameters, lambda shape: flops, topology="transformer")
+    (failure,) = check_blueprint(blueprint, [(5, 8)]).failures
+    assert failure.name == "shape"
+    assert detail in failure.detail
+
+
+@pytest.mark.parametrize(
+    ("factory", "check", "message"),
+    [
+        (ChangesShape, "shape", r"\(1, 4, 5, 5\) torch.float32 on cpu became \(1, 4, 4, 5\)"),
+        (MakesNan, "finite", "500 of 500 outputs are not finite"),
+        (NoisyInEvaluation, "deterministic", "two evaluation passes differ by up to .* declare deterministic=False"),
+        (NoParameters, "has_parameters", "it has no parameters, so there is nothing to train"),
+    ],
+)
+def test_what_cannot_be_a_seed_is_refused_for_its_own_reason(factory, check, message):
+    blueprint = declare(factory, parameters=lambda shape: 0 if factory is NoParameters else shape[0] ** 2)
+    with pytest.raises(BlueprintRejected, match=message) as caught:
+        check_blueprint(blueprint, [SHAPE]).raise_for_failures()
+    assert caught.value.fields["checks"][0] == check
 
 
 def test_a_seed_that_writes_to_the_hosts_tensor_breaks_identity():

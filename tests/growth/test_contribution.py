@@ -75,8 +75,12 @@ def net(trained):
         trained.remove(seed.name)
 
 
+def off(*names):
+    return {name: {name: 0.0} for name in names}
+
+
 def contribution(net, name, *, fused=False):
-    return measure(net, [GATE], loss, accuracy, ablate=[name], fused=fused).contribution(name, confidence=0.95, epoch=3)
+    return measure(net, [GATE], loss, accuracy, variants=off(name), fused=fused).contribution(name, confidence=0.95, epoch=3)
 
 
 @pytest.mark.parametrize(("probability", "degrees", "value"), TABLE)
@@ -163,7 +167,7 @@ def test_a_contribution_is_the_paired_mean_of_losses_without_minus_with(net):
 
 
 def test_a_metric_that_nobody_asked_for_stays_unknown():
-    measured = Measured(loss=torch.ones(9), metric=None, without={"a#0": (torch.ones(9), None)})
+    measured = Measured(loss=torch.ones(9), metric=None, variants={"a#0": (torch.ones(9), None)})
     assert measured.mean_metric is None
     assert measured.contribution("a#0", confidence=0.9, epoch=1).metric is None
 
@@ -174,20 +178,20 @@ def test_fused_ablations_equal_separate_ones(net, alpha):
         net.insert(seed_of(Shift(*[0.1 * (index + 1)] * slot.shape[0]), slot, index, alpha=alpha))
     net.insert(seed_of(Shift(*[-0.2] * 6), net.slots[1], 5, alpha=0.7))
     names = [seed.name for seed in net.seeds()]
-    assert fuses(net, GATE, loss, names)
+    assert fuses(net, GATE, loss, off(*names))
     halves = [(GATE[0][:40], GATE[1][:40]), (GATE[0][40:], GATE[1][40:])]
-    fused, separate = (measure(net, halves, loss, accuracy, ablate=names, fused=fused) for fused in (True, False))
+    fused, separate = (measure(net, halves, loss, accuracy, variants=off(*names), fused=fused) for fused in (True, False))
     torch.testing.assert_close(fused.loss, separate.loss)
     for name in names:
-        torch.testing.assert_close(fused.without[name][0], separate.without[name][0])
-        assert torch.equal(fused.without[name][1], separate.without[name][1])
-        assert not torch.equal(separate.without[name][0], separate.loss)
+        torch.testing.assert_close(fused.variants[name][0], separate.variants[name][0])
+        assert torch.equal(fused.variants[name][1], separate.variants[name][1])
+        assert not torch.equal(separate.variants[name][0], separate.loss)
 
 
 def test_a_network_that_mixes_samples_is_not_fused(net):
     net.insert(seed_of(Shift(*[0.5] * 4), net.slots[0], 0))
     net.insert(seed_of(MixesSamples(), net.slots[1], 1))
-    assert not fuses(net, GATE, loss, ["first#0"])
+    assert not fuses(net, GATE, loss, off("first#0"))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -202,7 +206,7 @@ def test_measuring_leaves_modes_weights_and_gradients_alone(fused):
         assert not net.host.dropout.training
         return loss(output, target)
 
-    first, second = (measure(net, [TRAIN], checked, ablate=["first#0"], fused=fused) for _ in range(2))
+    first, second = (measure(net, [TRAIN], checked, variants=off("first#0"), fused=fused) for _ in range(2))
     assert torch.equal(first.loss, second.loss)
     assert [module.training for module in net.modules()] == modes
     assert same(net.state_dict(), state)
@@ -229,8 +233,8 @@ def test_a_grower_measures_its_probationary_seeds_and_remembers_whether_they_fus
     grown.network.insert(seed)
     grown.epoch = 4
     measured = grown.measure([GATE])
-    assert grown.fused is True
-    assert seed.contribution == measured.contribution("first#0", confidence=0.95, epoch=4)
+    assert grown.gate_pass.fused is True
+    assert seed.contribution == measured.contribution("without first#0", confidence=0.95, epoch=4)
     assert [type(event).__name__ for event in events] == ["ContributionMeasured"]
 
 
@@ -244,9 +248,9 @@ def test_a_grower_tries_fusing_anew_for_every_seed_it_never_measured():
     behind.life = before.life = Life(stage=Stage.PROBATIONARY)
     net.insert(behind)
     grown.measure([GATE])
-    assert grown.fused is True, "what mixes samples stands before the seed"
+    assert grown.gate_pass.fused is True, "what mixes samples stands before the seed"
     net.insert(before)
     measured = grown.measure([GATE])
-    assert grown.fused is False
-    separate = measure(net, [GATE], loss, ablate=["first#2"])
-    assert torch.equal(measured.without["first#2"][0], separate.without["first#2"][0])
+    assert grown.gate_pass.fused is False
+    separate = measure(net, [GATE], loss, variants=off("first#2"))
+    assert torch.equal(measured.variants["without first#2"][0], separate.variants["first#2"][0])

@@ -188,17 +188,17 @@ def test_a_flipped_bit_in_the_weights_is_noticed(exported):
         load(exported, host=Host)
 
 
-@pytest.mark.parametrize("text", [b"", b"[1]", b"\xff\xfe", b"{", b"[" * 100_000, b'{"format": 1}', b'{"format": 1, "seeds": 3}'])
+@pytest.mark.parametrize("text", [b"", b"[1]", b"\xff\xfe", b"{", b"[" * 100_000, b'{"format": 2}', b'{"format": 2, "seeds": 3}'])
 def test_a_malformed_structure_is_rejected(exported, text):
     (exported / STRUCTURE).write_bytes(text)
     with pytest.raises(ExportRejected, match="malformed"):
         load(exported, host=Host)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_an_unknown_format_is_rejected_with_its_number(exported, version):
     edit(exported, lambda structure: structure.update(format=version))
-    with pytest.raises(ExportRejected, match=f"has format {version}; this esperd reads 1"):
+    with pytest.raises(ExportRejected, match=f"has format {version}; this esperd reads 2"):
         load(exported, host=Host)
 
 

@@ -21,10 +21,11 @@ from esperd.growth.gates import (
     proof,
     readiness,
     stability,
+    thresholds,
 )
 from esperd.growth.lifecycle import GATES
-from esperd.messages.growth import Contribution, Verdict
-from esperd.messages.jobs import Gates
+from esperd.messages.growth import Contribution, Trial, Verdict
+from esperd.messages.jobs import Gates, Thresholds
 from esperd.plugins import load_plugins
 
 SETTINGS = Gates(min_gradient_ratio=0.1, max_loss_drift=0.2, max_loss_spike=0.4, min_contribution=0.01)
@@ -47,8 +48,9 @@ SOUND = Evidence(
     probe=PROBE,
     gradient_ratio=0.5,
     vanished_share=0.0,
-    incubation_loss=1.0,
-    train_loss=1.0,
+    exploded_share=0.0,
+    prospect=Contribution(loss=0.0, lower=-0.1, upper=0.1, confidence=0.95, samples=100, epoch=7),
+    gate_loss=1.0,
     alpha=1.0,
     alpha_at_rest=True,
     gate_losses=(1.0, 1.0, 0.9),
@@ -60,6 +62,11 @@ NAN = math.nan
 
 def evidence(**changes) -> Evidence:
     return dataclasses.replace(SOUND, **changes)
+
+
+def switched_on(to: float, before: float = 1.0) -> Evidence:
+    """The gate loss would go from ``before`` to ``to``."""
+    return evidence(gate_loss=before, prospect=msgspec.structs.replace(SOUND.prospect, loss=before - to))
 
 
 def probe(**changes) -> Evidence:
@@ -95,15 +102,17 @@ def test_each_gate_lets_a_sound_seed_through_and_says_why(gate):
         ("G1", probe(tensors_with_gradient_third=3), "only 3 of 4 parameter tensors learn by step 3"),
         ("G2", evidence(gradient_ratio=None), "gradients were never measured"),
         ("G2", evidence(vanished_share=None), "gradients were never measured"),
-        ("G2", evidence(incubation_loss=None), "lookahead loss was never measured"),
-        ("G2", evidence(train_loss=None), "lookahead loss was never measured"),
+        ("G2", evidence(exploded_share=None), "gradients were never measured"),
+        ("G2", evidence(prospect=None), "switched on was never measured"),
+        ("G2", evidence(gate_loss=None), "switched on was never measured"),
         ("G2", evidence(gradient_ratio=0.09), "0.09 is below 0.1"),
         ("G2", evidence(gradient_ratio=NAN), "nan is below 0.1"),
-        ("G2", evidence(min_gradient_ratio=0.6), "0.5 is below 0.6"),
         ("G2", evidence(vanished_share=0.6), "60% of its gradients have vanished"),
         ("G2", evidence(vanished_share=NAN), "have vanished"),
-        ("G2", evidence(incubation_loss=1.3), "raise the loss by 30%"),
-        ("G2", evidence(incubation_loss=NAN), "raise the loss by nan"),
+        ("G2", evidence(exploded_share=0.2), "20% of its gradients have exploded"),
+        ("G2", evidence(exploded_share=NAN), "have exploded"),
+        ("G2", switched_on(1.3), "raise the loss by 30%"),
+        ("G2", switched_on(NAN), "raise the loss by nan"),
         ("G3", evidence(alpha_at_rest=False), "alpha 1 of 1"),
         ("G3", evidence(alpha=0.5), "alpha 0.5 of 1"),
         ("G4", evidence(gate_losses=()), "not measured over the window"),
@@ -133,14 +142,47 @@ def test_g1_names_every_problem_at_once():
     assert "finite" in reason
 
 
-def test_a_joint_seed_needs_no_lookahead_loss():
-    verdict = readiness(evidence(isolated=False, incubation_loss=None), SETTINGS)
+def test_a_joint_seed_is_switched_on_already():
+    verdict = readiness(evidence(isolated=False, prospect=None), SETTINGS)
     assert verdict.passed
-    assert verdict.numbers["lookahead_rise"] is None
+    assert verdict.numbers["switched_on_rise"] is None
 
 
-def test_a_blueprints_own_threshold_may_be_lower_than_the_jobs():
-    assert readiness(evidence(gradient_ratio=0.02, min_gradient_ratio=0.01), SETTINGS).passed
+def test_a_host_that_stands_still_is_compared_with_nothing():
+    verdict = readiness(evidence(host_learns=False, gradient_ratio=None), SETTINGS)
+    assert verdict.passed
+    assert verdict.reason.startswith("the host stands still")
+    assert not readiness(evidence(host_learns=False, gradient_ratio=None, vanished_share=None), SETTINGS).passed
+
+
+def test_thresholds_are_the_jobs_unless_somebody_nearer_to_the_seed_says_otherwise():
+    assert thresholds(SETTINGS, "cnn", "norm", None) == SETTINGS
+    assert thresholds(SETTINGS, "cnn", "norm", 0.01) == msgspec.structs.replace(SETTINGS, min_gradient_ratio=0.01)
+
+
+def test_what_the_job_says_for_a_topology_goes_before_what_a_blueprint_declares_and_for_a_blueprint_before_both():
+    settings = msgspec.structs.replace(
+        SETTINGS,
+        topologies={"cnn": Thresholds(min_gradient_ratio=0.2, max_loss_spike=0.9), "mlp": Thresholds(min_contribution=5.0)},
+        blueprints={"norm": Thresholds(min_gradient_ratio=0.3)},
+    )
+    assert thresholds(settings, "cnn", "conv_light", 0.01).min_gradient_ratio == 0.2
+    chosen = thresholds(settings, "cnn", "norm", 0.01)
+    assert (chosen.min_gradient_ratio, chosen.max_loss_spike, chosen.min_contribution) == (0.3, 0.9, 0.01)
+
+
+def test_proof_by_trial_looks_at_the_trial_alone():
+    settings = msgspec.structs.replace(SETTINGS, proof="trial")
+    trial = Trial(
+        loss=0.1, lower=0.05, upper=0.2, confidence=0.95, samples=100, steps_with=10, steps_without=12, flops=1e6, epoch=7
+    )
+    missing = proof(SOUND, settings)
+    assert (missing.passed, missing.reason) == (False, "its trial was not measured at this decision point")
+    verdict = proof(evidence(trial=trial, contribution=None), settings)
+    assert verdict.passed
+    assert verdict.numbers["trial"] == 0.1
+    assert not proof(evidence(trial=msgspec.structs.replace(trial, lower=0.0)), settings).passed
+    assert not proof(evidence(trial=msgspec.structs.replace(trial, epoch=6)), settings).passed
 
 
 @pytest.mark.parametrize(
@@ -149,6 +191,7 @@ def test_a_blueprints_own_threshold_may_be_lower_than_the_jobs():
         ("G2", evidence(gradient_ratio=0.105), True),
         ("G2", evidence(gradient_ratio=0.095), True),
         ("G2", evidence(gradient_ratio=0.2), False),
+        ("G2", switched_on(1.19), True),
         ("G2", evidence(gradient_ratio=None), False),
         ("G4", evidence(gate_losses=(1.0, 1.19)), True),
         ("G4", evidence(gate_losses=(1.0, 0.6, 0.9)), False),
@@ -167,7 +210,9 @@ def test_verdicts_carry_every_number_they_looked_at():
         "gradient_ratio": 0.5,
         "min_gradient_ratio": 0.1,
         "vanished_share": 0.0,
-        "lookahead_rise": 0.0,
+        "exploded_share": 0.0,
+        "switched_on_rise": 0.0,
+        "max_loss_drift": 0.2,
     }
     assert proof(SOUND, SETTINGS).numbers == {
         "contribution": 0.1,
@@ -218,8 +263,7 @@ def test_a_gate_guards_a_stage_that_is_entered_through_one():
 
 
 def test_losses_below_zero_rise_when_they_come_nearer_to_zero():
-    worse = dataclasses.replace(SOUND, train_loss=-2.0, incubation_loss=-1.0)
-    better = dataclasses.replace(SOUND, train_loss=-2.0, incubation_loss=-3.0)
+    worse, better = switched_on(-1.0, before=-2.0), switched_on(-3.0, before=-2.0)
     assert not readiness(worse, Gates()).passed
     assert readiness(better, Gates()).passed
     assert not stability(dataclasses.replace(SOUND, gate_losses=(-2.0, -1.0, -0.5)), Gates()).passed

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_growth import BATCH, GATE, SAMPLES, batches, end, epoch, germinate, grower, steps, until
+from small_growth import BATCH, GATE, SAMPLES, batches, end, epoch, germinate, grower, same, steps, tensors_of, until
 
-from esperd.errors import TrainingDiverged
+from esperd.errors import InvalidSlot, NotTraining, TrainingDiverged
 from esperd.growth.alpha import cosine
 from esperd.growth.optimizer import set_learning_rate
 from esperd.messages.growth import Stage
+from esperd.messages.jobs import Gates
 from esperd.messages.policy import Decision
-from esperd.messages.telemetry import ContributionMeasured, GateEvaluated, StageChanged
+from esperd.messages.telemetry import ContributionMeasured, GateEvaluated, ProspectMeasured, StageChanged
 
 
 def told(event):
@@ -22,6 +23,8 @@ def told(event):
             return f"{event.verdict.gate} {'passed' if event.verdict.passed else 'refused'}"
         case ContributionMeasured():
             return "contribution"
+        case ProspectMeasured():
+            return "prospect"
     raise AssertionError(event)
 
 
@@ -36,7 +39,7 @@ def test_a_seed_lives_through_its_stages_and_every_step_is_told():
     assert grown.apply(Decision(action="fossilize", seed="first#0", reason="proven")) is None
     assert [told(event) for event in events] == [
         *("G0 passed", "germinated", "G1 passed", "training"),
-        *("G2 passed", "blending"),
+        *("prospect", "G2 passed", "blending"),
         *("G3 passed", "shadowing"),
         *("G4 passed", "probationary"),
         "contribution",
@@ -54,11 +57,10 @@ def test_alpha_climbs_step_by_step_and_stands_when_blending_ends():
     assert seed.alpha == 0.0
     seen = []
     for _ in range(2):
-        losses = []
         for batch in batches(grown.epoch):
-            losses += steps(grown, [batch])
+            steps(grown, [batch])
             seen.append(seed.alpha)
-        end(grown, losses)
+        end(grown)
     total = 2 * SAMPLES // BATCH
     assert seen[:-1] == [0.6 * cosine(step / total) for step in range(1, total)]
     assert seen[-1] == 0.6
@@ -66,7 +68,7 @@ def test_alpha_climbs_step_by_step_and_stands_when_blending_ends():
 
 
 def test_a_seed_that_would_raise_the_loss_is_not_blended_in():
-    grown = grower(incubation_epochs=1, learning_rate_scale=1e4)
+    grown = grower(incubation_epochs=1, learning_rate_scale=1e4, settings=Gates(max_exploded_share=1.0))
     epoch(grown)
     grown.apply(germinate("conv_light", "second"))  # no BatchNorm behind it to scale it down again
     for _ in range(2):
@@ -74,6 +76,27 @@ def test_a_seed_that_would_raise_the_loss_is_not_blended_in():
     outcome = grown.outcomes[0]
     assert outcome.stage is Stage.CULLED
     assert outcome.reason.startswith("G2: switched on it would raise the loss by")
+
+
+def test_a_step_in_eval_mode_is_refused_before_anything_moved():
+    grown = grower()
+    grown.network.eval()
+    weights = tensors_of(grown)
+    with pytest.raises(NotTraining, match=r"train_step was called on a network in eval mode; call network\.train\(\) first"):
+        grown.train_step(*grown.sample)
+    assert grown.step == 0
+    assert same(weights, tensors_of(grown))
+
+
+def test_a_slot_whose_tensor_changes_shape_between_batches_is_named_as_soon_as_a_seed_is_heard_there():
+    grown = grower(incubation="joint", dropout=0.0)
+    epoch(grown)
+    grown.network(torch.randn(2, 1, 8, 8))
+    grown.apply(germinate("conv_light", "first"))
+    with pytest.raises(
+        InvalidSlot, match=r"slot 'first' has shape \(4, 8, 8\) for one sample, its seeds were grown for \(4, 6, 6\)"
+    ):
+        grown.network(torch.randn(2, 1, 8, 8))
 
 
 def test_seeds_that_take_part_in_a_pass_name_its_structure():
@@ -96,6 +119,6 @@ def test_a_gate_loss_that_is_not_finite_ends_the_training():
 
 def test_the_hosts_learning_rate_can_be_read_back():
     grown = grower()
-    set_learning_rate(grown.optimizer, 0.125)
+    set_learning_rate(grown.optimizer, 0.125, 0)
     assert grown.host_learning_rate() == 0.125
     assert grown.host_parameters == sum(parameter.numel() for parameter in grown.network.host.parameters())

@@ -45,7 +45,7 @@ def test_work_is_counted_once_and_charged_by_samples():
     for samples in (3, 5, 1):
         assert ledger.charge("gate", "host", samples, lambda samples=samples: work(samples)).shape == (samples, 5)
     assert runs == [3, 5, 1]
-    assert ledger.spent == {"train": 0.0, "incubation": 0.0, "ablation": 0.0, "gate": 9.0 * LINEAR}
+    assert ledger.spent == {"train": 0.0, "incubation": 0.0, "ablation": 0.0, "gate": 9.0 * LINEAR, "trial": 0.0}
     assert ledger.total == 9 * LINEAR
     assert ledger.cost("gate", "host") == LINEAR
     assert ledger.cost("gate", "other") is None
@@ -55,7 +55,10 @@ def test_work_is_counted_once_and_charged_by_samples():
 def test_an_epoch_of_the_host_costs_what_a_hand_computes():
     grown = grower()
     epoch(grown)
-    assert grown.ledger.spent == {"train": SAMPLES * TRAINED, "incubation": 0.0, "gate": SAMPLES * FORWARD, "ablation": 0.0}
+    assert {purpose: spent for purpose, spent in grown.ledger.spent.items() if spent} == {
+        "train": SAMPLES * TRAINED,
+        "gate": SAMPLES * FORWARD,
+    }
     epoch(grown)
     assert grown.ledger.spent["train"] == 2 * SAMPLES * TRAINED
     assert grown.ledger.spent["gate"] == 2 * SAMPLES * FORWARD
@@ -68,22 +71,27 @@ def test_a_seed_is_charged_from_its_probe_to_its_ablations():
     probed = grown.ledger.spent["incubation"]
     assert probed > 3 * FORWARD * BATCH, "three lookahead steps"
     epoch(grown)
-    # each lookahead pass: host and seed forward; backward to the seed's weights and the norm before them, no further
+    # each lookahead pass: from the slot on, the seed included, there and back; back to the seed's weights, no further
     seed = 2 * 9 * 4 * 4 * 36
-    lookahead = FORWARD + seed + (SECOND + HEAD) + 2 * seed
-    assert grown.ledger.spent["incubation"] - probed == lookahead * SAMPLES
+    lookahead = 2 * (SECOND + HEAD) + 3 * seed
+    # before the first of them the host is traced, and one pass from the beginning and two from the slot are compared
+    tried = FORWARD + (FIRST + lookahead) + lookahead
+    assert grown.ledger.spent["incubation"] - probed == lookahead * SAMPLES + tried * BATCH
+    # the network with the seed switched on, fused; before that, fusing was tried: stacked, then each by itself
+    switched_on = 2 * (FORWARD + seed)
+    assert grown.ledger.spent["ablation"] == SAMPLES * (switched_on - FORWARD + switched_on + (2 * FORWARD + seed))
     while grown.network.seed("first#0").stage is not Stage.PROBATIONARY:
+        before = grown.ledger.spent["ablation"]
         epoch(grown)
-        assert grown.ledger.spent["ablation"] == 0.0
+        assert grown.ledger.spent["ablation"] == before
     spent = dict(grown.ledger.spent)
     epoch(grown)
     assert grown.ledger.spent["train"] - spent["train"] == SAMPLES * (TRAINED + 3 * seed)
     assert grown.ledger.spent["gate"] - spent["gate"] == SAMPLES * (FORWARD + seed)
-    # one ablation of the split; before it, fusing was tried: with and without the seed, stacked and separately
-    assert grown.fused
-    assert grown.ledger.spent["ablation"] == SAMPLES * (FORWARD + seed) * (1 + 4)
-    epoch(grown)
-    assert grown.ledger.spent["ablation"] == SAMPLES * (FORWARD + seed) * (1 + 4 + 1)
+    assert grown.gate_pass.fused
+    for ablations in (1, 2):  # each is one more pass of the split, fused with the network's own
+        assert grown.ledger.spent["ablation"] - spent["ablation"] == SAMPLES * (FORWARD + seed) * ablations
+        epoch(grown)
 
 
 def test_being_counted_changes_no_bit():

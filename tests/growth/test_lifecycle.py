@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from esperd.errors import IllegalTransition
 from esperd.growth.lifecycle import (
     GATES,
     LONGEST_STAY,
-    RESETTING_EPOCHS,
+    RESTING_AT_TARGET,
     CheckGate,
     CullRequested,
     Entered,
@@ -22,6 +23,7 @@ from esperd.growth.lifecycle import (
     Life,
     Placed,
     Refused,
+    RetargetRequested,
     advance,
     shortest_life,
 )
@@ -95,10 +97,10 @@ class Lives(RuleBasedStateMachine):
     @rule(gate=st.sampled_from([*GATES.values(), "G9"]), passed=st.booleans())
     def answered(self, gate, passed):
         target = {gate: stage for stage, gate in GATES.items()}.get(gate)
-        before = self.life.stage
+        before, leaving = self.life.stage, self.life.leaving
         instructions = self.happen(GateAnswered(verdict(gate, passed)), allowed=target in TRANSITIONS[before])
         if instructions and passed:
-            assert self.life.stage is target
+            assert self.life.stage is (Stage.CULLED if leaving else target)
         elif instructions:
             assert self.life.stage in (before, Stage.CULLED), "a refused gate opens nothing"
 
@@ -120,6 +122,19 @@ class Lives(RuleBasedStateMachine):
         instructions = self.happen(FossilizeRequested("proven"), allowed=before.stage is Stage.PROBATIONARY)
         assert self.life.stage is before.stage, "only gate G5 makes a seed permanent"
         assert instructions in ([], [CheckGate("G5")])
+
+    @rule(share=st.sampled_from([0.0, 0.3, 1.0]))
+    def another_alpha_wanted(self, share):
+        allowed = self.life.stage in RESTING_AT_TARGET
+        if self.happen(RetargetRequested(share, "wanted"), allowed=allowed):
+            assert self.life.stage is Stage.BLENDING
+            assert self.life.leaving is (share == 0.0)
+
+    @invariant()
+    def only_a_blending_seed_is_leaving(self):
+        if hasattr(self, "life") and self.life.leaving:
+            assert self.life.stage is Stage.BLENDING
+            assert self.life.reason == "wanted"
 
     @rule()
     def cull_wanted(self):
@@ -184,14 +199,12 @@ def test_an_undecided_seed_gets_exactly_its_probation_epochs_to_be_decided_in():
     assert culled - probation - 1 == DURATIONS.probation_epochs
 
 
-@pytest.mark.parametrize(("gate", "stage", "stay"), [("G2", Stage.TRAINING, 2), ("G4", Stage.SHADOWING, 2)])
+@pytest.mark.parametrize(
+    ("gate", "stage", "stay"), [("G2", Stage.TRAINING, 2), ("G3", Stage.BLENDING, 2), ("G4", Stage.SHADOWING, 2)]
+)
 def test_a_stage_may_last_twice_its_stay_then_the_refusal_becomes_a_cull(gate, stage, stay):
     entered = {stage: epoch for epoch, stage in live(DURATIONS, 12, refuse=(gate,))}
     assert entered[Stage.CULLED] - entered[stage] == LONGEST_STAY * stay
-
-
-def test_blending_waits_for_its_gate_however_long_alpha_takes():
-    assert live(DURATIONS, 12, refuse=("G3",))[-1] == (2, Stage.BLENDING)
 
 
 def test_a_seed_that_fails_its_probe_is_culled_at_once():
@@ -211,13 +224,36 @@ def test_a_slot_rests_through_embargo_and_reset(embargo):
     while life.stage is not Stage.DORMANT:
         life, _ = advance(life, EpochEnded(), durations)
         stages.append(life.stage)
-    assert stages == [Stage.EMBARGOED] * embargo + [Stage.RESETTING] * RESETTING_EPOCHS + [Stage.DORMANT]
+    assert stages == [Stage.EMBARGOED] * embargo + [Stage.RESETTING] * durations.resetting_epochs + [Stage.DORMANT]
 
 
 def test_no_embargo_means_no_epoch_of_it():
     life, instructions = advance(at(Stage.CULLED), EpochEnded(), Growth(embargo_epochs=0))
     assert life.stage is Stage.RESETTING
     assert moves(instructions) == [(Stage.CULLED, Stage.EMBARGOED), (Stage.EMBARGOED, Stage.RESETTING)]
+
+
+def test_what_is_stored_of_a_stage_never_changes():
+    assert [str(stage) for stage in Stage] == [
+        *("dormant", "germinated", "training", "blending", "shadowing", "probationary", "fossilized"),
+        *("culled", "embargoed", "resetting"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["holding", "pruned", "Training", ""])
+def test_a_stage_that_is_not_known_is_refused_when_it_is_read_back(text):
+    with pytest.raises(msgspec.ValidationError, match="Invalid enum value"):
+        msgspec.json.decode(msgspec.json.encode(text), type=Stage)
+
+
+def test_a_seed_that_is_fading_out_is_gone_when_its_alpha_is():
+    life, entered = advance(at(Stage.PROBATIONARY, 3), RetargetRequested(0.0, "it costs too much"), DURATIONS)
+    assert moves(entered) == [(Stage.PROBATIONARY, Stage.BLENDING)]
+    waiting, _ = advance(life, GateAnswered(verdict("G3", passed=False)), DURATIONS)
+    assert waiting == life, "its reason is kept"
+    gone, entered = advance(waiting, GateAnswered(verdict("G3", passed=True)), DURATIONS)
+    assert gone == Life(stage=Stage.CULLED, reason="it costs too much")
+    assert moves(entered) == [(Stage.BLENDING, Stage.CULLED)]
 
 
 @pytest.mark.parametrize("stage", list(Stage))
@@ -228,6 +264,7 @@ def test_no_embargo_means_no_epoch_of_it():
         (Placed(), {Stage.GERMINATED}),
         (FossilizeRequested("x"), {Stage.PROBATIONARY}),
         (CullRequested("x"), LIVE_STAGES),
+        (RetargetRequested(0.5, "x"), RESTING_AT_TARGET),
     ],
 )
 def test_a_request_out_of_place_is_refused_with_an_error(stage, occurrence, allowed):

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import torch
 from torch import nn
 
-from esperd.errors import InvalidModel
-from esperd.growth.optimizer import add_group, build_optimizer, remove_group, set_learning_rate
+from esperd.errors import InvalidModel, InvalidOptimizer
+from esperd.growth.optimizer import add_group, build_optimizer, clip_gradients, remove_group, set_learning_rate
 from esperd.messages.jobs import Optimizer
 
 SETTINGS = [
     Optimizer(name="sgd", learning_rate=0.1, momentum=0.9, weight_decay=0.01),
     Optimizer(name="adamw", learning_rate=0.01, weight_decay=0.1),
+    Optimizer(name="adam", learning_rate=0.01, weight_decay=0.0, implementation="foreach"),
+    Optimizer(name="adamw", learning_rate=0.01, implementation="fused"),
+    Optimizer(name="sgd", learning_rate=0.1, nesterov=True, implementation="single"),
+    Optimizer(name=f"{__name__}:rmsprop", learning_rate=0.01, options={"momentum": 0.5}),
 ]
-both = pytest.mark.parametrize("settings", SETTINGS, ids=["sgd", "adamw"])
+NAMES = ["sgd", "adamw", "adam-foreach", "adamw-fused", "sgd-nesterov-single", "users-own"]
+both = pytest.mark.parametrize("settings", SETTINGS, ids=NAMES)
+
+
+def rmsprop(groups, **options):
+    return torch.optim.RMSprop(groups, **options)
 
 
 def parameters(count, seed):
@@ -94,21 +104,107 @@ def test_a_removed_group_leaves_nothing_behind(settings):
 @both
 def test_a_groups_rate_follows_the_hosts_by_its_scale_from_its_first_step(settings):
     optimizer = build_optimizer(settings, parameters(1, 0))
-    set_learning_rate(optimizer, 0.4)
+    set_learning_rate(optimizer, 0.4, 0)
     add_group(optimizer, "a#0", parameters(1, 1), 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.4, 0.1]
-    set_learning_rate(optimizer, 0.2)
+    set_learning_rate(optimizer, 0.2, 0)
     assert [group["lr"] for group in optimizer.param_groups] == [0.2, 0.05]
 
 
 def test_settings_reach_the_optimizer():
-    sgd, adamw = (build_optimizer(settings, parameters(1, 0)) for settings in SETTINGS)
+    sgd, adamw, adam, fused, single, own = (build_optimizer(settings, parameters(1, 0)) for settings in SETTINGS)
     assert isinstance(sgd, torch.optim.SGD)
     assert isinstance(adamw, torch.optim.AdamW)
     group = sgd.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 0.01)
     group = adamw.param_groups[0]
     assert (group["lr"], group["weight_decay"]) == (0.01, 0.1)
+    assert type(adam) is torch.optim.Adam
+    assert adam.param_groups[0]["foreach"]
+    assert fused.param_groups[0]["fused"]
+    assert single.param_groups[0]["nesterov"]
+    assert not single.param_groups[0]["foreach"]
+    assert own.param_groups[0]["momentum"] == 0.5
+
+
+def test_a_new_group_warms_up_by_itself_while_the_others_go_on():
+    optimizer = build_optimizer(SETTINGS[0], parameters(1, 0))
+    add_group(optimizer, "a#0", parameters(1, 1), 0.5, born=10, warmup=3)
+    seen = []
+    for done in range(10, 16):
+        set_learning_rate(optimizer, 0.4, done)
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    assert [host for host, _ in seen] == [0.4] * 6
+    assert [seed for _, seed in seen] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2, 0.2])
+
+
+def test_gradients_are_clipped_group_by_group():
+    host, seed = parameters(1, 0), parameters(2, 1)
+    optimizer = build_optimizer(SETTINGS[0], host)
+    add_group(optimizer, "a#0", seed, 1.0)
+    host[0].grad, seed[0].grad, seed[1].grad = torch.tensor([3.0, 4.0, 0.0]), torch.tensor([0.0, 0.0, 0.1]), torch.zeros(3)
+    clip_gradients(optimizer, 1.0)
+    torch.testing.assert_close(host[0].grad, torch.tensor([0.6, 0.8, 0.0]))
+    torch.testing.assert_close(seed[0].grad, torch.tensor([0.0, 0.0, 0.1]))
+
+
+def lbfgs(groups, **options):
+    return torch.optim.LBFGS(groups, **options)
+
+
+class Remembers(torch.optim.SGD):
+    """Keeps the last gradients in a list, which no checkpoint of tensors and numbers holds."""
+
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                self.state[parameter]["history"] = [parameter.grad]
+
+
+class Global(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        self.state["everything"] = 1
+
+
+class Flat(torch.optim.SGD):
+    """Makes one group of whatever it is given."""
+
+    def __init__(self, groups, **options):
+        super().__init__([parameter for group in groups for parameter in group["params"]], **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("lbfgs", "LBFGS"),
+        ("Remembers", "keeps 'history' that is no tensor or number"),
+        ("Global", "keeps state that belongs to no parameter"),
+        ("Flat", "does not keep the parameter groups"),
+        ("parameters", "raised TypeError"),
+        ("Optimizer", "raised TypeError"),
+        ("step", "raised TypeError"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_carried_through_growth_is_refused_with_the_reason(name, reason):
+    with pytest.raises(InvalidOptimizer, match=reason):
+        build_optimizer(Optimizer(name=f"{__name__}:{name}"), parameters(1, 0))
+
+
+def test_what_is_no_optimizer_is_refused():
+    with pytest.raises(InvalidOptimizer, match=r"returned list, not a torch\.optim\.Optimizer"):
+        build_optimizer(Optimizer(name=f"{__name__}:listed"), parameters(1, 0))
+
+
+def listed(groups, lr):
+    return list(groups)
+
+
+@pytest.mark.parametrize("name", ["adamx", "os.system", ":x", "a:b:c"])
+def test_a_name_that_is_neither_known_nor_a_reference_is_refused_with_the_job(name):
+    with pytest.raises(msgspec.ValidationError, match=r"matching regex.*optimizer\.name|matching regex"):
+        msgspec.convert({"name": name}, type=Optimizer)
 
 
 def test_frozen_parameters_are_left_out_and_a_frozen_host_is_refused():

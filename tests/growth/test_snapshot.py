@@ -85,13 +85,14 @@ def standing(grown: Grower) -> Standing:
         numbers=(
             grown.epoch,
             grown.step,
-            grown.train_loss,
             grown.gate_loss,
-            grown.fused,
+            grown.gate_pass.fused,
+            set(grown.gate_pass.tried),
+            dict(grown.incubator.sharing),
             dict(grown.ledger.spent),
             dict(grown.ledger.costs),
             {name: list(window) for name, window in grown.windows.items()},
-            {name: (*part.ratio.read(), part.passes) for name, part in grown.incubations.items()},
+            {name: (part.ratio.read(), part.passes) for name, part in grown.incubator.gathered.items()},
             grown.network.germinated,
             sorted(grown.resting),
             [group["name"] for group in grown.optimizer.param_groups],
@@ -123,13 +124,13 @@ def load(saved: Saved, mode: str) -> Grower:
 
 def run_epoch(grown: Grower, saved: list[Saved] | None = None, batch: int = 0, losses: tuple[float, ...] = ()) -> None:
     """One epoch of the script, from any batch; ``saved`` gets a snapshot from its end, and of odd epochs from the middle."""
-    set_learning_rate(grown.optimizer, 0.02 * 0.9**grown.epoch)
+    set_learning_rate(grown.optimizer, 0.02 * 0.9**grown.epoch, grown.step)
     chosen, done = batches(grown.epoch), list(losses)
     for index in range(batch, len(chosen)):
         done += steps(grown, chosen[index : index + 1])
         if saved is not None and index == 1 and grown.epoch % 2:
             saved.append(save(grown, 2, tuple(done)))
-    end(grown, done)
+    end(grown)
     if grown.epoch in DECISIONS:
         assert grown.apply(DECISIONS[grown.epoch]) is None
     if saved is not None:
@@ -189,7 +190,7 @@ def test_a_state_is_not_moved_by_what_the_grower_does_next():
 
 
 def test_a_seed_that_runs_as_a_plain_module_cannot_be_saved():
-    grown = grower(nursery=Kernels(portable=False))
+    grown = grower(source=Kernels(portable=False))
     grown.apply(germinate("norm", "first"))
     with pytest.raises(CheckpointRejected, match="first#0 have no portable kernel"):
         take(grown)

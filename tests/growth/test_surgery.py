@@ -6,11 +6,11 @@ import copy
 
 import pytest
 import torch
-from small_growth import GATE, SAMPLES, Kernels, epoch, germinate, grower, same, tensors_of, until
+from small_growth import GATE, SAMPLES, Kernels, batches, epoch, germinate, grower, same, steps, tensors_of, until
 from torch import nn
 
-from esperd.errors import BlueprintRejected, IllegalTransition, InvalidSlot, UnknownName
-from esperd.growth.grower import GrownModule
+from esperd.errors import BlueprintRejected, IllegalTransition, InvalidSlot, NotTraining, UnknownName
+from esperd.growth.source import GrownModule
 from esperd.messages.growth import Contribution, Stage
 from esperd.messages.jobs import Gates
 from esperd.messages.policy import Decision
@@ -64,7 +64,7 @@ class Shrinks(Raises):
 
 
 class Unavailable(Kernels):
-    def grow(self, blueprint, slot, seed, epoch) -> GrownModule:
+    def grow(self, blueprint, slot, seed, operator, epoch) -> GrownModule:
         raise ConnectionError("no cache")
 
 
@@ -88,11 +88,13 @@ def changes(events):
 def test_a_germinated_seed_incubates_at_its_slot_with_a_group_of_its_own(grown, events):
     before = tensors_of(grown)
     outputs = grown.network.eval()(GATE[0])
+    grown.network.train()
     assert grown.apply(germinate("conv_light", "first")) is None
     seed = grown.network.seed("first#0")
     assert (seed.stage, seed.alpha, seed.epoch, seed.blueprint) == (Stage.TRAINING, 0.0, 1, "conv_light")
     assert [group["name"] for group in grown.optimizer.param_groups] == ["host", "first#0"]
-    assert torch.equal(grown.network(GATE[0]), outputs)
+    assert torch.equal(grown.network.eval()(GATE[0]), outputs)
+    grown.network.train()
     after = tensors_of(grown)
     assert same(before, {name: after[name] for name in before})
     assert changes(events) == [
@@ -133,7 +135,7 @@ def test_a_slot_with_a_fossilized_seed_takes_another(grown):
 
 
 def test_a_seed_that_fails_its_probe_is_culled_before_it_learns(events):
-    grown = grower(events, nursery=Kernels(Shrinks))
+    grown = grower(events, source=Kernels(Shrinks))
     epoch(grown)
     weights = {name: tensor.clone() for name, tensor in grown.network.state_dict().items()}
     refusal = grown.apply(germinate("conv_light", "first"))
@@ -147,13 +149,15 @@ def test_a_seed_that_fails_its_probe_is_culled_before_it_learns(events):
 
 @pytest.mark.parametrize(("wrap", "reason"), [(Raises, "ValueError: cannot reshape"), (Tuple, "AttributeError")])
 def test_a_seed_that_raises_when_probed_is_rejected_and_leaves_the_network_as_it_was(events, wrap, reason):
-    grown = grower(events, nursery=Kernels(wrap))
+    grown = grower(events, source=Kernels(wrap))
     epoch(grown)
     outputs = grown.network.eval()(GATE[0])
+    grown.network.train()
     tensors, rng = tensors_of(grown), torch.get_rng_state()
     with pytest.raises(BlueprintRejected, match=reason):
         grown.apply(germinate("conv_light", "first"))
-    assert torch.equal(grown.network(GATE[0]), outputs)
+    assert torch.equal(grown.network.eval()(GATE[0]), outputs)
+    grown.network.train()
     assert same(tensors_of(grown), tensors)
     assert torch.equal(torch.get_rng_state(), rng)
     assert list(grown.network.seeds()) == []
@@ -163,14 +167,14 @@ def test_a_seed_that_raises_when_probed_is_rejected_and_leaves_the_network_as_it
     epoch(grown)
 
 
-def test_a_nursery_that_raises_leaves_everything_as_it_was(grown, events):
-    grown.nursery = Unavailable()
+def test_a_source_that_raises_leaves_everything_as_it_was(grown, events):
+    grown.source = Unavailable()
     before = fingerprint(grown)
     with pytest.raises(ConnectionError):
         grown.apply(germinate("conv_light", "first"))
     assert unchanged(before, grown)
     assert changes(events) == []
-    grown.nursery = Kernels()
+    grown.source = Kernels()
     assert grown.apply(germinate("conv_light", "first")) is None
 
 
@@ -195,7 +199,7 @@ def test_a_culled_seed_leaves_network_and_optimiser_and_its_slot_rests(grown, ev
     assert [seed.name for seed in grown.network.seeds()] == ["second#1"]
     assert [group["name"] for group in grown.optimizer.param_groups] == ["host", "second#1"]
     assert not any(parameter in grown.optimizer.state for parameter in parameters)
-    assert "first#0" not in grown.incubations
+    assert "first#0" not in grown.incubator.gathered
     outcome = grown.outcomes[0]
     assert (outcome.seed, outcome.stage, outcome.reason) == ("first#0", Stage.CULLED, "it does not pay")
     records = {record.seed: (record.stage, record.alpha, record.reason) for record in grown.records()}
@@ -275,20 +279,78 @@ def test_fossilizing_needs_a_contribution_measured_at_this_decision_point(grown)
     assert not seed.verdict.passed
 
 
+def set_alpha(seed, alpha):
+    return Decision(action="set_alpha", seed=seed, alpha=alpha, reason="a test wants it")
+
+
+def test_a_seed_fades_to_a_part_of_itself_and_is_watched_there(grown, events):
+    grown.apply(germinate("conv_light", "first"))
+    seed = until(grown, "first#0", Stage.PROBATIONARY)
+    assert grown.apply(set_alpha("first#0", 0.4)) is None
+    assert (seed.stage, seed.alpha) == (Stage.BLENDING, 1.0)
+    steps(grown, batches(grown.epoch)[:2])
+    assert 0.4 < seed.alpha < 1.0
+    assert until(grown, "first#0", Stage.SHADOWING).alpha == 0.4
+    assert until(grown, "first#0", Stage.PROBATIONARY).alpha == 0.4
+    assert grown.records()[0].alpha_target == 0.4
+    assert seed.life.reason == ""
+    assert grown.apply(set_alpha("first#0", 0.4)) == "the alpha of first#0 is 0.4 already"
+
+
+def test_a_seed_that_is_to_leave_fades_out_learns_nothing_more_and_is_then_gone(grown, events):
+    grown.apply(germinate("conv_light", "first"))
+    seed = until(grown, "first#0", Stage.PROBATIONARY)
+    assert grown.apply(set_alpha("first#0", 0.0)) is None
+    assert [group["name"] for group in grown.optimizer.param_groups] == ["host"]
+    assert seed.life.reason == "a test wants it"
+    weights = {name: tensor.clone() for name, tensor in seed.state_dict().items()}
+    steps(grown, batches(grown.epoch)[:3])
+    assert 0.0 < seed.alpha < 1.0
+    assert same(weights, dict(seed.state_dict()))
+    epoch(grown)
+    assert seed.stage is Stage.CULLED
+    assert list(grown.network.seeds()) == []
+    assert grown.outcomes[-1].reason == "a test wants it"
+    assert changes(events)[-1] == ("first#0", Stage.BLENDING, Stage.CULLED)
+    assert grown.resting["first"] is seed
+
+
+@pytest.mark.parametrize("alpha", [None, -0.1, 1.5])
+def test_an_alpha_must_be_a_share(grown, alpha):
+    grown.apply(germinate("conv_light", "first"))
+    with pytest.raises(IllegalTransition, match="alpha must be given from 0 to 1"):
+        grown.apply(set_alpha("first#0", alpha))
+
+
+def test_alpha_is_only_retargeted_where_it_rests(grown):
+    grown.apply(germinate("conv_light", "first"))
+    with pytest.raises(IllegalTransition, match="first#0 is training; its alpha can be changed when it rests"):
+        grown.apply(set_alpha("first#0", 0.5))
+    assert grown.network.seed("first#0").alpha_target == 1.0
+
+
+def test_nothing_germinates_in_eval_mode(grown):
+    grown.network.eval()
+    before = fingerprint(grown)
+    with pytest.raises(NotTraining, match=r"call network\.train\(\) first"):
+        grown.apply(germinate("conv_light", "first"))
+    assert unchanged(before, grown)
+
+
 def test_a_seed_that_still_learns_cannot_be_fossilized(grown):
     grown.apply(germinate("conv_light", "first"))
     with pytest.raises(IllegalTransition, match="training seed cannot be fossilized"):
         grown.apply(fossilize("first#0"))
 
 
-@pytest.mark.parametrize("action", ["germinate", "cull", "fossilize"])
+@pytest.mark.parametrize("action", ["germinate", "cull", "fossilize", "set_alpha"])
 def test_a_decision_must_name_what_it_is_about(grown, action):
     with pytest.raises(IllegalTransition, match="must name"):
         grown.apply(Decision(action=action, reason="vague"))
 
 
 def test_an_unknown_action_or_slot_lists_what_exists(grown):
-    with pytest.raises(UnknownName, match="'amputate'; there are: cull, fossilize, germinate"):
+    with pytest.raises(UnknownName, match="'amputate'; there are: cull, fossilize, germinate, set_alpha"):
         grown.apply(Decision(action="amputate", reason="x"))
     with pytest.raises(InvalidSlot, match="slots are: first, second"):
         grown.apply(germinate("norm", "third"))

@@ -6,6 +6,7 @@ import ast
 import inspect
 import re
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,24 +47,38 @@ _TOML = {True: "true", False: "false"}
 
 def reference() -> str:
     """The whole document."""
-    top, tables = _split(Job)
-    sections = [INTRODUCTION, "## Top level\n", _table(Job, top)]
-    for name, table in tables:
-        told = _sentence(inspect.getdoc(table) or "").removeprefix(f"`[{name}]`: ")
+    sections = [INTRODUCTION, "## Top level\n", _table(Job, _split(Job)[0])]
+    for name, table in _tables(Job):
+        told = _sentence(inspect.getdoc(table) or "").partition("`: ")[2]
         sections += [f"## [{name}]\n", f"{told[:1].upper()}{told[1:]}\n", _table(table, _split(table)[0])]
     return "\n".join(sections)
 
 
 def every_key() -> dict[str, Any]:
     """Every key a job file may hold, dotted, with its field."""
-    top, tables = _split(Job)
-    nested = {f"{name}.{field.name}": field for name, table in tables for field in _split(table)[0]}
-    return {field.name: field for field in top} | nested
+    nested = {f"{name}.{field.name}": field for name, table in _tables(Job) for field in _split(table)[0]}
+    return {field.name: field for field in _split(Job)[0]} | nested
+
+
+def _tables(table: type, prefix: str = "") -> Iterator[tuple[str, type]]:
+    """Every table of a job file by its dotted name; several that look alike (``[gates.topologies.cnn]``) once, as ``NAME``."""
+    told: set[type] = set()
+    for name, inner in _split(table)[1]:
+        if inner not in told:
+            told.add(inner)
+            yield f"{prefix}{name}", inner
+            yield from _tables(inner, f"{prefix}{name}.")
 
 
 def _split(table: type) -> tuple[list[Any], list[tuple[str, type]]]:
+    """Keys and tables of a table. A table of tables is both: the key says what it is for."""
     fields = msgspec.inspect.type_info(table).fields
-    tables = [(field.name, field.type.cls) for field in fields if isinstance(field.type, msgspec.inspect.StructType)]
+    tables = []
+    for field in fields:
+        if isinstance(field.type, msgspec.inspect.StructType):
+            tables.append((field.name, field.type.cls))
+        elif isinstance(getattr(field.type, "value_type", None), msgspec.inspect.StructType):
+            tables.append((f"{field.name}.NAME", field.type.value_type.cls))
     return [field for field in fields if not isinstance(field.type, msgspec.inspect.StructType)], tables
 
 
@@ -78,6 +93,8 @@ def _kind(kind: Any) -> str:
         (kind,) = (part for part in kind.types if not isinstance(part, msgspec.inspect.NoneType))
     if isinstance(kind, msgspec.inspect.LiteralType):
         return " or ".join(f'`"{value}"`' for value in kind.values)
+    if isinstance(kind, msgspec.inspect.TupleType):
+        return f"list of {len(kind.item_types)} times {_kind(kind.item_types[0])}"
     if isinstance(kind, msgspec.inspect.VarTupleType):
         return f"list of {_kind(kind.item_type)}s"
     limits = [f"{sign} {limit:g}" for name, sign in _LIMITS if (limit := getattr(kind, name, None)) is not None]
@@ -95,7 +112,9 @@ def _default(field: Any) -> str:
         return f"`{_TOML[field.default]}`"
     if isinstance(field.default, str):
         return f'`"{field.default}"`'
-    return "`[]`" if field.default == () else f"`{field.default:g}`"
+    if isinstance(field.default, tuple):
+        return f"`[{', '.join(f'{value:g}' for value in field.default)}]`"
+    return f"`{field.default:g}`"
 
 
 def _meanings(table: type) -> dict[str, str]:

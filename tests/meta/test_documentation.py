@@ -19,9 +19,12 @@ import pytest
 
 import esperd
 from esperd import errors, hookspecs
+from esperd.builtins.blueprints import BLUEPRINTS
 from esperd.cli.client import esper
 from esperd.cli.daemon import esperd as esperd_command
 from esperd.config import Config, load_config
+from esperd.declarations import OPEN_DIMENSIONS, TOPOLOGY_SHAPES
+from esperd.growth.contract import SHAPES
 from esperd.messages.control import ActorList
 from esperd.messages.telemetry import Body
 from esperd.telemetry.metrics import Metrics
@@ -44,6 +47,9 @@ def rows(text):
     """Cells of every row of every table."""
     lines = [line for line in text.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+BLUEPRINT_ROWS = [row for row in rows(document("growth.md")) if len(row) == 5 and row[1] in TOPOLOGY_SHAPES]
 
 
 # --- plugins ---------------------------------------------------------------------------------------------------------------
@@ -69,6 +75,30 @@ def test_every_check_of_a_blueprint_is_documented():
     made = set(re.findall(r'check\("(\w+)"', (ROOT / "esperd/growth/contract.py").read_text(encoding="utf-8")))
     assert made
     assert made <= set(re.findall(r"`(\w+)`", document("plugins.md")))
+
+
+def test_the_table_of_topologies_is_what_the_contract_and_the_exporter_do():
+    table = {row[0].strip("`"): row[1:] for row in rows(document("plugins.md")) if row[0].strip("`") in TOPOLOGY_SHAPES}
+    assert table.keys() == TOPOLOGY_SHAPES.keys()
+    for topology, (shape, checked, left_open) in table.items():
+        assert shape == f"`{TOPOLOGY_SHAPES[topology]}`"
+        assert checked == ", ".join(map(str, SHAPES[topology]))
+        assert left_open.startswith("the batch and T" if 1 in OPEN_DIMENSIONS[topology] else "the batch")
+
+
+def test_every_built_in_blueprint_is_documented_and_no_other():
+    assert [row[0].strip("`") for row in BLUEPRINT_ROWS] == [blueprint.name for blueprint in BLUEPRINTS]
+
+
+@pytest.mark.parametrize("blueprint", BLUEPRINTS, ids=lambda blueprint: blueprint.name)
+def test_a_blueprint_is_documented_with_its_true_formula_and_source(blueprint):
+    (row,) = [row for row in BLUEPRINT_ROWS if row[0] == f"`{blueprint.name}`"]
+    assert row[1] == blueprint.topology
+    sizes = re.findall("[A-Z]", TOPOLOGY_SHAPES[blueprint.topology])
+    for shape in [(1, 3, 5), (8, 16, 7), (17, 33, 2), (96, 128, 4)]:
+        names = {**dict(zip(sizes, shape, strict=False)), "max": max, "min": min, "__builtins__": {}}
+        assert eval(row[3].strip("`"), names) == blueprint.parameters(shape[: len(sizes)])
+    assert set(re.findall(r"arXiv:[\d.]+\d", row[4])) == set(re.findall(r"arXiv:[\d.]+\d", blueprint.source))
 
 
 # --- configuration and jobs ------------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esperd.messages.jobs import Budget, Optimizer, Scheduler
-from esperd.trainer.budget import Spent, epochs_left, learning_rate, progress
+from esperd.errors import ImportFailed, InvalidJob
+from esperd.messages.jobs import Budget, Scheduler
+from esperd.trainer.budget import Spent, epochs_left, progress, resolve_schedule
 
 
 def spent(**fields):
@@ -50,16 +51,58 @@ def test_epochs_left_are_unknown_while_no_epoch_was_measured():
 
 
 def test_a_constant_learning_rate_stays():
-    assert learning_rate(Optimizer(learning_rate=0.1), Scheduler(name="constant"), 0.7) == 0.1
+    assert resolve_schedule(Scheduler(name="constant"))(0.7) == 1.0
 
 
 @pytest.mark.parametrize(("share", "factor"), [(0.0, 1.0), (1 / 3, 0.75), (0.5, 0.5), (2 / 3, 0.25), (1.0, 0.0), (1.5, 0.0)])
 def test_cosine_follows_half_a_cosine_and_stays_down(share, factor):
-    assert learning_rate(Optimizer(learning_rate=0.1), Scheduler(), share) == pytest.approx(0.1 * factor, abs=1e-12)
+    assert resolve_schedule(Scheduler())(share) == pytest.approx(factor, abs=1e-12)
 
 
-@given(share=st.floats(0.0, 2.0), final=st.floats(0.0, 1.0))
-def test_cosine_never_leaves_the_range_between_its_ends(share, final):
-    rate = learning_rate(Optimizer(learning_rate=0.1), Scheduler(final_share=final), share)
-    assert 0.1 * final - 1e-12 <= rate <= 0.1 + 1e-12
+@pytest.mark.parametrize(("share", "factor"), [(0.0, 1.0), (0.5, 0.6), (1.0, 0.2), (1.5, 0.2)])
+def test_linear_falls_evenly_to_its_final_share(share, factor):
+    assert resolve_schedule(Scheduler(name="linear", final_share=0.2))(share) == pytest.approx(factor)
+
+
+@given(share=st.floats(0.0, 2.0), final=st.floats(0.0, 1.0), name=st.sampled_from(["cosine", "linear"]))
+def test_no_shape_leaves_the_range_between_its_ends(share, final, name):
+    rate = resolve_schedule(Scheduler(name=name, final_share=final))(share)
+    assert final - 1e-12 <= rate <= 1.0 + 1e-12
     assert math.isfinite(rate)
+
+
+def test_a_warm_up_rises_to_the_top_and_the_shape_follows_over_what_is_left():
+    schedule = resolve_schedule(Scheduler(warmup_share=0.2))
+    shape = resolve_schedule(Scheduler())
+    assert [schedule(share) for share in (0.0, 0.05, 0.1, 0.2)] == pytest.approx([0.0, 0.25, 0.5, 1.0])
+    assert schedule(0.6) == pytest.approx(shape(0.5))
+    assert schedule(1.0) == pytest.approx(0.0)
+
+
+def halving(share):
+    return 0.5**share
+
+
+def negative(share):
+    return -share
+
+
+def failing(share):
+    raise ArithmeticError("no rate")
+
+
+def test_a_schedule_may_be_the_users_own():
+    assert resolve_schedule(Scheduler(name=f"{__name__}:halving"))(1.0) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        (f"{__name__}:negative", InvalidJob, "returned -0.5 for 0.5; it must return the learning rate as a share"),
+        (f"{__name__}:failing", InvalidJob, "raised ArithmeticError for 0.0: no rate"),
+        (f"{__name__}:absent", ImportFailed, "has no 'absent'"),
+    ],
+)
+def test_a_schedule_that_gives_no_rate_is_refused_before_anything_is_trained(name, error, message):
+    with pytest.raises(error, match=message):
+        resolve_schedule(Scheduler(name=name))

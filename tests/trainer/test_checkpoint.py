@@ -77,11 +77,11 @@ def test_another_format_version_is_named(written):
     def newer(text):
         return msgspec.msgpack.encode({**msgspec.msgpack.decode(text), "format": 9})
 
-    with pytest.raises(CheckpointRejected, match=r"format 9; this esperd reads 1"):
+    with pytest.raises(CheckpointRejected, match=r"format 9; this esperd reads 2"):
         checkpoint.decode(repacked(written, newer))
 
 
-@pytest.mark.parametrize("value", [{}, [], None, {"format": 1}, "text"], ids=repr)
+@pytest.mark.parametrize("value", [{}, [], None, {"format": 2}, "text"], ids=repr)
 def test_a_state_of_another_shape_is_refused(written, value):
     with pytest.raises(CheckpointRejected):
         checkpoint.decode(repacked(written, lambda _text: msgspec.msgpack.encode(value)))

@@ -43,7 +43,7 @@ from esperd.policy.state import decode_state
 from esperd.store.blobs import Blobs
 from esperd.trainer.checkpoint import decode
 from esperd.trainer.data import epoch_order
-from esperd.trainer.nursery import RETRY_AFTER_S
+from esperd.trainer.kernel_source import RETRY_AFTER_S
 from esperd.trainer.run import Stopped
 from esperd.trainer.session import Session
 

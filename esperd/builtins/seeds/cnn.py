@@ -1,15 +1,15 @@
-"""Seeds for convolutional slots: ``(B, C, H, W)`` in, the same shape out.
+"""Seeds for convolutional slots: ``(B, C, H, W)`` in, the same shape out; the input itself until the first optimiser step.
 
-All of them return their input, to the bit, until the first optimiser step, and all of them have a gradient at that step.
-The order of layers is what makes both possible: the zero-initialised layer stands last, behind norm and activation.
-Before a norm and a ReLU it would have a gradient of exactly zero, for ever. Norms are over groups of channels, not over the
-batch, so that a seed computes the same at every batch size and keeps no running statistics.
+Norms are over groups of channels, not over the batch, so that a seed computes the same at every batch size and keeps no running
+statistics. None stands behind a seed's last layer: that is zero at birth, and the norm of nothing has a gradient without bounds.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
+from esperd.builtins.seeds.residual import Residual, zero_conv
 
 SMALLEST_GROUP = 16
 """Channels of a normalised group at least, so that its statistics mean something at 1x1 resolution; chosen, not measured."""
@@ -20,6 +20,9 @@ REDUCTION = 4
 NARROWEST = 8
 """Hidden channels of a narrow layer at least: a single dead unit must not silence a whole seed; chosen, not measured."""
 
+EXPANSION = 6
+"""Hidden channels per input channel of the inverted residual (Sandler et al. 2018, section 4)."""
+
 
 def _norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with as many groups (a power of two, up to 32) as leave each one large enough."""
@@ -27,11 +30,9 @@ def _norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(fitting[0] if fitting else 1, channels)
 
 
-def _zero_conv(channels_in: int, channels_out: int, size: int) -> nn.Conv2d:
-    """Shape-keeping convolution that outputs exactly zero at birth."""
-    conv = nn.Conv2d(channels_in, channels_out, size, padding=size // 2, bias=False)
-    nn.init.zeros_(conv.weight)
-    return conv
+def _depthwise_conv(channels: int) -> nn.Conv2d:
+    """A 3×3 convolution within each channel."""
+    return nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
 
 
 class Norm(nn.Module):
@@ -68,79 +69,6 @@ class SqueezeExcite(nn.Module):
         return x * scale.unsqueeze(-1).unsqueeze(-1)
 
 
-class Bottleneck(nn.Module):
-    """Narrows, looks around, widens: ``x + up(relu(GN(conv3x3(relu(GN(down(x)))))))``, up = 0 at birth."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        hidden = max(NARROWEST, channels // REDUCTION)
-        self.delta = nn.Sequential(
-            nn.Conv2d(channels, hidden, 1, bias=False),
-            _norm(hidden),
-            nn.ReLU(),
-            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
-            _norm(hidden),
-            nn.ReLU(),
-            _zero_conv(hidden, channels, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        delta: Tensor = self.delta(x)
-        return x + delta
-
-
-class Depthwise(nn.Module):
-    """A separable convolution: each channel looks around, then channels mix; the mixing layer is zero at birth."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.delta = nn.Sequential(
-            nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False),
-            _norm(channels),
-            nn.ReLU(),
-            _zero_conv(channels, channels, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        delta: Tensor = self.delta(x)
-        return x + delta
-
-
-class ConvLight(nn.Module):
-    """One pre-activated 3×3 convolution: ``x + conv3x3(relu(GN(x)))``, the convolution zero at birth."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.delta = nn.Sequential(_norm(channels), nn.ReLU(), _zero_conv(channels, channels, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        delta: Tensor = self.delta(x)
-        return x + delta
-
-
-class ConvHeavy(nn.Module):
-    """Two pre-activated 3×3 convolutions, the second zero at birth: the residual block of He et al. 2016."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.delta = nn.Sequential(
-            _norm(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-            _norm(channels),
-            nn.ReLU(),
-            _zero_conv(channels, channels, 3),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) → (B, C, H, W)."""
-        delta: Tensor = self.delta(x)
-        return x + delta
-
-
 def norm(shape: tuple[int, ...]) -> Norm:
     """Build :class:`Norm` for a slot of shape (C, H, W)."""
     return Norm(shape[0])
@@ -151,21 +79,64 @@ def squeeze_excite(shape: tuple[int, ...]) -> SqueezeExcite:
     return SqueezeExcite(shape[0])
 
 
-def bottleneck(shape: tuple[int, ...]) -> Bottleneck:
-    """Build :class:`Bottleneck` for a slot of shape (C, H, W)."""
-    return Bottleneck(shape[0])
+def pointwise(shape: tuple[int, ...]) -> Residual:
+    """A pre-activated mix of channels: ``x + conv1x1(relu(GN(x)))``, the convolution zero at birth.
+
+    Args:
+        shape: (C, H, W), as for all of these.
+    """
+    channels = shape[0]
+    return Residual(_norm(channels), nn.ReLU(), zero_conv(channels, channels, 1))
 
 
-def depthwise(shape: tuple[int, ...]) -> Depthwise:
-    """Build :class:`Depthwise` for a slot of shape (C, H, W)."""
-    return Depthwise(shape[0])
+def bottleneck(shape: tuple[int, ...]) -> Residual:
+    """Narrows, looks around, widens: ``x + up(relu(GN(conv3x3(relu(GN(down(x)))))))``, up = 0 at birth."""
+    channels, hidden = shape[0], max(NARROWEST, shape[0] // REDUCTION)
+    return Residual(
+        nn.Conv2d(channels, hidden, 1, bias=False),
+        _norm(hidden),
+        nn.ReLU(),
+        nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+        _norm(hidden),
+        nn.ReLU(),
+        zero_conv(hidden, channels, 1),
+    )
 
 
-def conv_light(shape: tuple[int, ...]) -> ConvLight:
-    """Build :class:`ConvLight` for a slot of shape (C, H, W)."""
-    return ConvLight(shape[0])
+def depthwise(shape: tuple[int, ...]) -> Residual:
+    """A separable convolution: each channel looks around, then channels mix; the mixing layer is zero at birth."""
+    channels = shape[0]
+    return Residual(_depthwise_conv(channels), _norm(channels), nn.ReLU(), zero_conv(channels, channels, 1))
 
 
-def conv_heavy(shape: tuple[int, ...]) -> ConvHeavy:
-    """Build :class:`ConvHeavy` for a slot of shape (C, H, W)."""
-    return ConvHeavy(shape[0])
+def inverted_residual(shape: tuple[int, ...]) -> Residual:
+    """Widens, looks around within each channel, narrows without an activation; the narrowing layer is zero at birth."""
+    channels, hidden = shape[0], EXPANSION * shape[0]
+    return Residual(
+        nn.Conv2d(channels, hidden, 1, bias=False),
+        _norm(hidden),
+        nn.ReLU6(),
+        _depthwise_conv(hidden),
+        _norm(hidden),
+        nn.ReLU6(),
+        zero_conv(hidden, channels, 1),
+    )
+
+
+def conv_light(shape: tuple[int, ...]) -> Residual:
+    """One pre-activated 3×3 convolution: ``x + conv3x3(relu(GN(x)))``, the convolution zero at birth."""
+    channels = shape[0]
+    return Residual(_norm(channels), nn.ReLU(), zero_conv(channels, channels, 3))
+
+
+def conv_heavy(shape: tuple[int, ...]) -> Residual:
+    """Two pre-activated 3×3 convolutions, the second zero at birth: the residual block of He et al. 2016."""
+    channels = shape[0]
+    return Residual(
+        _norm(channels),
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+        _norm(channels),
+        nn.ReLU(),
+        zero_conv(channels, channels, 3),
+    )

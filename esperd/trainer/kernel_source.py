@@ -13,7 +13,8 @@ from esperd.compiler.keys import kernel_key
 from esperd.declarations import Blueprint, resolve
 from esperd.errors import BlueprintRejected, EsperError
 from esperd.execution.oplist import load_kernel
-from esperd.growth.grower import GrownModule
+from esperd.growth.operators import operator as build_operator
+from esperd.growth.source import GrownModule
 from esperd.messages.growth import SlotRecord
 from esperd.messages.kernels import KernelKey, KernelProvided
 from esperd.messages.telemetry import KernelLoaded
@@ -26,7 +27,7 @@ RETRY_AFTER_S = 2.0
 Chosen, not measured."""
 
 
-class KernelNursery:
+class KernelSource:
     """Grows seeds from kernels that the cache provides.
 
     Args:
@@ -64,7 +65,7 @@ class KernelNursery:
         distribution = self._plugins.distribution_of("blueprints", blueprint.name)
         return kernel_key(blueprint, slot.shape, slot.dtype, self._device.type, distribution)
 
-    def grow(self, blueprint: str, slot: SlotRecord, seed: str, epoch: int) -> GrownModule:
+    def grow(self, blueprint: str, slot: SlotRecord, seed: str, operator: str, epoch: int) -> GrownModule:
         """A fresh seed: the kernel's structure with weights drawn under the seed's own RNG stream.
 
         Raises:
@@ -77,6 +78,7 @@ class KernelNursery:
             torch.manual_seed(seed_of(self._rng_seed, seed))
             try:
                 module.load_state_dict(resolve(declaration.factory)(slot.shape).state_dict())
+                entering = build_operator(operator, slot)
             except EsperError:
                 raise
             except Exception as error:
@@ -90,6 +92,7 @@ class KernelNursery:
         )
         return GrownModule(
             module=module.to(self._device),
+            operator=entering.to(self._device),
             parameters=provided.manifest.parameters,
             flops_per_sample=provided.manifest.flops_per_sample,
             kernel=provided.manifest_id,

@@ -7,14 +7,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from esperd.compiler.compile import self_test
-from esperd.compiler.export import export_graph
+from esperd.compiler.compile import self_test, self_test_lengths
+from esperd.declarations import OPEN_DIMENSIONS
 from esperd.errors import BlueprintRejected
 from esperd.execution import load_kernel
+from esperd.execution.export import export_graph
 from esperd.execution.graph import TRAINING, decode_graph
 from esperd.messages.kernels import KernelKey
 
 SHAPE = (4, 6, 6)
+TOKENS = (5, 8)
+OF_TOKENS = OPEN_DIMENSIONS["transformer"]
 
 
 class Residual(nn.Module):
@@ -80,6 +83,74 @@ class AttendsOverChannels(nn.Module):
     def forward(self, x):
         means = x.mean((2, 3)).unsqueeze(1)  # (B, 1, C)
         return x * torch.sigmoid(self.conv(means)).transpose(1, 2).unsqueeze(-1)
+
+
+class AttendsOverTokens(nn.Module):
+    """Attention between heads, with whatever options."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+        self.out = nn.Linear(8, 8)
+
+    def forward(self, x):
+        parts = x.unflatten(-1, (2, -1)).transpose(1, 2)  # (B, 2, T, 4)
+        mixed = functional.scaled_dot_product_attention(parts, parts, parts, **self.options)
+        return x + self.out(mixed.transpose(1, 2).flatten(2))
+
+
+class DropsWeights(AttendsOverTokens):
+    def forward(self, x):
+        dropped = 0.5 if self.training else 0.0
+        return x + self.out(functional.scaled_dot_product_attention(x, x, x, dropout_p=dropped, is_causal=True))
+
+
+class MasksByDistance(AttendsOverTokens):
+    def forward(self, x):
+        row = torch.ones_like(x.select(0, 0).select(1, 0))
+        near = (row.unsqueeze(1) * row.unsqueeze(0)).triu(-1).tril(1) > 0
+        return x + self.out(functional.scaled_dot_product_attention(x, x, x, attn_mask=near))
+
+
+class JoinsTokens(nn.Module):
+    """Sees all tokens of a batch as one list: a shape with one open size."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.linear(x.reshape(-1, 8)).sum(0)
+
+
+class ReshapesTokens(JoinsTokens):
+    def forward(self, x):
+        return x + self.linear(x).view(x.shape[0], x.shape[1], 2, 4).flatten(2)
+
+
+class LearnsPlaces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.places = nn.Parameter(torch.zeros(TOKENS))
+
+    def forward(self, x):
+        return x + self.places
+
+
+class WritesThroughUnflatten(Residual):
+    def forward(self, x):
+        y = self.delta(x)
+        seen = y.unflatten(-1, (2, 3))
+        y.relu_()
+        return x + seen.flatten(-2)
+
+
+class WritesThroughSelect(Residual):
+    def forward(self, x):
+        y = self.delta(x)
+        seen = y.select(1, 0)
+        y.relu_()
+        return x + seen.unsqueeze(1)
 
 
 class Cuts(Residual):
@@ -197,6 +268,8 @@ REJECTED = {
     "padding by name": (lambda: Residual(nn.Conv2d(4, 4, 3, padding="same")), r"aten\.conv2d\.padding"),
     "a write to the input": (lambda: WritesToInput(conv()), r"writes to %x in place with aten\.add_\.Tensor"),
     "a write under a view": (lambda: WritesThroughView(conv()), r"to a tensor that has a view"),
+    "a write under an unflattened view": (lambda: WritesThroughUnflatten(conv()), r"to a tensor that has a view"),
+    "a write under a selected view": (lambda: WritesThroughSelect(conv()), r"to a tensor that has a view"),
     "a write to a buffer": (lambda: WritesToBuffer(conv()), r"writes to level in place with aten\.mul_\.Tensor"),
     "other operations in training": (lambda: OtherInTraining(conv()), r"other operations in training.*relu.*tanh"),
     "other arguments in training": (lambda: OtherArgumentsInTraining(conv()), r"aten\.mul\.Tensor other arguments in training"),
@@ -208,6 +281,24 @@ REJECTED = {
     "a buffer that is not saved": (lambda: NonPersistent(conv()), r"not persistent.* q"),
     "a frozen parameter": (lambda: Frozen(conv()), r"do not train.* q"),
     "tied parameters": (tied, r"shares parameters.*delta\.1\.weight"),
+}
+
+
+OF_ANY_LENGTH = {
+    "layer norm": lambda: Residual(nn.LayerNorm(8), nn.Linear(8, 8)),
+    "dropout": lambda: Residual(nn.Linear(8, 8), nn.Dropout(0.3)),
+    "attention": AttendsOverTokens,
+    "causal attention": lambda: AttendsOverTokens(is_causal=True),
+    "attention of another scale": lambda: AttendsOverTokens(scale=0.1),
+    "attention by a mask": MasksByDistance,
+    "one open size of two": JoinsTokens,
+}
+
+REJECTED_FOR_TOKENS = {
+    "two open sizes in a shape": (ReshapesTokens, r"aten\.view\.default a shape with several open sizes.* unflatten and flatten"),
+    "a table of places": (LearnsPlaces, r"cannot be exported for any size of the dimensions 0, 1"),
+    "weights dropped in training": (DropsWeights, r"scaled_dot_product_attention.* in training"),
+    "weights dropped always": (lambda: AttendsOverTokens(dropout_p=0.5), r"0\.5 is no zero"),
 }
 
 
@@ -231,6 +322,40 @@ def test_what_cannot_be_one_kernel_is_rejected_by_name(make, message):
     with pytest.raises(BlueprintRejected, match=message) as caught:
         export_graph("candidate", make(), torch.randn(3, *SHAPE))
     assert caught.value.fields["blueprint"] == "candidate"
+
+
+@pytest.mark.parametrize("make", OF_ANY_LENGTH.values(), ids=OF_ANY_LENGTH.keys())
+def test_a_kernel_for_tokens_equals_its_module_at_lengths_it_was_not_exported_at(make):
+    module = make()
+    kernel = load_kernel(export_graph("candidate", module, torch.randn(3, *TOKENS), OF_TOKENS).encode(), None)
+    kernel.load_state_dict(module.state_dict())
+    for batch, length in ((1, 1), (2, 2), (1, 5), (5, 8), (8, 5), (2, 31)):
+        outcomes = []
+        for candidate in (module, kernel):
+            torch.manual_seed(0)
+            x = torch.randn(batch, length, 8, requires_grad=True)
+            candidate.zero_grad()
+            output = candidate(x)
+            output.square().sum().backward()
+            outcomes.append([output, x.grad, *(parameter.grad for parameter in candidate.parameters())])
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(*outcomes, strict=True))
+    key = KernelKey(blueprint="candidate", source="", shape=TOKENS)
+    assert self_test("candidate", module, kernel, key, self_test_lengths(5)) == 0.0
+
+
+@pytest.mark.parametrize(("make", "message"), REJECTED_FOR_TOKENS.values(), ids=REJECTED_FOR_TOKENS.keys())
+def test_what_hangs_on_the_length_or_draws_is_rejected_by_name(make, message):
+    with pytest.raises(BlueprintRejected, match=message):
+        export_graph("candidate", make(), torch.randn(3, *TOKENS), OF_TOKENS)
+
+
+def test_a_kernel_for_tokens_is_the_same_at_whatever_length_and_batch_it_was_exported():
+    examples = [torch.randn(batch, length, 8) for batch, length in ((1, 1), (2, 2), (8, 8), (3, 40))]
+    assert len({export_graph("candidate", AttendsOverTokens(), example, OF_TOKENS).encode() for example in examples}) == 1
+
+
+def test_without_a_word_only_the_batch_is_left_open():
+    assert export_graph("candidate", LearnsPlaces(), torch.randn(3, *TOKENS)).ops
 
 
 def test_exporting_leaves_the_module_as_it_was():

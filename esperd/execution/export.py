@@ -1,15 +1,15 @@
 """From an eager module to an op list, through ``torch.export``.
 
-The exported graph is brought into a form that has one meaning: in-place operations become pure ones, symbolic sizes become
-``-1``, counters of batch norm become mutations. A module is exported twice, training and evaluating; where the two graphs
-differ only in the mode of a batch norm or dropout, the mode is left to the moment of the call. Whatever else they differ in
-cannot be one kernel.
+The exported graph is brought into a form that has one meaning: in-place operations become pure ones, the one symbolic size that
+a shape may hold becomes ``-1``, counters of batch norm become mutations. A module is exported twice, training and evaluating;
+where the two graphs differ only in the mode of a batch norm or dropout, the mode is left to the moment of the call. Whatever
+else they differ in cannot be one kernel.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,22 +22,30 @@ from esperd.execution.operations import IN_PLACE, OPERATIONS, VIEWS
 
 INPUT = "%x"
 _RESHAPING = frozenset({"aten.view.default", "aten.reshape.default", "aten.expand.default"})
+_NO_EFFECT: dict[str, object] = {"pin_memory": False}
+"""Keywords that exporting adds to operations that make tensors, with the value at which they say nothing."""
 
 
-def export_graph(blueprint: str, module: nn.Module, example: torch.Tensor) -> Graph:
+def export_graph(blueprint: str, module: nn.Module, example: torch.Tensor, open_dimensions: Sequence[int] = (0,)) -> Graph:
     """Export a module.
 
     Args:
         blueprint: name, for messages.
         module: takes and returns one tensor; it is not changed.
-        example: (B, ...) an input, B ≥ 2. The batch dimension is exported as dynamic, the others as they are.
+        example: (B, ...) an input.
+        open_dimensions: dimensions of the input whose sizes the kernel leaves open; the others are fixed as they are. See
+            :data:`esperd.declarations.OPEN_DIMENSIONS`.
 
     Raises:
         BlueprintRejected: when the module cannot be exported, uses an operation that kernels may not use, or computes different
             things in training and in evaluation. Names operation and blueprint.
     """
     _check_tensors(blueprint, module)
-    graphs = [_Exported(blueprint, _export(blueprint, module, example, training=mode)) for mode in (True, False)]
+    for dimension in open_dimensions:
+        if example.shape[dimension] == 1:  # torch takes a size of 1 as one that stays
+            example = torch.cat([example, example], dim=dimension)
+    programs = [_export(blueprint, module, example, open_dimensions, training=mode) for mode in (True, False)]
+    graphs = [_Exported(blueprint, program) for program in programs]
     trained, evaluated = graphs
     if evaluated.counters:
         raise BlueprintRejected(
@@ -81,16 +89,17 @@ def _check_tensors(blueprint: str, module: nn.Module) -> None:
             )
 
 
-def _export(blueprint: str, module: nn.Module, example: torch.Tensor, *, training: bool) -> torch.export.ExportedProgram:
+def _export(
+    blueprint: str, module: nn.Module, example: torch.Tensor, open_dimensions: Sequence[int], *, training: bool
+) -> torch.export.ExportedProgram:
+    sizes = {dimension: torch.export.Dim(f"dimension_{dimension}") for dimension in open_dimensions}
     try:
-        return torch.export.export(
-            copy.deepcopy(module).train(training),
-            (example,),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-        )
+        return torch.export.export(copy.deepcopy(module).train(training), (example,), dynamic_shapes=(sizes,))
     except Exception as error:
         raise BlueprintRejected(
-            f"blueprint {blueprint!r} cannot be exported: {type(error).__name__}: {error}", blueprint=blueprint
+            f"blueprint {blueprint!r} cannot be exported for any size of the dimensions {', '.join(map(str, open_dimensions))}:"
+            f" {type(error).__name__}: {error}",
+            blueprint=blueprint,
         ) from error
 
 
@@ -201,7 +210,11 @@ class _Exported:
             name=f"%{len(self.steps)}",
             operation=pure,
             arguments=self._arguments(node, pure),
-            keywords={name: self._keyword(operation, name, value) for name, value in node.kwargs.items()},
+            keywords={
+                name: self._keyword(operation, name, value)
+                for name, value in node.kwargs.items()
+                if name not in _NO_EFFECT or value != _NO_EFFECT[name]
+            },
         )
         root = node
         if operation in IN_PLACE:
@@ -241,12 +254,26 @@ class _Exported:
         arguments: list[Argument] = []
         for position, value in enumerate(node.args):
             if operation in _RESHAPING and position == 1:
-                # at most the batch is symbolic, and -1 stands for it
                 shape: Iterable[Any] = node.meta["val"].shape if _is_symbolic(value) else value  # type: ignore[assignment]
-                arguments.append([size if isinstance(size, int) else -1 for size in shape])
+                arguments.append(self._sizes(operation, list(shape)))
             else:
                 arguments.append(self._argument(operation, position, value))
         return arguments
+
+    def _sizes(self, operation: str, shape: list[Any]) -> list[int]:
+        """A shape with -1 for its symbolic size. ``expand`` takes -1 for every size that stays, other operations only once.
+
+        Raises:
+            BlueprintRejected: when more sizes than one are left open.
+        """
+        sizes = [size if isinstance(size, int) else -1 for size in shape]
+        if sizes.count(-1) > 1 and operation != "aten.expand.default":
+            raise self._rejected(
+                f"gives {operation} a shape with several open sizes, {[*map(str, shape)]}, which no kernel can hold;"
+                " split and join dimensions with unflatten and flatten",
+                operation,
+            )
+        return sizes
 
     def _argument(self, operation: str, position: int, value: Any) -> Argument:  # noqa: ANN401 - an argument of an fx node
         if isinstance(value, fx.Node) and value in self._roots:
