@@ -25,11 +25,9 @@ def prediction(output: object) -> torch.Tensor:
     Raises:
         InvalidModel: when it is anything else; says what came.
     """
-    if isinstance(output, torch.Tensor):
-        return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, torch.Tensor):
-        return logits
+    found = predicted(output)
+    if found is not None:
+        return found
     hint = ""
     if isinstance(output, tuple) and output and isinstance(output[0], torch.Tensor):
         hint = "; return the first part alone (recurrent layers return (output, state): take output[:, -1] of it, or all of it)"
@@ -38,6 +36,14 @@ def prediction(output: object) -> torch.Tensor:
         f"tensor called logits{hint}",
         returned=type(output).__name__,
     )
+
+
+def predicted(output: object) -> torch.Tensor | None:
+    """As :func:`prediction`; None where an output holds none."""
+    if isinstance(output, torch.Tensor):
+        return output
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    return logits if isinstance(logits, torch.Tensor) else None
 
 
 def parts(output: object) -> dict[str, object]:

@@ -17,7 +17,7 @@ from torch import nn
 
 from esperd.declarations import Topology
 from esperd.errors import EsperError, InvalidModel
-from esperd.growth.outputs import parts, told
+from esperd.growth.outputs import parts, predicted, told
 from esperd.growth.untouched import streams_kept, untouched
 
 TOPOLOGIES: Mapping[int, Topology] = {4: "cnn", 3: "transformer", 2: "mlp"}
@@ -76,7 +76,7 @@ class Traced:
     problem: str = ""
     """Why a seed cannot stand behind it; empty when one can."""
     is_output: bool = False
-    """It returned the very tensor that the host returned."""
+    """It returned the very tensor that the host predicts with."""
 
     @property
     def topology(self) -> Topology | None:
@@ -92,7 +92,7 @@ class _Pass:
     calls: dict[str, list[_Call]] = field(default_factory=dict)
     output: object = None
     last: list[_Call] = field(default_factory=list)
-    """Calls that returned the very tensor that the host returned."""
+    """Calls that returned the very tensor that the host predicts with."""
 
 
 class _Flow:
@@ -107,7 +107,7 @@ class _Flow:
 
     def returned(self, tensor: torch.Tensor, call: _Call) -> None:
         before = self.of(tensor)
-        if before:  # a container hands on what its last module returned
+        if before:  # a container hands on what its last module returned, and one that works in place what it was given
             call.axes = before[0].axes
             before.append(call)
         else:
@@ -185,11 +185,8 @@ def _run(host: nn.Module, batch: torch.Tensor) -> _Pass:
     finally:
         for handle in handles:
             handle.remove()
-    tensor = done.output if isinstance(done.output, torch.Tensor) else None
-    if tensor is None:
-        logits = parts(done.output).get("logits")
-        tensor = logits if isinstance(logits, torch.Tensor) else None
-    done.last = [] if tensor is None else list(flow.of(tensor))
+    tensor = predicted(done.output)
+    done.last = [] if tensor is None else flow.of(tensor)
     return done
 
 

@@ -178,15 +178,3 @@ def llama():
     sizes = {"hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 3, "num_attention_heads": 2}
     tokens = {"vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "bos_token_id": None, "eos_token_id": None}
     return LlamaForCausalLM(LlamaConfig(**sizes, **tokens, num_key_value_heads=1))
-
-
-class ResidualTokens(nn.Module):
-    """A seed for (B, T, D): the stream plus a small layer of it."""
-
-    def __init__(self, shape):
-        super().__init__()
-        width = shape[-1]
-        self.norm, self.down, self.up = nn.LayerNorm(width), nn.Linear(width, 4), nn.Linear(4, width)
-
-    def forward(self, x):
-        return x + self.up(torch.relu(self.down(self.norm(x))))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import foreign_models as models
 import pytest
 import torch
-from small_growth import GATES, OPERATIONS, PLUGINS, Kernels, same, seed_of
+from small_growth import GATES, OPERATIONS, PLUGINS, Kernels, germinate, same, seed_of
 from torch import nn
 from torch.nn import functional
 
@@ -24,9 +24,12 @@ from esperd.growth.network import GrowingNetwork
 from esperd.growth.optimizer import build_optimizer
 from esperd.growth.slots import find_slots
 from esperd.growth.untouched import untouched
+from esperd.messages.growth import Stage
 from esperd.messages.jobs import Gates, Growth, Optimizer
+from esperd.messages.telemetry import GateEvaluated
 
 SAMPLES = 6
+BLUEPRINTS = {"cnn": "conv_light", "mlp": "mlp_residual", "transformer": "token_mlp_x2"}
 IMAGES = torch.randn(SAMPLES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 TOKENS = torch.randint(models.VOCABULARY, (SAMPLES, models.CONTEXT), generator=torch.Generator().manual_seed(2))
 LABELS = torch.arange(SAMPLES) % models.CLASSES
@@ -100,10 +103,7 @@ def grown_in(case, alpha):
 
 
 def module_for(slot):
-    if slot.topology == "transformer":
-        return models.ResidualTokens(slot.shape)
-    name = "conv_light" if slot.topology == "cnn" else "mlp_residual"
-    return resolve(PLUGINS.blueprints[name].factory)(slot.shape)
+    return resolve(PLUGINS.blueprints[BLUEPRINTS[slot.topology]].factory)(slot.shape)
 
 
 def loss(output, target):
@@ -171,8 +171,8 @@ def test_a_seed_incubates_behind_the_model_and_leaves_no_trace_in_it(case):
         output = network.host.eval()(case.inputs)
         network.train()
         target = targets(output if isinstance(output, torch.Tensor) else output.logits)
-        lookahead_gradients(network, seed, case.inputs, target, loss, alpha=1.0)
-        assert any(parameter.grad is not None for parameter in seed.parameters())
+        second = lookahead_gradients(network, seed, case.inputs, target, loss, alpha=1.0)
+        assert any(gradient is not None and bool((gradient != 0).any()) for gradient in second.gradients)
     assert all(parameter.grad is None for parameter in network.host.parameters())
     assert same(network.host.state_dict(), host)
 
@@ -194,29 +194,40 @@ def test_what_the_model_computes_is_counted(case):
         assert uncounted_modules(host, case.inputs) == []
 
 
-def test_a_grower_trains_it_and_charges_what_it_computes(case):
+def test_a_seed_is_grown_in_it_from_germination_to_blending(case):
     host = built(case)
-    network = GrowingNetwork(host, find_slots(host, case.inputs[:4]))
+    events = []
     grower = Grower(
-        network=network,
+        network=GrowingNetwork(host, find_slots(host, case.inputs[:4])),
         optimizer=build_optimizer(Optimizer(learning_rate=1e-2), host.parameters()),
         loss=loss,
         metric=None,
-        growth=Growth(),
-        settings=Gates(),
+        growth=Growth(incubation_epochs=1),
+        settings=Gates(min_gradient_ratio=0.0),
         gates=GATES,
         operations=OPERATIONS,
         curve=cosine,
-        nursery=Kernels(),
+        source=Kernels(),
         ledger=Ledger(),
-        emit=lambda event: None,
+        emit=events.append,
     )
-    network.train()
-    target = TOKENS if case.inputs is TOKENS and case.build is not models.recurrent else LABELS
-    losses = [float(grower.train_step(case.inputs, target)) for _ in range(12)]
+    batch = (case.inputs, targets(grower.network.eval()(case.inputs)))
+    grower.sample, grower.steps_per_epoch = batch, 8
+    grower.network.train()
+    slot = grower.network.slots[0]
+    assert grower.apply(germinate(BLUEPRINTS[slot.topology], slot.slot)) is None
+    losses = []
+    for _ in range(2):
+        losses += [float(grower.train_step(*batch)) for _ in range(8)]
+        grower.epoch += 1
+        grower.measure([batch])
+        grower.end_epoch()
     assert losses[-1] < losses[0]
-    assert grower.ledger.total > 0
-    assert grower.measure([(case.inputs, target)]).loss.shape == (SAMPLES,)
+    (seed,) = grower.network.seeds()
+    assert seed.stage is Stage.BLENDING, [event for event in events if isinstance(event, GateEvaluated)]
+    assert seed.alpha > 0.0
+    assert grower.ledger.spent["incubation"] > 0
+    assert grower.incubator.sharing == {slot.slot: "shared"}, "second passes start at the slot"
 
 
 def test_what_an_lstm_returns_is_no_slot_and_says_why():

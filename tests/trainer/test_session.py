@@ -448,7 +448,7 @@ MISFITS = {
     "a host that returns no module": ({"host": "desks:no_module"}, InvalidModel, "returned str"),
     "a host that raises": ({"host": "desks:raising"}, ImportFailed, "out of ideas"),
     "a host that is not there": ({"host": "desks:nowhere"}, ImportFailed, "nowhere"),
-    "a host nobody registered": ({"host": "transformer"}, UnknownName, "cnn"),
+    "a host nobody registered": ({"host": "resnet152"}, UnknownName, "cnn"),
     "a host that does not run on the data": ({"host": "desks:unfit"}, InvalidModel, "does not run"),
     "a host that does not run, ungrown": (
         {"host": "desks:unfit", "growth": {"enabled": False}},
