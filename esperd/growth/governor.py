@@ -9,7 +9,8 @@ training steps, or one gate pass. A finite loss must look bad :data:`IN_A_ROW` t
 
 *The same point.* A point is what a :class:`SnapshotTaken` reports; a rollback leads to the latest one. Two catastrophes are at
 the same point exactly when no snapshot was taken between them. A rollback takes none: the next one comes with the next good
-gate pass.
+gate pass. A process that resumes a checkpoint has lost the snapshot and takes one of where it goes on from, reported by
+:class:`Resumed`: that is no new point, what was tried counts on.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Series(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Point(msgspec.Struct, frozen=True, kw_only=True):
-    """A snapshot that a rollback leads to."""
+    """Where a rollback leads to: a snapshot, and what was known when it was taken."""
 
     epoch: int
     live_seeds: int
@@ -159,7 +160,15 @@ class SnapshotTaken:
     """Seeds in it that may be culled."""
 
 
-Occurrence = StepsObserved | GradientsObserved | GateObserved | SnapshotTaken
+@dataclass(frozen=True)
+class Resumed:
+    """A process goes on from a checkpoint, and has taken a snapshot of where it stands. To be told before anything else."""
+
+    epoch: int
+    live_seeds: int
+
+
+Occurrence = StepsObserved | GradientsObserved | GateObserved | SnapshotTaken | Resumed
 
 
 @dataclass(frozen=True)
@@ -237,8 +246,14 @@ def advance(
         case GateObserved():
             return _gate_observed(msgspec.structs.replace(watch, epoch=occurrence.epoch), occurrence.loss, settings, chance_loss)
         case SnapshotTaken(epoch, live_seeds):
-            point = Point(epoch=epoch, live_seeds=live_seeds, train=watch.train, gate=watch.gate)
-            return msgspec.structs.replace(watch, epoch=epoch, point=point), []
+            return _stands(watch, epoch, live_seeds, tried=()), []
+        case Resumed(epoch, live_seeds):
+            return _stands(watch, epoch, live_seeds, tried=watch.point.tried if watch.point else ()), []
+
+
+def _stands(watch: Watch, epoch: int, live_seeds: int, tried: tuple[Remedy, ...]) -> Watch:
+    point = Point(epoch=epoch, live_seeds=live_seeds, train=watch.train, gate=watch.gate, tried=tried)
+    return msgspec.structs.replace(watch, epoch=epoch, point=point)
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from esperd.growth.governor import (
     Fail,
     GateObserved,
     GradientsObserved,
+    Resumed,
     Rollback,
     SnapshotTaken,
     StepsObserved,
@@ -306,6 +307,18 @@ def test_a_good_decision_point_whose_snapshot_was_not_taken_is_no_new_point():
     assert "nothing is left to try from epoch 3" in told[1].story
 
 
+def test_a_resumed_process_goes_back_to_where_it_resumed_and_repeats_no_remedy():
+    watch, _ = advance(trained(live_seeds=1, epoch=3), nan(4), SETTINGS)
+    watch, told = follow(watch, [look(1.0, steps=1), Resumed(epoch=3, live_seeds=0)])
+    assert told == []
+    assert watch.point.train == watch.train
+    watch, (second,) = advance(watch, nan(4), SETTINGS)
+    assert (second.action, second.culls) == ("cut_rate", True)
+    assert isinstance(advance(watch, nan(4), SETTINGS)[1][0], Fail)
+    fresh, _ = advance(Watch(epoch=2), Resumed(epoch=2, live_seeds=0), SETTINGS)
+    assert isinstance(advance(fresh, look(math.nan), SETTINGS)[1][0], Rollback)
+
+
 def test_after_so_many_rollbacks_it_gives_up():
     watch = trained(live_seeds=0)
     for trip in range(SETTINGS.max_rollbacks):
@@ -429,6 +442,12 @@ class Governs(RuleBasedStateMachine):
         self.see(SnapshotTaken(self.epoch, live_seeds))
         self.point = (self.epoch, live_seeds, [])
 
+    @precondition(lambda self: not self.failed)
+    @rule(live_seeds=st.integers(0, 2))
+    def process_is_resumed(self, live_seeds):
+        self.see(Resumed(self.epoch, live_seeds))
+        self.point = (self.epoch, live_seeds, self.point[2] if self.point else [])
+
     @invariant()
     def what_is_remembered_stays_bounded(self):
         if not hasattr(self, "watch"):
@@ -437,7 +456,7 @@ class Governs(RuleBasedStateMachine):
         for series in (self.watch.train, self.watch.gate):
             assert len(series.history) <= self.settings.window
             assert all(map(math.isfinite, series.history))
-            assert series.anomalies < IN_A_ROW
+            assert series.anomalies < IN_A_ROW or self.failed
         assert len(self.watch.trips) == self.rollbacks
 
 

@@ -314,9 +314,21 @@ def test_what_was_frozen_since_trains_again():
     grown = at_epoch(3)
     kept = Snapshot.take(grown, cursor=None)
     grown.network.host.head.weight.requires_grad_(requires_grad=False)
+    grown.network.host.first.eval()
     kept.restore_into(grown)
     assert grown.network.host.head.weight.requires_grad
+    assert all(module.training for module in grown.network.modules())
     assert all(parameter.grad is None for parameter in grown.network.parameters())
+
+
+def test_a_learning_rate_that_is_a_tensor_goes_back_as_often_as_needed():
+    grown = grower()
+    grown.optimizer.param_groups[0]["lr"] = torch.tensor(0.25)
+    kept = Snapshot.take(grown, cursor=None)
+    for _ in range(2):
+        grown.optimizer.param_groups[0]["lr"].fill_(9.0)
+        kept.restore_into(grown)
+        assert float(grown.optimizer.param_groups[0]["lr"]) == 0.25
 
 
 def test_tied_weights_stay_tied():
