@@ -145,6 +145,28 @@ class PolicyUnavailable(EventBody, frozen=True, kw_only=True):
     reason: str
 
 
+class RolledBack(EventBody, frozen=True, kw_only=True):
+    """Training met a catastrophe: the network went back to the last good decision point, and goes on differently from there."""
+
+    epoch: int
+    """Epochs completed when it was seen."""
+    to_epoch: int
+    """Epochs completed now; later ones are trained, and told, again."""
+    reason: str
+    numbers: dict[str, float | None]
+    """What was looked at: loss, level, limit; None for what is not finite."""
+    action: str
+    """``cull``: the living seeds were culled; ``cut_rate``: the learning rate was cut."""
+    rate_scale: float
+    """What the scheduled learning rate is multiplied with from now on."""
+    trip: int
+    """Number of this rollback in the run, from 1."""
+    gone: tuple[str, ...] = ()
+    """Seeds that germinated after ``to_epoch``."""
+    returned: tuple[str, ...] = ()
+    """Seeds that were culled or fossilized after it and live again."""
+
+
 class AuditMeasured(EventBody, frozen=True, kw_only=True):
     """The audit split was read, once, for this network."""
 
@@ -173,6 +195,7 @@ Body = (
     | KernelLoaded
     | CheckpointSaved
     | PolicyUnavailable
+    | RolledBack
     | AuditMeasured
     | ExportFailed
 )
