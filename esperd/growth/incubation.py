@@ -151,7 +151,7 @@ class Incubator:
 
     def _plan(self, slot: str, inputs: torch.Tensor) -> None:
         """Trace the host once for each slot. A resumed run traces again what it had traced: that is no work of the job's."""
-        if slot in self._plans or self.sharing.get(slot) == "whole":
+        if self.sharing.get(slot) == "whole" or (slot in self.sharing and slot in self._plans):
             return
 
         def trace() -> dict[str, tuple[Call, ...]]:

@@ -80,6 +80,9 @@ class Observation(Value, frozen=True, kw_only=True):
     options: tuple[ArmOption, ...]
     unavailable: tuple[Arm, ...] = ()
     """Arms whose latest germination failed because the kernel could not be provided: nothing was learned about them."""
+    rolled_back: tuple[str, ...] = ()
+    """Catastrophes since the last decision point, in words: what was seen, and how far the network went back. Seeds that were
+    culled for one say so in their outcome."""
 
 
 class Alternative(Value, frozen=True, kw_only=True):
@@ -110,7 +113,7 @@ class Decide(Message, frozen=True, kw_only=True):
 
     job: str
     point: int
-    """Number of the decision point in the job, counted from 0."""
+    """Number of the decision point in the job, counted from 1; it never comes twice, also where training went back."""
     rng_seed: int
     settings: PolicySettings
     observation: Observation

@@ -56,7 +56,7 @@ def fresh(mode: str = "adamw-lookahead", events: list | None = None, *, portable
         embargo_epochs=1,
         learning_rate_scale=0.5,
         settings=TOLERANT,
-        nursery=Kernels(portable=portable),
+        source=Kernels(portable=portable),
     )
 
 
@@ -67,11 +67,10 @@ def standing(grown: Grower) -> tuple[dict[str, torch.Tensor], object]:
         tuple(grown.outcomes),
         grown.epoch,
         grown.step,
-        grown.train_loss,
         grown.gate_loss,
-        grown.fused,
+        grown.gate_pass.fused,
         {name: list(window) for name, window in grown.windows.items()},
-        {name: (*part.ratio.read(), part.ratio.samples, part.passes) for name, part in grown.incubations.items()},
+        {name: (part.ratio.read(), part.passes) for name, part in grown.incubator.gathered.items()},
         sorted(grown.resting),
         dict(grown.ledger.costs),
         [(group["name"], group["lr"], group["scale"]) for group in grown.optimizer.param_groups],
@@ -85,8 +84,9 @@ def agree(first: tuple[dict[str, torch.Tensor], object], second: tuple[dict[str,
 
 
 def run_epoch(grown: Grower) -> None:
-    set_learning_rate(grown.optimizer, 0.02 * 0.9**grown.epoch)
-    end(grown, steps(grown, batches(grown.epoch)))
+    set_learning_rate(grown.optimizer, 0.02 * 0.9**grown.epoch, grown.step)
+    steps(grown, batches(grown.epoch))
+    end(grown)
     if grown.epoch in DECISIONS:
         assert grown.apply(DECISIONS[grown.epoch]) is None
 
@@ -119,7 +119,7 @@ class Kept:
 
 def wreck(grown: Grower) -> None:
     """What a catastrophe leaves."""
-    set_learning_rate(grown.optimizer, 1e6)
+    set_learning_rate(grown.optimizer, 1e6, grown.step)
     steps(grown, batches(grown.epoch)[:2])
     with torch.no_grad():
         for tensor in (*grown.network.parameters(), *grown.network.buffers()):
@@ -219,7 +219,7 @@ def test_seeds_that_ended_after_the_snapshot_live_again_and_have_no_outcome():
 
 
 def test_a_seed_that_is_gone_although_it_was_fossilized_is_told_as_culled():
-    grown = grower(nursery=Kernels(portable=False), settings=TOLERANT)
+    grown = grower(source=Kernels(portable=False), settings=TOLERANT)
     epoch(grown)
     kept = Snapshot.take(grown, cursor=None)
     grown.apply(germinate("norm", "first"))
@@ -285,7 +285,7 @@ class Counting(nn.Module):
 
 
 def test_buffers_outside_the_state_dict_and_replaced_ones_go_back():
-    grown = grower(nursery=Kernels(wrap=Counting, portable=False))
+    grown = grower(source=Kernels(wrap=Counting, portable=False))
     grown.network.host.head = Counting(grown.network.host.head)
     counting = grown.network.host.head
     kept = Snapshot.take(grown, cursor=None)
