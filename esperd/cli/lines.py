@@ -16,6 +16,7 @@ from esperd.messages.telemetry import (
     PolicyUnavailable,
     ProspectMeasured,
     RolledBack,
+    ScreeningEnded,
     StageChanged,
     TrainingStarted,
     TrialMeasured,
@@ -48,6 +49,8 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return f"gate       {body.verdict.gate} holds {body.seed} back: {body.verdict.reason}"
         case ContributionMeasured() | ProspectMeasured() | TrialMeasured() as body:
             return _measured(body)
+        case ScreeningEnded() as body:
+            return _screened(body)
         case RolledBack() as body:
             return f"rolledback {_went_back(body)}"
         case KernelLoaded() as body:
@@ -99,6 +102,11 @@ def _measured(body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> 
             return f"measured   {body.seed} switched on would bring {contribution(body.prospect)}"
         case TrialMeasured():
             return f"trial      {body.seed} brought {contribution(body.trial)} over its twin without it"
+
+
+def _screened(body: ScreeningEnded) -> str:
+    promised = "; ".join(f"{each.seed} {each.blueprint} {contribution(each.prospect)}" for each in body.candidates)
+    return f"screening  {body.winner or 'nobody'} goes on of {len(body.candidates)} candidates: {promised}"
 
 
 def _went_back(body: RolledBack) -> str:

@@ -117,6 +117,8 @@ class Growth(Section, frozen=True, kw_only=True):
     """How a seed's output enters its slot, see ``docs/growth.md``."""
     co_adaptation: CoAdaptation = CoAdaptation()
     """Whether the host adapts to its seeds from BLENDING on."""
+    screening_epochs: Positive = 1
+    """How long candidates of a screening learn side by side before the best one goes on."""
     incubation_epochs: Positive = 3
     """Stay in TRAINING before gate G2 is asked."""
     blending_epochs: Positive = 3

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
-from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Trial, Verdict
+from esperd.messages.growth import Contribution, Screened, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import JobError, JobState, Metrics
 from esperd.messages.policy import Decision
 
@@ -111,6 +111,16 @@ class ProspectMeasured(EventBody, frozen=True, kw_only=True):
     prospect: Contribution
 
 
+class ScreeningEnded(EventBody, frozen=True, kw_only=True):
+    """Several candidates had learned behind the host at once: the most promising one goes on, the others are out."""
+
+    epoch: int
+    screening: str
+    winner: str | None
+    """None: no candidate was fit to go on."""
+    candidates: tuple[Screened, ...]
+
+
 class TrialMeasured(EventBody, frozen=True, kw_only=True):
     """A controlled trial: what the network with a seed has over its twin without it, after both trained on for the same FLOPs."""
 
@@ -191,6 +201,7 @@ Body = (
     | GateEvaluated
     | ContributionMeasured
     | ProspectMeasured
+    | ScreeningEnded
     | TrialMeasured
     | KernelLoaded
     | CheckpointSaved

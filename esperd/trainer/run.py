@@ -293,7 +293,7 @@ class Run:
             epochs_left=budgets.epochs_left(
                 self.budget, self.spent(), epoch_flops=epoch_flops, epoch_seconds=self.seconds / grower.epoch
             ),
-            shortest_life_epochs=shortest_life(self.job.growth),
+            shortest_life_epochs=shortest_life(self.job.growth, screened=self.job.policy.nursery > 1),
             train_loss=train_loss,
             gate_loss=measured.mean_loss,
             gate_metric=measured.mean_metric,

@@ -38,6 +38,7 @@ from esperd.messages.telemetry import (
     KernelLoaded,
     PolicyUnavailable,
     RolledBack,
+    ScreeningEnded,
     StageChanged,
     TrainingStarted,
 )
@@ -442,6 +443,18 @@ def test_a_loss_that_is_not_finite_ends_the_job(blobs, only_measured):
     job = desks.growing_job(host="desks:exploding", host_options={"only_measured": only_measured})
     with pytest.raises(TrainingDiverged, match=r"lower optimizer\.learning_rate"):
         desks.train(job, blobs)
+
+
+def test_a_job_with_a_nursery_screens_and_ends_bit_identical_when_it_is_stopped_meanwhile(blobs):
+    job = desks.growing_job(
+        policy={"warmup_epochs": 1, "patience": 1, "nursery": 3, "rent_parameters": 0.001, "rent_flops": 0.001}
+    )
+    whole = desks.train(job, blobs)
+    (ended, *_) = whole.desk.of(ScreeningEnded)
+    assert len(ended.candidates) == 3
+    assert ended.winner is not None
+    stopped = desks.train_until(job, blobs, desks.in_stage(Stage.TRAINING))
+    assert same_end(desks.train(job, blobs, resume_from=stopped.checkpoints[-1][0]), whole)
 
 
 # --- the governor ------------------------------------------------------------------------------------------------------------
