@@ -15,6 +15,7 @@ import lab
 import torch
 
 from esperd.growth import Grower
+from esperd.growth.contribution import Measured
 from esperd.growth.interval import mean_interval
 from esperd.messages.growth import Stage
 from esperd.messages.jobs import CoAdaptation, Growth
@@ -23,7 +24,7 @@ from esperd.messages.policy import Arm, Decision
 MODES = ("lookahead", "straight_through", "frozen_input", "joint")
 ARMS = ("continued", *MODES, "joint_isolated")
 """``joint_isolated``: joint, but the host's gradient does not pass through the seeds."""
-FULL = {"host_epochs": 12, "extra_host_epochs": 30, "batch_size": 128, "pretrain_rate": 0.1, "rate": 0.05}
+FULL = {"host_epochs": 12, "extra_host_epochs": 24, "batch_size": 128, "pretrain_rate": 0.1, "rate": 0.05}
 QUICK = {"host_epochs": 3, "extra_host_epochs": 8, "batch_size": 64, "pretrain_rate": 0.1, "rate": 0.05}
 STAYS = {"incubation_epochs": 2, "blending_epochs": 2, "shadowing_epochs": 1, "probation_epochs": 4}
 SEEDS = (("depthwise", 0), ("conv_light", 1))
@@ -71,7 +72,7 @@ def run_arm(data: lab.Data, host: torch.nn.Module, arm: str, rng_seed: int, plan
     host_epoch = 3 * grower.ledger.cost("gate", "host") * len(data.train[0])
     switched: dict[str, float] = {}
 
-    def decide(standing: Grower) -> None:
+    def decide(standing: Grower, _measured: Measured) -> None:
         fossilize_all(standing)
         for seed in standing.network.seeds():
             if seed.prospect is not None and seed.name not in switched:

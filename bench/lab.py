@@ -22,6 +22,7 @@ from torch.nn import functional
 from esperd.builtins.blueprints import BLUEPRINTS
 from esperd.builtins.networks.cnn import cnn
 from esperd.growth import BlueprintSource, Grower, GrowingNetwork, assemble, find_slots, measure
+from esperd.growth.contribution import Measured
 from esperd.growth.optimizer import set_learning_rate
 from esperd.messages.jobs import Gates, Growth, Optimizer
 
@@ -89,12 +90,17 @@ def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 def batches(split: Batch, size: int, rng_seed: int) -> list[Batch]:
     """One pass over a split in the order that the seed gives."""
     order = torch.randperm(len(split[0]), generator=torch.Generator().manual_seed(rng_seed))
-    return [(split[0][rows], split[1][rows]) for rows in torch.split(order, size)]
+    return [(_laid_out(split[0][rows]), split[1][rows]) for rows in torch.split(order, size)]
 
 
 def in_order(split: Batch, size: int = 500) -> list[Batch]:
     """A split for measuring."""
-    return list(zip(torch.split(split[0], size), torch.split(split[1], size), strict=True))
+    return [(_laid_out(x), y) for x, y in zip(torch.split(split[0], size), torch.split(split[1], size), strict=True)]
+
+
+def _laid_out(x: torch.Tensor) -> torch.Tensor:
+    """Channels last: a step takes two thirds of the time on this processor."""
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,12 @@ def grower_of(
 def fresh_host(data: Data, rng_seed: int) -> torch.nn.Module:
     """The host of the protocol, its weights drawn from the seed."""
     torch.manual_seed(rng_seed)
-    return cnn(data.channels, in_channels=data.train[0].shape[1], classes=10)
+    host = cnn(data.channels, in_channels=data.train[0].shape[1], classes=10)
+    return host.to(memory_format=torch.channels_last)
+
+
+def nothing(_grower: Grower, _measured: Measured) -> None:
+    """Decide nothing."""
 
 
 def train(
@@ -168,7 +179,7 @@ def train(
     flops: float,
     phase: Phase,
     rng_seed: int,
-    decide: Callable[[Grower], None] = lambda _grower: None,
+    decide: Callable[[Grower, Measured], None] = nothing,
 ) -> None:
     """Train until the ledger has spent ``flops`` more than it has now. After every epoch the gate split is measured, stages
     move on and
@@ -190,9 +201,9 @@ def train(
             set_learning_rate(grower.optimizer, phase.rate(share()), grower.step)
             grower.train_step(inputs, targets)
         grower.epoch += 1
-        grower.measure(in_order(data.gate))
+        measured = grower.measure(in_order(data.gate))
         grower.end_epoch()
-        decide(grower)
+        decide(grower, measured)
 
 
 def result(grower: Grower, data: Data, seconds: float) -> dict[str, object]:
