@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_notebook_page_runs_and_shows_what_it_says(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "notebook.md").read_text(encoding="utf-8"), flags=re.S)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "notebook.md").read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(blocks) >= 6
     script = tmp_path / "notebook.py"
     script.write_text("\n".join(blocks), encoding="utf-8")
