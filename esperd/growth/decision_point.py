@@ -5,9 +5,12 @@ What they decide there is decided once, because it follows from what all of them
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from esperd.growth.alpha import Ramp
 from esperd.growth.checksum import checksums
@@ -24,6 +27,9 @@ class SeedStanding(Value, frozen=True, kw_only=True):
     """One seed, without its tensors."""
 
     record: SeedRecord
+    """Without its kernel: where every rank compiles its own, manifests differ by the times that were measured."""
+    graph: str | None
+    """Digest of what its kernel computes; None for a plain module."""
     presence: Presence
     isolated: bool
     leaving: bool
@@ -109,7 +115,8 @@ def standing(grower: Grower, *, weighed: bool) -> Standing:
 
 def _seed(seed: Seed) -> SeedStanding:
     return SeedStanding(
-        record=record_of(seed),
+        record=msgspec.structs.replace(record_of(seed), kernel=None),
+        graph=None if seed.graph is None else hashlib.sha256(seed.graph.encode()).hexdigest(),
         presence=seed.presence,
         isolated=seed.isolated,
         leaving=seed.life.leaving,

@@ -208,8 +208,8 @@ class Joined:
         said = _differences(payloads[0], payloads[others[0]], others[0])
         more = f" (so do ranks {', '.join(map(str, others[1:]))}, or in another way)" if others[1:] else ""
         self._disagree(
-            f"ranks disagree on {what}: {said}{more}; give every process the same settings, code and splits, and let nothing "
-            "that is decided depend on the rank",
+            f"ranks disagree on {what}: {said}{more}",
+            "give every process the same settings, code and splits, and let nothing that is decided depend on the rank",
             what=what,
             ranks=["0", *map(str, others)],
         )
@@ -230,7 +230,8 @@ class Joined:
         for rank, word in enumerate(words):
             if word.failed:
                 self._fail(
-                    f"rank {rank} raised {word.failed} in {word.what}: {word.message}; rank {self.rank} had come to {what}",
+                    f"rank {rank} raised {word.failed} in {word.what}: {word.message}",
+                    f"rank {self.rank} had come to {what}",
                     what=what,
                     rank=rank,
                     error=word.failed,
@@ -238,8 +239,8 @@ class Joined:
         for rank, word in enumerate(words):
             if word.what != words[0].what:
                 self._disagree(
-                    f"ranks came to different points: rank 0 to {words[0].what}, rank {rank} to {word.what}; every process must "
-                    "take the same steps and the same decisions in the same order",
+                    f"ranks came to different points: rank 0 to {words[0].what}, rank {rank} to {word.what}",
+                    "every process must take the same steps and the same decisions in the same order",
                     what=what,
                     ranks=["0", str(rank)],
                 )
@@ -295,19 +296,19 @@ class Joined:
             yield
         except RuntimeError as error:  # all that torch and gloo raise, for a timeout and for a connection that broke
             self._fail(
-                f"a rank is not heard of at {what} (waiting up to {self.timeout_s:g} s at meetings): {error}; look into the "
-                "output of the other processes",
+                f"a rank is not heard of at {what}: {error}",
+                "look into the output of the other processes",
                 error,
                 what=what,
             )
 
-    def _fail(self, message: str, cause: Exception | None = None, /, **fields: Any) -> NoReturn:  # noqa: ANN401 - an error's fields
-        self._parted = message
-        raise RankFailed(message, **fields) from cause
+    def _fail(self, why: str, more: str, cause: Exception | None = None, /, **fields: Any) -> NoReturn:  # noqa: ANN401 - an error's
+        self._parted = why
+        raise RankFailed(f"{why}; {more}", **fields) from cause
 
-    def _disagree(self, message: str, **fields: Any) -> NoReturn:  # noqa: ANN401 - an error's fields
-        self._parted = message
-        raise RanksDisagree(message, **fields)
+    def _disagree(self, why: str, more: str, /, **fields: Any) -> NoReturn:  # noqa: ANN401 - an error's
+        self._parted = why
+        raise RanksDisagree(f"{why}; {more}", **fields)
 
 
 def _alike(tensors: Iterable[torch.Tensor]) -> Iterator[Sequence[torch.Tensor]]:
