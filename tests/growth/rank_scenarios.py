@@ -357,6 +357,12 @@ def the_loss_fails_at_the_gate(ranks: Ranks, directory: Path) -> None:
     grown.measure([GATE])
 
 
+def a_rank_fails_when_the_other_is_done(ranks: Ranks, directory: Path) -> None:
+    with ranks.together("writing the report"):
+        if ranks.rank == 1:
+            raise OSError("the disk of rank 1 is full")
+
+
 def a_rank_takes_another_turn(ranks: Ranks, directory: Path) -> None:
     grown = smooth(ranks)
     train(ranks, grown)

@@ -39,7 +39,11 @@ DISAGREEMENTS = (
     *("a_gate_disagrees", "decisions_differ", "seeds_are_born_different", "a_rank_takes_another_turn"),
     "gradients_are_not_averaged",
 )
-WRONG = (*DISAGREEMENTS, "a_source_fails", "the_loss_fails_at_the_gate", "parted_ranks_go_on", "a_rank_is_silent", "a_rank_dies")
+WRONG = (
+    *DISAGREEMENTS,
+    *("a_source_fails", "the_loss_fails_at_the_gate", "a_rank_fails_when_the_other_is_done"),
+    *("parted_ranks_go_on", "a_rank_is_silent", "a_rank_dies"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -245,6 +249,7 @@ def test_what_ranks_disagree_on_is_named_with_both_values(seen):
     [
         ("a_source_fails", "OSError", "in the decision to germinate: the kernel store of rank 1 is full"),
         ("the_loss_fails_at_the_gate", "ZeroDivisionError", "in the gate pass: no label is like this one"),
+        ("a_rank_fails_when_the_other_is_done", "OSError", "in writing the report: the disk of rank 1 is full"),
     ],
 )
 def test_a_rank_that_raises_ends_the_others_with_its_name_and_its_error(seen, scenario, error, told):
