@@ -19,6 +19,7 @@ from esperd.messages.telemetry import (
     ExportFailed,
     KernelLoaded,
     PolicyUnavailable,
+    RolledBack,
     StageChanged,
     TrainingStarted,
 )
@@ -53,6 +54,8 @@ class JobView:
     audits: dict[str, Metrics] = field(default_factory=dict)
     checkpoints: int = 0
     policy_unavailable: int = 0
+    rollbacks: tuple[RolledBack, ...] = ()
+    """Catastrophes that training went back from, oldest first."""
     export_failed: ExportFailed | None = None
 
     @property
@@ -112,6 +115,8 @@ def _fold_body(view: JobView, body: Body, at: float) -> JobView:
             return replace(view, checkpoints=view.checkpoints + 1)
         case PolicyUnavailable():
             return replace(view, policy_unavailable=view.policy_unavailable + 1)
+        case RolledBack():
+            return replace(view, rollbacks=(*view.rollbacks, body))
         case AuditMeasured():
             return replace(view, audits={**view.audits, body.network: body.metrics})
         case ExportFailed():

@@ -14,8 +14,12 @@ from esperd.messages.telemetry import (
     JobStateChanged,
     KernelLoaded,
     PolicyUnavailable,
+    ProspectMeasured,
+    RolledBack,
+    ScreeningEnded,
     StageChanged,
     TrainingStarted,
+    TrialMeasured,
 )
 from esperd.report import numbers
 from esperd.report.decisions import say_decision
@@ -43,8 +47,12 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return f"stage      {body.seed} ({body.blueprint}) {body.before} -> {body.after}: {body.reason}"
         case GateEvaluated() as body if not body.verdict.passed:
             return f"gate       {body.verdict.gate} holds {body.seed} back: {body.verdict.reason}"
-        case ContributionMeasured() as body:
-            return f"measured   {body.seed} contributes {contribution(body.contribution)} to the loss"
+        case ContributionMeasured() | ProspectMeasured() | TrialMeasured() as body:
+            return _measured(body)
+        case ScreeningEnded() as body:
+            return _screened(body)
+        case RolledBack() as body:
+            return f"rolledback {_went_back(body)}"
         case KernelLoaded() as body:
             return f"kernel     {body.blueprint} for {body.seed} from {body.source}, {body.manifest_id[:12]}"
         case PolicyUnavailable() as body:
@@ -84,6 +92,28 @@ def _epoch(body: EpochCompleted, metric_name: str | None) -> str:
         f"gate {numbers.loss(body.gate_loss)}{score}  lr {body.learning_rate:.2e}  "
         f"{numbers.count(body.parameters)} parameters{f'  [{seeds}]' if seeds else ''}"
     )
+
+
+def _measured(body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> str:
+    match body:
+        case ContributionMeasured():
+            return f"measured   {body.seed} contributes {contribution(body.contribution)} to the loss"
+        case ProspectMeasured():
+            return f"measured   {body.seed} switched on would bring {contribution(body.prospect)}"
+        case TrialMeasured():
+            return f"trial      {body.seed} brought {contribution(body.trial)} over its twin without it"
+
+
+def _screened(body: ScreeningEnded) -> str:
+    promised = "; ".join(f"{each.seed} {each.blueprint} {contribution(each.prospect)}" for each in body.candidates)
+    return f"screening  {body.winner or 'nobody'} goes on of {len(body.candidates)} candidates: {promised}"
+
+
+def _went_back(body: RolledBack) -> str:
+    remedy = (
+        "the living seeds were culled" if body.action == "cull" else f"learning rate cut to {body.rate_scale:.3g} of its schedule"
+    )
+    return f"{body.reason}; back from epoch {body.epoch} to {body.to_epoch}, {remedy}"
 
 
 def _decision(body: DecisionMade) -> str | None:

@@ -212,6 +212,9 @@ def _footer(view: JobView) -> Text:
     told = [f"kernels {kernels or 'none loaded'}", f"checkpoints {view.checkpoints}"]
     if view.policy_unavailable:
         told.append(f"decision points without a policy {view.policy_unavailable}")
+    if view.rollbacks:
+        last = view.rollbacks[-1]
+        told.append(f"rollbacks {len(view.rollbacks)}, the last to epoch {last.to_epoch}: {last.reason}")
     for network, metrics in view.audits.items():
         score = f" {numbers.metric(metrics.metric, view.metric_name)}" if metrics.metric is not None else ""
         told.append(f"audit of {network}{score} loss {numbers.loss(metrics.loss)}")

@@ -257,7 +257,7 @@ def _loading(structure: GrowthFile, parities: Sequence[Parity]) -> Iterator[str]
     calls = (f"x = {_drawn(structure)}", "outputs = network(x)")
     yield _python("import esperd", "import torch", "", *_load_lines(structure), *calls)
     yield "As an ordinary `torch.nn.Module`, without esperd's hooks, to train on, to compile or to quantise:"
-    yield _python("from esperd.growth.plain import plain", "", "model = plain(network)")
+    yield _python("from esperd.growth.plain import plain_module", "", "model = plain_module(network)")
     for parity in parities:
         if parity.form == "torch.export":
             yield (

@@ -16,20 +16,25 @@ from esperd.growth.shards import gathered, shard
 from esperd.messages.growth import Contribution, Stage
 from esperd.messages.jobs import Gates, Growth
 
-ISOLATED_MODES = ("lookahead", "straight_through", "frozen_input")
-"""Modes of incubation in which the network does not hear a seed in TRAINING."""
-
 
 def variants_due(seeds: Iterable[Seed], growth: Growth) -> dict[str, dict[str, float]]:
-    """What has to be measured: the network without each seed on probation, and with each seed that gate G2 is about to judge."""
+    """What has to be measured: the network without each seed on probation, and with each seed that gate G2 is about to judge, or
+    whose screening ends.
+    """
     due: dict[str, dict[str, float]] = {}
     for seed in seeds:
         if seed.stage is Stage.PROBATIONARY:
             due[without(seed)] = {seed.name: 0.0}
-        ending = seed.life.epochs_in_stage + 1 >= growth.incubation_epochs
-        if seed.stage is Stage.TRAINING and growth.incubation in ISOLATED_MODES and ending:
+        stay = growth.screening_epochs if seed.screening else growth.incubation_epochs
+        ending = seed.life.epochs_in_stage + 1 >= stay
+        if seed.stage is Stage.TRAINING and is_isolated(seed, growth) and ending:
             due[switched_on(seed)] = {seed.name: seed.alpha_target}
     return due
+
+
+def is_isolated(seed: Seed, growth: Growth) -> bool:
+    """Whether the network does not hear this seed while it is in TRAINING."""
+    return bool(seed.screening) or growth.incubation != "joint"
 
 
 def without(seed: Seed) -> str:

@@ -7,7 +7,7 @@ It owns no loop. A training loop calls :meth:`Grower.train_step` for each batch,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -17,23 +17,31 @@ from esperd.growth import lifecycle
 from esperd.growth.alpha import Curve, Ramp
 from esperd.growth.contribution import Measured, PerSample
 from esperd.growth.decision_point import decision_point
-from esperd.growth.gate_pass import GatePass, switched_on, variants_due, without
+from esperd.growth.gate_pass import GatePass, is_isolated, switched_on, variants_due, without
 from esperd.growth.gates import Evidence, GateCheck, Probe, thresholds
 from esperd.growth.gradients import STRIDE, gradient_norms
 from esperd.growth.incubation import Incubator
 from esperd.growth.ledger import Ledger
-from esperd.growth.lifecycle import CheckGate, CullRequested, Entered, EpochEnded, GateAnswered, Occurrence, Refused
+from esperd.growth.lifecycle import CheckGate, CullRequested, Entered, EpochEnded, GateAnswered, Life, Occurrence, Refused
 from esperd.growth.network import GrowingNetwork, Seed
+from esperd.growth.nursery import choose, screenings
 from esperd.growth.optimizer import add_group, clip_gradients, host_group, remove_group
 from esperd.growth.precision import Precision
 from esperd.growth.ranks import Alone, Ranks
-from esperd.growth.records import outcome_of, record_of
+from esperd.growth.records import outcome_of, record_of, screened
 from esperd.growth.runner import Plain, Runner
 from esperd.growth.source import SeedSource
 from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage, Verdict
 from esperd.messages.jobs import Gates, Growth, SeedOutcome
 from esperd.messages.policy import Decision
-from esperd.messages.telemetry import Body, ContributionMeasured, GateEvaluated, ProspectMeasured, StageChanged
+from esperd.messages.telemetry import (
+    Body,
+    ContributionMeasured,
+    GateEvaluated,
+    ProspectMeasured,
+    ScreeningEnded,
+    StageChanged,
+)
 
 BEHIND_THE_HOST = ("lookahead", "frozen_input")
 """Modes of incubation in which a seed learns by passes of its own."""
@@ -152,9 +160,8 @@ class Grower:
 
     def incubating(self) -> list[Seed]:
         """Seeds that learn behind the host, by passes of their own."""
-        if self.growth.incubation not in BEHIND_THE_HOST:
-            return []
-        return [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING]
+        own_passes = self.growth.incubation in BEHIND_THE_HOST
+        return [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING and (own_passes or seed.screening)]
 
     def structure(self) -> str:
         """Which seeds take part in the host's own pass; names the structure in the ledger."""
@@ -193,7 +200,8 @@ class Grower:
         return value
 
     def _take_step(self) -> None:
-        isolated = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING and self.isolates]
+        training = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING]
+        isolated = [seed for seed in training if is_isolated(seed, self.growth)]
         self.precision.unscale(self.optimizer, (parameter for seed in isolated for parameter in seed.parameters()))
         self._sample_gradients()
         if self.max_gradient_norm is not None:
@@ -211,11 +219,6 @@ class Grower:
             self.incubator.sample_gradients(due, gradient_norms(host_group(self.optimizer)["params"]))
 
     # --- one decision point ----------------------------------------------------------------------------------------------
-
-    @property
-    def isolates(self) -> bool:
-        """Whether the network does not hear seeds in TRAINING."""
-        return self.growth.incubation != "joint"
 
     def measure(self, batches: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Measured:
         """Pass over the gate split: the network as it is, without each probationary seed, and with each one that G2 is about
@@ -262,10 +265,33 @@ class Grower:
                 self.windows[seed.name].append(self.gate_loss)
             if seed.stage is Stage.TRAINING:
                 self.incubator.end_epoch(seed)
-            if seed.lives:
+            if seed.screening:
+                seed.life = replace(seed.life, epochs_in_stage=seed.life.epochs_in_stage + 1)
+            elif seed.lives:
                 self.occur(seed, EpochEnded())
         for seed in resting:
             self.occur(seed, EpochEnded())
+        self._end_screenings()
+
+    def _end_screenings(self) -> None:
+        for name, candidates in screenings(self.network.seeds()).items():
+            if min(seed.life.epochs_in_stage for seed in candidates) < self.growth.screening_epochs or self.gate_loss is None:
+                continue
+            choice = choose(candidates, gate_loss=self.gate_loss, largest_rise=self.settings.max_loss_drift)
+            winner = None if choice.winner is None else choice.winner.name
+            told = tuple(screened(seed) for seed in candidates)
+            self.emit(ScreeningEnded(epoch=self.epoch, screening=name, winner=winner, candidates=told))
+            for seed, reason in choice.losers:
+                self.occur(seed, CullRequested(reason))
+            if choice.winner is not None:
+                self._go_on(choice.winner)
+
+    def _go_on(self, winner: Seed) -> None:
+        """The winner of a screening begins to incubate as any seed does, with what it has learned."""
+        winner.screening = ""
+        winner.life = Life(stage=Stage.TRAINING)
+        self.incubator.gathered.pop(winner.name, None)
+        self._incubate(winner)
 
     def apply(self, decision: Decision) -> str | None:
         """Carry out a decision.
@@ -361,6 +387,10 @@ class Grower:
         warmup = round(self.growth.warmup_epochs * self.steps_per_epoch)
         scale = self.growth.learning_rate_scale
         add_group(self.optimizer, seed.name, seed.parameters(), scale, born=self.step, warmup=warmup)
+        if not seed.screening:
+            self._incubate(seed)
+
+    def _incubate(self, seed: Seed) -> None:
         if self.growth.incubation == "joint":
             self._isolate(seed)
             self._aim(seed, 0)
@@ -389,7 +419,8 @@ class Grower:
         self.incubator.gathered.pop(seed.name, None)
         self.windows.pop(seed.name, None)
         seed.alpha, seed.ramp = 0.0, Ramp()
-        self.resting[seed.record.slot] = seed
+        if not seed.screening:  # of a screening nothing was heard: there is nothing to rest from
+            self.resting[seed.record.slot] = seed
         self.outcomes.append(outcome_of(seed, reason, self.epoch))
 
     # --- what is known about a seed --------------------------------------------------------------------------------------
@@ -407,7 +438,8 @@ class Grower:
         return thresholds(self.settings, seed.record.topology, seed.blueprint, declared)
 
     def _evidence(self, seed: Seed, probe: Probe | None) -> Evidence:
-        occupied = any(other.lives and other is not seed for other in self.network.port(seed.record.slot))
+        others = [other for other in self.network.port(seed.record.slot) if other.lives and other is not seed]
+        occupied = any(not seed.screening or other.screening != seed.screening for other in others)
         health = self.incubator.health(seed)
         return Evidence(
             blueprint=seed.blueprint,
@@ -420,7 +452,7 @@ class Grower:
             vanished_share=health.vanished_share,
             exploded_share=health.exploded_share,
             host_learns=self.growth.incubation != "frozen_input",
-            isolated=self.isolates,
+            isolated=is_isolated(seed, self.growth),
             prospect=seed.prospect,
             gate_loss=self.gate_loss,
             alpha=seed.alpha,

@@ -127,7 +127,7 @@ class Incubator:
     """By seed in TRAINING."""
     sharing: dict[str, Sharing] = field(default_factory=dict)
     """How the second passes of each slot run, once it was tried."""
-    _settled: set[str] = field(default_factory=set)
+    settled: set[str] = field(default_factory=set)
     """Slots for which the ranks have settled it."""
     _plans: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     _recording: Recording | None = None
@@ -168,7 +168,7 @@ class Incubator:
 
     def _plan(self, slot: str, inputs: torch.Tensor) -> None:
         """Trace the host once for each slot. A resumed run traces again what it had traced: that is no work of the job's."""
-        if slot in self._plans or self.sharing.get(slot) == "whole":
+        if self.sharing.get(slot) == "whole" or (slot in self.sharing and slot in self._plans):
             return
 
         def trace() -> dict[str, tuple[Call, ...]]:
@@ -199,7 +199,7 @@ class Incubator:
             second = self._first_time(seed, structure, inputs, targets)
         else:
             second = self._charged(seed, structure, inputs, targets, self.sharing[slot])
-        if slot not in self._settled:
+        if slot not in self.settled:
             self._settle(slot, self.ranks.gather(f"how second passes of {slot} run", self.sharing[slot]))
         for parameter, gradient in zip(seed.parameters(), second.gradients, strict=True):
             parameter.grad = gradient
@@ -238,7 +238,7 @@ class Incubator:
     def _settle(self, slot: str, told: Sequence[Sharing | None]) -> None:
         """The most careful rank decides: second passes cost the same on all of them."""
         self.sharing[slot] = max((way for way in told if way is not None), key=CAREFUL.index)
-        self._settled.add(slot)
+        self.settled.add(slot)
 
     def _charged(self, seed: Seed, structure: str, inputs: torch.Tensor, targets: torch.Tensor, way: Sharing) -> SecondPass:
         name = f"{structure}+{seed.name}" + (" whole" if way == "whole" else "")

@@ -112,10 +112,10 @@ class Refused:
 Instruction = CheckGate | Entered | Refused
 
 
-def shortest_life(durations: Growth) -> int:
-    """Epochs from germination to the first possible verdict on a seed."""
+def shortest_life(durations: Growth, *, screened: bool = False) -> int:
+    """Epochs from germination to the first possible verdict on a seed; with those of a screening, where it was ``screened``."""
     blending = 0 if durations.incubation == "joint" else durations.blending_epochs
-    return durations.incubation_epochs + max(blending, 1) + durations.shadowing_epochs + 1
+    return durations.screening_epochs * screened + durations.incubation_epochs + max(blending, 1) + durations.shadowing_epochs + 1
 
 
 def advance(life: Life, occurrence: Occurrence, durations: Growth) -> tuple[Life, list[Instruction]]:

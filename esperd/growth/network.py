@@ -83,6 +83,8 @@ class Seed(nn.Module):
         self.life = Life()
         self.ramp = Ramp()
         self.presence: Presence = "silent"
+        self.screening = ""
+        """Name of the screening it is a candidate of; empty: of none."""
         self.isolated = False
         """Whether the host's gradient is cut at this seed's input, so that the host does not adapt to it."""
         self.register_buffer("alpha_now", torch.zeros((), dtype=getattr(torch, record.dtype)), persistent=False)

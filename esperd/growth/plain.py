@@ -41,7 +41,7 @@ def require_fossilized(network: GrowingNetwork) -> None:
             raise ExportRejected(f"seed {seed.name} is {seed.stage}; only fossilized seeds are exported", seed=seed.name)
 
 
-def plain(
+def plain_module(
     network: GrowingNetwork, sample: Sample | None = None, *, blueprints: Mapping[str, Blueprint] | None = None
 ) -> nn.Module:
     """The grown network as an ordinary module: a deep copy, on the same device, in the same mode.

@@ -21,7 +21,7 @@ from torch import nn
 from esperd.errors import ExportRejected
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.parity import BATCH_SIZES, Inputs, Parity, Sample, answers, compare, inputs_of, rows
-from esperd.growth.plain import plain
+from esperd.growth.plain import plain_module
 
 FILE = "model.pt2"
 
@@ -49,12 +49,12 @@ def subject(network: GrowingNetwork, sample: Sample, *, dynamic_batch: bool) -> 
     """Make a network ready. The network itself is not touched.
 
     Raises:
-        ExportRejected: as in :func:`esperd.growth.plain.plain`, or the sample does not fit the network.
+        ExportRejected: as in :func:`esperd.growth.plain.plain_module`, or the sample does not fit the network.
     """
     inputs = tuple(tensor.detach().cpu() for tensor in inputs_of(sample))
     own = len(inputs[0])
     sizes = tuple(sorted({*BATCH_SIZES, own})) if dynamic_batch else (own,)
-    model = plain(network).cpu().eval()
+    model = plain_module(network).cpu().eval()
     reference = copy.deepcopy(network).cpu().eval()
     try:
         expected = answers(reference, inputs, sizes)
@@ -112,7 +112,7 @@ def beginning(error: BaseException) -> str:
 
 def export_program(network: GrowingNetwork, sample: Sample, *, dynamic_batch: bool = True) -> torch.export.ExportedProgram:
     """The grown network, evaluating, as a program of ATen operations; its parameters are named as in
-    :func:`~esperd.growth.plain.plain`. Compared with the network at batch sizes 1, 2, 3 and the sample's.
+    :func:`~esperd.growth.plain.plain_module`. Compared with the network at batch sizes 1, 2, 3 and the sample's.
 
     Args:
         network: its seeds must be fossilized.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from esperd.growth.network import Seed
-from esperd.messages.growth import SeedRecord
+from esperd.messages.growth import Screened, SeedRecord
 from esperd.messages.jobs import SeedOutcome
 
 
@@ -28,6 +28,19 @@ def record_of(seed: Seed) -> SeedRecord:
         gradient_ratio=seed.gradient_ratio,
         verdict=seed.verdict,
         reason=seed.life.reason,
+        screening=seed.screening,
+    )
+
+
+def screened(seed: Seed) -> Screened:
+    """What a candidate had to show when its screening ended."""
+    return Screened(
+        seed=seed.name,
+        slot=seed.record.slot,
+        blueprint=seed.blueprint,
+        prospect=seed.prospect,
+        incubation_loss=seed.incubation_loss,
+        gradient_ratio=seed.gradient_ratio,
     )
 
 

@@ -44,6 +44,7 @@ class SeedState(msgspec.Struct, frozen=True, kw_only=True):
     alpha_target: float
     presence: Presence
     isolated: bool
+    screening: str
     ramp_start: float
     ramp_target: float
     ramp_steps: int
@@ -243,6 +244,7 @@ def _seed_state(seed: Seed) -> SeedState:
         alpha_target=seed.alpha_target,
         presence=seed.presence,
         isolated=seed.isolated,
+        screening=seed.screening,
         ramp_start=seed.ramp.start,
         ramp_target=seed.ramp.target,
         ramp_steps=seed.ramp.steps,
@@ -281,7 +283,7 @@ def _rebuild_seed(saved: SeedState, rebuild: Rebuild) -> Seed:
         curve=saved.ramp_curve,
     )
     seed.alpha = saved.alpha
-    seed.presence, seed.isolated = saved.presence, saved.isolated
+    seed.presence, seed.isolated, seed.screening = saved.presence, saved.isolated, saved.screening
     seed.contribution, seed.prospect, seed.trial = saved.contribution, saved.prospect, saved.trial
     seed.verdict = saved.verdict
     seed.gradient_ratio = saved.gradient_ratio

@@ -59,6 +59,7 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
         operator_name=operator,
         alpha_target=grower.growth.alpha_target,
     )
+    seed.screening = decision.screening
     refusal = grower.occur(seed, Germinate())
     if refusal:
         return refusal

@@ -129,6 +129,21 @@ class SeedRecord(Value, frozen=True, kw_only=True):
     """The last gate verdict given on it."""
     reason: str = ""
     """Why it was culled or fossilized; empty while it lives."""
+    screening: str = ""
+    """Name of the screening it is a candidate of; empty: of none."""
+
+
+class Screened(Value, frozen=True, kw_only=True):
+    """A candidate of a screening, as it ended."""
+
+    seed: str
+    slot: str
+    blueprint: str
+    prospect: Contribution | None
+    """What switching it on would bring; None: never measured."""
+    incubation_loss: float | None
+    """Mean loss of its passes in the last epoch; None when none ran."""
+    gradient_ratio: float | None
 
 
 class SlotRecord(Value, frozen=True, kw_only=True):

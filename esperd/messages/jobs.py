@@ -117,6 +117,8 @@ class Growth(Section, frozen=True, kw_only=True):
     """How a seed's output enters its slot, see ``docs/growth.md``."""
     co_adaptation: CoAdaptation = CoAdaptation()
     """Whether the host adapts to its seeds from BLENDING on."""
+    screening_epochs: Positive = 1
+    """How long candidates of a screening learn side by side before the best one goes on."""
     incubation_epochs: Positive = 3
     """Stay in TRAINING before gate G2 is asked."""
     blending_epochs: Positive = 3
@@ -186,6 +188,26 @@ class Gates(Section, frozen=True, kw_only=True):
     """Other thresholds by topology of the slot: ``cnn``, ``mlp``, ``transformer``."""
     blueprints: dict[str, Thresholds] = {}
     """Other thresholds by blueprint."""
+
+
+class Governor(Section, frozen=True, kw_only=True):
+    """``[governor]``: what counts as a catastrophe of training, and what is done about it. Sources in ``docs/growth.md``."""
+
+    enabled: bool = True
+    """False: nothing is kept to roll back to and only numbers are looked at: one that is not finite ends the job."""
+    steps: Positive = 8
+    """Training steps whose mean loss is looked at as one number."""
+    window: Annotated[int, msgspec.Meta(ge=4)] = 8
+    """Looks that make the recent level and noise of a loss: of training steps, and of gate passes."""
+    divergence_factor: Annotated[float, msgspec.Meta(gt=1.0)] = 3.0
+    """A loss above so many times its recent level has diverged; a noisy one at the square of it at the latest."""
+    max_rollbacks: NonNegative = 4
+    """Rollbacks in one run; the next catastrophe ends the job."""
+    action: Literal["cull", "cut_rate"] = "cull"
+    """First remedy after a rollback: ``cull`` the living seeds (the rate is cut when there are none, or it was in vain), or
+    ``cut_rate`` and spare them."""
+    rate_cut: Share = 0.5
+    """What a cut multiplies the learning rate with, for the rest of the run."""
 
 
 class Split(Section, frozen=True, kw_only=True):
@@ -259,6 +281,7 @@ class Job(Section, frozen=True, kw_only=True):
     growth: Growth = Growth()
     policy: PolicySettings = PolicySettings()
     gates: Gates = Gates()
+    governor: Governor = Governor()
     export: Export = Export()
 
 

@@ -53,6 +53,8 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seeds that may live (germinated to probationary) at one time."""
     max_fossilized: Annotated[int, msgspec.Meta(ge=0)] = 8
     """Seeds kept at most."""
+    nursery: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Arms that are screened at once when something is to be grown; 1: none is, the best arm is grown."""
     patience: Annotated[int, msgspec.Meta(ge=1)] = 3
     """Contribution measurements after which an undecided probationary seed is culled."""
 
@@ -80,6 +82,9 @@ class Observation(Value, frozen=True, kw_only=True):
     options: tuple[ArmOption, ...]
     unavailable: tuple[Arm, ...] = ()
     """Arms whose latest germination failed because the kernel could not be provided: nothing was learned about them."""
+    rolled_back: tuple[str, ...] = ()
+    """Catastrophes since the last decision point, in words: what was seen, and how far the network went back. Seeds that were
+    culled for one say so in their outcome."""
 
 
 class Alternative(Value, frozen=True, kw_only=True):
@@ -99,6 +104,9 @@ class Decision(Value, frozen=True, kw_only=True):
     """For acts on a living seed (``fossilize``, ``cull``)."""
     arm: Arm | None = None
     """For ``germinate``; and for a ``wait`` that declined an arm: the arm it refused."""
+    screening: str = ""
+    """For ``germinate``: the seed is a candidate of this screening, together with others of the same name; only the best goes
+    on."""
     alpha: float | None = None
     """For ``set_alpha``: the share of the seed's output that is to flow; 0 removes it once it has faded out."""
     score: float | None = None
@@ -110,7 +118,7 @@ class Decide(Message, frozen=True, kw_only=True):
 
     job: str
     point: int
-    """Number of the decision point in the job, counted from 0."""
+    """Number of the decision point in the job, counted from 1; it never comes twice, also where training went back."""
     rng_seed: int
     settings: PolicySettings
     observation: Observation

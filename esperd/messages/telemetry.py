@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
-from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Trial, Verdict
+from esperd.messages.growth import Contribution, Screened, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import JobError, JobState, Metrics
 from esperd.messages.policy import Decision
 
@@ -111,6 +111,16 @@ class ProspectMeasured(EventBody, frozen=True, kw_only=True):
     prospect: Contribution
 
 
+class ScreeningEnded(EventBody, frozen=True, kw_only=True):
+    """Several candidates had learned behind the host at once: the most promising one goes on, the others are out."""
+
+    epoch: int
+    screening: str
+    winner: str | None
+    """None: no candidate was fit to go on."""
+    candidates: tuple[Screened, ...]
+
+
 class TrialMeasured(EventBody, frozen=True, kw_only=True):
     """A controlled trial: what the network with a seed has over its twin without it, after both trained on for the same FLOPs."""
 
@@ -145,6 +155,28 @@ class PolicyUnavailable(EventBody, frozen=True, kw_only=True):
     reason: str
 
 
+class RolledBack(EventBody, frozen=True, kw_only=True):
+    """Training met a catastrophe: the network went back to the last good decision point, and goes on differently from there."""
+
+    epoch: int
+    """Epochs completed when it was seen."""
+    to_epoch: int
+    """Epochs completed now; later ones are trained, and told, again."""
+    reason: str
+    numbers: dict[str, float | None]
+    """What was looked at: loss, level, limit; None for what is not finite."""
+    action: str
+    """``cull``: the living seeds were culled; ``cut_rate``: the learning rate was cut."""
+    rate_scale: float
+    """What the scheduled learning rate is multiplied with from now on."""
+    trip: int
+    """Number of this rollback in the run, from 1."""
+    gone: tuple[str, ...] = ()
+    """Seeds that germinated after ``to_epoch``."""
+    returned: tuple[str, ...] = ()
+    """Seeds that were culled or fossilized after it and live again."""
+
+
 class AuditMeasured(EventBody, frozen=True, kw_only=True):
     """The audit split was read, once, for this network."""
 
@@ -169,10 +201,12 @@ Body = (
     | GateEvaluated
     | ContributionMeasured
     | ProspectMeasured
+    | ScreeningEnded
     | TrialMeasured
     | KernelLoaded
     | CheckpointSaved
     | PolicyUnavailable
+    | RolledBack
     | AuditMeasured
     | ExportFailed
 )

@@ -2,8 +2,8 @@
 
 A seed that was fossilized earned its last contribution minus its rent. One that was culled brought nothing and was still
 paid for: its reward is minus its rent, whatever it showed before. The same holds for a germination that was refused, so
-that an arm no gate lets in does not stay "never tried" for ever. A germination that failed because the kernel could not be
-provided teaches nothing about the arm, and is not credited.
+that an arm no gate lets in does not stay "never tried" for ever, and for one that was screened out. A germination that failed
+because the kernel could not be provided teaches nothing about the arm, and is not credited.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def observe(state: BanditState, observation: Observation, settings: PolicySettin
     for seed in sorted(known.keys() - records.keys() - credited):
         credited.add(seed)
         _credit(statistics, known[seed].arm, -known[seed].rent)
-    if state.asked is not None and state.asked.arm not in arrived and state.asked.arm not in observation.unavailable:
-        _credit(statistics, state.asked.arm, -state.asked.rent)
+    for asked in state.asked:
+        if asked.arm not in arrived and asked.arm not in observation.unavailable:
+            _credit(statistics, asked.arm, -asked.rent)
 
     return BanditState(
         arms=tuple(statistics[arm] for arm in sorted(statistics)),

@@ -7,7 +7,7 @@ import msgspec
 from esperd.errors import CheckpointRejected
 from esperd.messages.policy import Arm
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class ArmStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,7 +49,8 @@ class BanditState(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[PendingSeed, ...] = ()
     credited: tuple[str, ...] = ()
     """Seeds whose end is in the statistics."""
-    asked: AskedArm | None = None
+    asked: tuple[AskedArm, ...] = ()
+    """Several where arms are screened."""
 
     def encode(self) -> bytes:
         """Msgpack, the same bytes for the same state."""

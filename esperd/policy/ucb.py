@@ -25,7 +25,8 @@ def decide(request: Decide) -> Decided:
         request: observation, settings and the state of the last answer.
 
     Returns:
-        One decision for each seed on probation, then exactly one about growing: ``germinate`` or ``wait``.
+        One decision for each seed on probation, then about growing: one ``germinate``, several that are screened against each
+        other, or one ``wait``.
 
     Raises:
         CheckpointRejected: when ``request.state`` is not a state of this strategy.
@@ -34,7 +35,7 @@ def decide(request: Decide) -> Decided:
     state = observe(decode_state(request.state), observation, settings)
     verdicts = _judge_all(observation, state, settings)
     growth, asked = _grow(request, state, ended={verdict.seed for verdict in verdicts if verdict.action != "wait"})
-    return Decided(decisions=(*verdicts, growth), state=msgspec.structs.replace(state, asked=asked).encode())
+    return Decided(decisions=(*verdicts, *growth), state=msgspec.structs.replace(state, asked=asked).encode())
 
 
 def _judge_all(observation: Observation, state: BanditState, settings: PolicySettings) -> list[Decision]:
@@ -43,8 +44,8 @@ def _judge_all(observation: Observation, state: BanditState, settings: PolicySet
     return [judge(record, pending[record.seed], settings) for record in sorted(on_probation, key=_by_name)]
 
 
-def _grow(request: Decide, state: BanditState, ended: set[str | None]) -> tuple[Decision, AskedArm | None]:
-    """Germinate the best arm, or say why not.
+def _grow(request: Decide, state: BanditState, ended: set[str | None]) -> tuple[tuple[Decision, ...], tuple[AskedArm, ...]]:
+    """Germinate the best arm, or the best few to be screened, or say why not.
 
     Args:
         request: the decision point.
@@ -55,26 +56,33 @@ def _grow(request: Decide, state: BanditState, ended: set[str | None]) -> tuple[
     ranked = rank(observation, state.arms, settings, request.rng_seed)
     obstacle = _obstacle(observation, settings, ended) or _nothing_available(observation, ranked)
     if obstacle:
-        return Decision(action="wait", reason=obstacle), None
+        return (Decision(action="wait", reason=obstacle),), ()
     affordable = [found for found in ranked if found.score is not None or not 0.0 < observation.gate_loss < found.rent]
     if not affordable:
-        return _decline_price(ranked, observation), None
+        return (_decline_price(ranked, observation),), ()
     best = affordable[0]
     if best.score is not None and best.score <= 0.0:
-        return _decline_promise(best, ranked), None
-    decision = Decision(
-        action="germinate",
-        arm=best.arm,
-        score=best.score,
-        reason=_promise(best, ranked),
-        alternatives=_alternatives(ranked, best),
+        return (_decline_promise(best, ranked),), ()
+    chosen = [found for found in affordable if found.score is None or found.score > 0.0][: settings.nursery]
+    screening = f"point {request.point}" if len(chosen) > 1 else ""
+    decisions = tuple(
+        Decision(
+            action="germinate",
+            arm=found.arm,
+            score=found.score,
+            reason=_promise(found, ranked),
+            alternatives=_alternatives(ranked, found),
+            screening=screening,
+        )
+        for found in chosen
     )
-    return decision, AskedArm(arm=best.arm, rent=best.rent)
+    return decisions, tuple(AskedArm(arm=found.arm, rent=found.rent) for found in chosen)
 
 
 def _obstacle(observation: Observation, settings: PolicySettings, ended: set[str | None]) -> str:
     """Why nothing may be germinated now, whatever the arms promise; empty when it may."""
-    live = [record for record in observation.seeds if record.stage in LIVE_STAGES and record.seed not in ended]
+    living = [record for record in observation.seeds if record.stage in LIVE_STAGES and record.seed not in ended]
+    live = {record.screening or record.seed for record in living}  # of a screening one at most goes on
     kept = [record for record in observation.seeds if record.stage is Stage.FOSSILIZED]
     # A seed judged at this point may still be kept, so it counts for the limit on kept seeds until it is gone.
     may_be_kept = len(kept) + sum(record.stage in LIVE_STAGES for record in observation.seeds)

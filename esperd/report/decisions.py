@@ -11,4 +11,6 @@ def say_decision(decision: Decision) -> str:
         return f"decline {decision.arm.blueprint} at {decision.arm.slot}"
     if decision.arm is not None:
         return f"{decision.action} {decision.arm.blueprint} at {decision.arm.slot}"
+    if decision.alpha is not None:
+        return f"{decision.action} {decision.seed} to {decision.alpha:g}"
     return f"{decision.action} {decision.seed}" if decision.seed else decision.action

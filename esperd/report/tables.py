@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esperd.messages.growth import Contribution, Stage
+from esperd.messages.growth import Contribution, Stage, Trial
 from esperd.messages.jobs import Metrics, Report
 from esperd.report import numbers
 from esperd.report.grid import Cell, Column, Grid
@@ -116,7 +116,7 @@ def refusals_grid(report: Report) -> Grid:
     )
 
 
-def contribution(measured: Contribution | None) -> str:
+def contribution(measured: Contribution | Trial | None) -> str:
     """A contribution with its interval; ``not measured`` when it never was."""
     if measured is None:
         return "not measured"

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from esperd.errors import CheckpointRejected
+from esperd.growth.governor import Watch
 from esperd.growth.snapshot import GrowerState
 from esperd.messages.jobs import Artifact, Metrics, RefusedArm
 from esperd.trainer.unavailable import UnavailableArm
@@ -44,6 +45,13 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     refused: tuple[RefusedArm, ...]
     policy_unavailable: int
     unavailable: tuple[UnavailableArm, ...] = ()
+    watch: Watch
+    """What the governor knows."""
+    decision_points: int
+    rolled_back: tuple[str, ...]
+    """What was rolled back since the policy was last asked."""
+    look: int
+    """Steps since the governor was last shown any; their losses are in the tensors."""
 
 
 class FinishedGrowth(msgspec.Struct, frozen=True, kw_only=True):

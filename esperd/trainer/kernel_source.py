@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from esperd.declarations import Blueprint, resolve
 from esperd.errors import BlueprintRejected, EsperError
 from esperd.execution.oplist import load_kernel
 from esperd.growth.operators import operator as build_operator
-from esperd.growth.source import GrownModule
+from esperd.growth.source import GrownModule, rng_seed_of, why_unfit
 from esperd.messages.growth import SlotRecord
 from esperd.messages.kernels import KernelKey, KernelProvided
 from esperd.messages.telemetry import KernelLoaded
@@ -51,10 +50,7 @@ class KernelSource:
 
     def unfit(self, blueprint: str, slot: SlotRecord) -> str:
         """Why this blueprint cannot be grown at this slot; empty when it can."""
-        if blueprint not in self._plugins.blueprints:
-            return f"there is no blueprint {blueprint!r}"
-        topology = self._plugins.blueprints[blueprint].topology
-        return "" if topology == slot.topology else f"{blueprint} is for {topology} slots, {slot.slot} is {slot.topology}"
+        return why_unfit(self._plugins.blueprints, blueprint, slot)
 
     def min_gradient_ratio(self, blueprint: str) -> float | None:
         """The blueprint's own threshold for gate G2."""
@@ -75,7 +71,7 @@ class KernelSource:
         provided = self._provide(self.key(declaration, slot))
         module = load_kernel(provided.graph, None)
         with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(seed_of(self._rng_seed, seed))
+            torch.manual_seed(rng_seed_of(self._rng_seed, seed))
             try:
                 module.load_state_dict(resolve(declaration.factory)(slot.shape).state_dict())
                 entering = build_operator(operator, slot)
@@ -108,8 +104,3 @@ class KernelSource:
                 raise
             self._sleep(RETRY_AFTER_S)
         return self._desk.kernel(key)
-
-
-def seed_of(rng_seed: int, name: str) -> int:
-    """RNG seed of a grown seed's weights: 32 bits of SHA-256 over the job's seed and the seed's name."""
-    return int.from_bytes(hashlib.sha256(f"{rng_seed}:{name}".encode()).digest()[:4], "big")

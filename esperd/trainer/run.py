@@ -27,11 +27,26 @@ from esperd.trainer.budget import Schedule
 from esperd.trainer.checkpoint import RunState
 from esperd.trainer.data import Split, Splits, epoch_order
 from esperd.trainer.desk import Desk, StopReason
+from esperd.trainer.guard import Guard, WentBack
 from esperd.trainer.kernel_source import KernelSource
-from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArms
+from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableArms
 
 EVALUATION_BATCH = 512
-"""Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured."""
+"""Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured. Where each
+sample has many targets, its outputs are as many times larger, and a training batch is all that is known to fit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """Where a run stands, beside its grower."""
+
+    batch: int
+    loss_sum: torch.Tensor | None
+    loss_samples: int
+    gate_losses: tuple[float, ...]
+    policy_state: bytes
+    refused: tuple[RefusedArm, ...]
+    unavailable: tuple[UnavailableArm, ...]
 
 
 TRIAL_EPOCHS = 500_000
@@ -63,6 +78,7 @@ class Run:
         device: where tensors live.
         events: takes events as they happen.
         epoch_ended: called after each epoch, with the run between two epochs.
+        chance_loss: loss of the best constant answer; None when there is no such number.
         clock: seconds, monotonic.
     """
 
@@ -87,12 +103,18 @@ class Run:
     policy_state: bytes = b""
     refused: list[RefusedArm] = field(default_factory=list)
     policy_unavailable: int = 0
+    look: list[torch.Tensor] = field(default_factory=list)
+    """Losses of the steps since the governor was last shown any."""
     unavailable: UnavailableArms = field(default_factory=UnavailableArms)
+    chance_loss: float | None = None
+    decision_points: int = 0
+    """Times the policy was asked. It never goes back, not even with the network: an answer belongs to one question."""
 
     def __post_init__(self) -> None:
         self._started = self.clock()
         self.grower.steps_per_epoch = self.steps_per_epoch
         self.grower.batches = TrialSamples(self.splits, self.job, self.device)
+        self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
 
@@ -133,19 +155,38 @@ class Run:
 
         Raises:
             Stopped: when the daemon asked for it; the run stands after a whole step.
-            TrainingDiverged: when a loss is not finite.
+            TrainingDiverged: when the governor has nothing left to try.
         """
+        if self.guard.snapshot is None:
+            self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None)
         while self.batch > 0 or self.progress < 1.0:  # an epoch that was begun is brought to its decision point
-            began = self.seconds
-            train_loss = self._train_epoch()
-            measured = self.grower.measure(self._gate())
-            self.gate_losses.append(measured.mean_loss)
-            self.grower.end_epoch()
-            if self.grows:
-                self._decide(train_loss, measured)
-            self._record(train_loss, measured, self.seconds - began)
-            self.epoch_ended(self)
+            try:
+                self._one_epoch()
+            except WentBack as went:
+                self._go_on_from_cursor(went.cursor)
         self.grower.close()
+
+    def _one_epoch(self) -> None:
+        began = self.seconds
+        train_loss = self._train_epoch()
+        measured = self._measure()
+        self.gate_losses.append(measured.mean_loss)
+        self.grower.end_epoch()
+        if self.grows:
+            self._decide(train_loss, measured)
+        self.guard.decided(self._cursor)
+        self._record(train_loss, measured, self.seconds - began)
+        self.epoch_ended(self)
+
+    def _measure(self) -> Measured:
+        """Read the gate split, and show the governor what it says."""
+        try:
+            measured = self.grower.measure(self._gate())
+        except TrainingDiverged:  # the governor says what is to be done about it
+            self.guard.gate(math.nan)
+            raise
+        self.guard.gate(measured.mean_loss)
+        return measured
 
     def _train_epoch(self) -> float:
         """One pass over what is left of this epoch; returns its mean loss."""
@@ -159,40 +200,48 @@ class Run:
             share = self.progress
             if share >= 1.0 and self.batch > 0:
                 break
-            set_learning_rate(self.grower.optimizer, self.job.optimizer.learning_rate * self.schedule(share), self.grower.step)
+            rate = self.job.optimizer.learning_rate * self.schedule(share) * self.guard.watch.rate_scale
+            set_learning_rate(self.grower.optimizer, rate, self.grower.step)
             inputs, targets = (part.to(self.device) for part in self.splits.train.batch(batches[index]))
             if self.grower.sample is None:
                 self.grower.sample = (inputs, targets)
-            loss = self.grower.train_step(inputs, targets) * len(inputs)
-            self.loss_sum = loss if self.loss_sum is None else self.loss_sum + loss
+            loss = self.grower.train_step(inputs, targets)
+            self.loss_sum = loss * len(inputs) if self.loss_sum is None else self.loss_sum + loss * len(inputs)
             self.loss_samples += len(inputs)
             self.batch = index + 1
+            self.look.append(loss)
+            if len(self.look) >= self.job.governor.steps:
+                self._look()
             self.desk.progressed(self.grower.step)
+        self._look()
         mean = float(self.loss_sum) / self.loss_samples if self.loss_sum is not None else float("nan")
         self.batch, self.loss_sum, self.loss_samples = 0, None, 0
         self.grower.epoch += 1
-        if not math.isfinite(mean):
-            raise TrainingDiverged(
-                f"the training loss is {mean} in epoch {self.grower.epoch}; lower optimizer.learning_rate",
-                epoch=self.grower.epoch,
-            )
         return mean
 
+    def _look(self) -> None:
+        """Show the governor the latest steps: here the device is waited for."""
+        losses, self.look = self.look, []
+        if losses:
+            self.guard.steps(float(torch.stack(losses).mean()), len(losses))
+
     def _gate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield from batches_of(self.splits.gate, self.device)
+        yield from batches_of(self.splits.gate, self.device, evaluation_batch(self.splits, self.job))
 
     # --- decisions -------------------------------------------------------------------------------------------------------
 
     def _decide(self, train_loss: float, measured: Measured) -> None:
         """Ask the policy, carry out what it says, remember what was refused."""
+        self.decision_points += 1
         request = Decide(
             job=self.desk.job_id,
-            point=self.grower.epoch,
+            point=self.decision_points,
             rng_seed=self.job.rng_seed,
             settings=self.job.policy,
             observation=self._observe(train_loss, measured),
             state=self.policy_state,
         )
+        self.guard.told.clear()
         try:
             decided = self.desk.decide(request)
         except EsperError as error:
@@ -244,7 +293,7 @@ class Run:
             epochs_left=budgets.epochs_left(
                 self.budget, self.spent(), epoch_flops=epoch_flops, epoch_seconds=self.seconds / grower.epoch
             ),
-            shortest_life_epochs=shortest_life(self.job.growth),
+            shortest_life_epochs=shortest_life(self.job.growth, screened=self.job.policy.nursery > 1),
             train_loss=train_loss,
             gate_loss=measured.mean_loss,
             gate_metric=measured.mean_metric,
@@ -255,6 +304,7 @@ class Run:
             slots=grower.network.slots,
             options=tuple(self._options()),
             unavailable=self.unavailable.arms(),
+            rolled_back=tuple(self.guard.told),
         )
 
     def _options(self) -> Iterator[ArmOption]:
@@ -321,7 +371,12 @@ class Run:
     def audit(self) -> tuple[Measured, Metrics]:
         """Read the audit split. To be called once, when nothing will be decided any more."""
         seconds = self.seconds
-        measured = measure(self.grower.network, batches_of(self.splits.audit, self.device), self.grower.loss, self.grower.metric)
+        measured = measure(
+            self.grower.network,
+            batches_of(self.splits.audit, self.device, evaluation_batch(self.splits, self.job)),
+            self.grower.loss,
+            self.grower.metric,
+        )
         if not torch.isfinite(measured.loss).all():
             raise TrainingDiverged(f"the audit loss is {measured.mean_loss}; lower optimizer.learning_rate")
         metrics = Metrics(
@@ -355,7 +410,13 @@ class Run:
             refused=tuple(self.refused),
             policy_unavailable=self.policy_unavailable,
             unavailable=self.unavailable.entries(),
+            watch=self.guard.watch,
+            decision_points=self.decision_points,
+            rolled_back=tuple(self.guard.told),
+            look=len(self.look),
         )
+        if self.look:
+            tensors["run.look"] = torch.stack(self.look)
         return state, tensors
 
     def go_on_from(self, state: RunState, tensors: dict[str, torch.Tensor], rebuild: Rebuild) -> None:
@@ -377,6 +438,28 @@ class Run:
         self.refused = list(state.refused)
         self.policy_unavailable = state.policy_unavailable
         self.unavailable = UnavailableArms(state.unavailable)
+        self.decision_points = state.decision_points
+        self.guard.watch, self.guard.told = state.watch, list(state.rolled_back)
+        self.look = list(moved["run.look"].unbind()) if state.look else []
+
+    # --- the point the governor goes back to -----------------------------------------------------------------------------
+
+    def _cursor(self) -> Cursor:
+        return Cursor(
+            batch=self.batch,
+            loss_sum=None if self.loss_sum is None else self.loss_sum.clone(),
+            loss_samples=self.loss_samples,
+            gate_losses=tuple(self.gate_losses),
+            policy_state=self.policy_state,
+            refused=tuple(self.refused),
+            unavailable=self.unavailable.entries(),
+        )
+
+    def _go_on_from_cursor(self, cursor: Cursor) -> None:
+        self.batch, self.loss_samples, self.look = cursor.batch, cursor.loss_samples, []
+        self.loss_sum = None if cursor.loss_sum is None else cursor.loss_sum.clone()
+        self.gate_losses, self.policy_state = list(cursor.gate_losses), cursor.policy_state
+        self.refused, self.unavailable = list(cursor.refused), UnavailableArms(cursor.unavailable)
 
 
 @dataclass(frozen=True)
@@ -400,7 +483,7 @@ class TrialSamples:
 
     def gate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The gate split."""
-        return batches_of(self.splits.gate, self.device)
+        return batches_of(self.splits.gate, self.device, evaluation_batch(self.splits, self.job))
 
 
 def _belongs_on_device(name: str) -> bool:
@@ -408,8 +491,14 @@ def _belongs_on_device(name: str) -> bool:
     return not name.endswith(".step")
 
 
-def batches_of(split: Split, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A whole split in order, in evaluation batches."""
-    for indices in torch.split(torch.arange(split.samples), EVALUATION_BATCH):
+def evaluation_batch(splits: Splits, job: Job) -> int:
+    """Samples in one gate or audit pass."""
+    _, targets = splits.train.batch(torch.zeros(1, dtype=torch.int64))
+    return EVALUATION_BATCH if targets[0].numel() == 1 else job.batch_size
+
+
+def batches_of(split: Split, device: torch.device, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """A whole split in order, in batches of ``size``."""
+    for indices in torch.split(torch.arange(split.samples), size):
         inputs, targets = split.batch(indices)
         yield inputs.to(device), targets.to(device)

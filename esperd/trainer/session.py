@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -97,6 +98,7 @@ class Session:
         self.clock = clock
         self.sleep = sleep
         self.events: list[Body] = []
+        self.chance_loss: float | None = None
         self.finished: FinishedGrowth | None = None
         self._audit_tensors: dict[str, torch.Tensor] = {}
         self._last_checkpoint = clock()
@@ -149,6 +151,7 @@ class Session:
         classes = class_count(self.loss, output)
         if classes is not None:
             check_labels(self.splits, classes)
+            self.chance_loss = math.log(classes)  # of uniform answers; what a constant can do on skewed labels is lower still
 
     def _run(self, phase: str, budget: Budget) -> Run:
         """A run at its very beginning. Both phases start from the same weights: the job's ``rng_seed`` decides them."""
@@ -184,6 +187,7 @@ class Session:
             source=source,
             plugins=self.plugins,
             schedule=self.schedule,
+            chance_loss=self.chance_loss,
             device=self.device,
             events=self.events,
             epoch_ended=self._epoch_ended,

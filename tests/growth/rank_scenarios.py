@@ -145,6 +145,18 @@ def every_mode(ranks: Ranks, directory: Path) -> dict:
     return seen
 
 
+def a_screening(ranks: Ranks, directory: Path) -> dict:
+    """Two candidates behind the host; one goes on."""
+    grown = smooth(ranks, screening_epochs=1)
+    epoch(ranks, grown)
+    for blueprint in ("norm", "conv_light"):
+        grown.apply(msgspec.structs.replace(germinate(blueprint, "first"), screening="spring"))
+    candidates = len(list(grown.network.seeds()))
+    epoch(ranks, grown)
+    epoch(ranks, grown)
+    return {"state": state_of(grown), "candidates": candidates}
+
+
 def isolation(ranks: Ranks, directory: Path) -> dict:
     """The host of small_growth, with BatchNorm, and dropout from a stream of each rank's own; with a seed and without one."""
     seen = {}

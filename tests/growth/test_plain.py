@@ -18,7 +18,7 @@ from esperd.execution import KernelModule
 from esperd.growth.grown_layer import GrownLayer
 from esperd.growth.lifecycle import Life
 from esperd.growth.network import GrowingNetwork, Seed, SlotPort
-from esperd.growth.plain import plain
+from esperd.growth.plain import plain_module
 from esperd.growth.slots import find_slots
 from esperd.messages.growth import Stage
 
@@ -55,7 +55,7 @@ def pass_of(model, x):
 @pytest.mark.parametrize("name", NAMES)
 def test_outputs_gradients_and_buffers_equal_the_networks_to_the_bit(name, blueprints, training):
     network, x = grown_networks.build(name)
-    model = plain(network.train(training), blueprints=blueprints)
+    model = plain_module(network.train(training), blueprints=blueprints)
     assert all(module.training is training for module in model.modules())
     assert torch.equal(pass_of(model, x), pass_of(network, x))
     wanted, given = names_in_plain(network), model.state_dict(keep_vars=True)
@@ -71,7 +71,7 @@ def test_outputs_gradients_and_buffers_equal_the_networks_to_the_bit(name, bluep
 def test_it_shares_nothing_with_the_network_it_came_from(name):
     network, x = grown_networks.build(name)
     before = network(x)
-    model = plain(network)
+    model = plain_module(network)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.zero_()
@@ -82,7 +82,7 @@ def test_it_shares_nothing_with_the_network_it_came_from(name):
 
 def test_parameters_shared_in_the_host_stay_shared_and_a_layer_with_two_names_is_one():
     network, _ = grown_networks.build("tied")
-    model = plain(network)
+    model = plain_module(network)
     assert model.b.base_layer.weight is model.a.weight
     assert model.alias is model.b
     assert model.order[1] is model.b
@@ -90,7 +90,7 @@ def test_parameters_shared_in_the_host_stay_shared_and_a_layer_with_two_names_is
 
 def test_a_host_without_seeds_is_a_copy_of_the_host():
     network = small.network()
-    model = plain(network)
+    model = plain_module(network)
     assert type(model) is small.Host
     assert small.same(model.state_dict(), network.host.state_dict())
 
@@ -101,7 +101,7 @@ def test_seeds_in_a_slot_within_a_slot_both_count():
     network = GrowingNetwork(host, find_slots(host, x, patterns=("0", "0.0"))).eval()
     grown_networks.add_seed(network, "mlp_low_rank", "0", alpha=0.5)
     grown_networks.add_seed(network, "mlp_low_rank", "0.0")
-    model = plain(network, x)
+    model = plain_module(network, x)
     assert isinstance(model[0], GrownLayer)
     assert isinstance(model[0][0], GrownLayer)
     assert torch.equal(model(x), network(x))
@@ -110,7 +110,7 @@ def test_seeds_in_a_slot_within_a_slot_both_count():
 def test_a_seed_that_is_not_heard_is_left_out():
     network, x = grown_networks.build("cnn")
     network.seed("first#0").alpha = 0.0
-    model = plain(network, x)
+    model = plain_module(network, x)
     assert type(model.first) is nn.Sequential
 
 
@@ -119,27 +119,27 @@ def test_weights_of_a_frozen_seed_stay_frozen():
     for parameter in network.seed("first#1").parameters():
         parameter.requires_grad_(False)
     for blueprints in SEEDS.values():
-        model = plain(network, blueprints=blueprints)
+        model = plain_module(network, blueprints=blueprints)
         assert not any(parameter.requires_grad for parameter in model.first.seeds[1].parameters())
         assert all(parameter.requires_grad for parameter in model.first.seeds[0].parameters())
 
 
 def test_a_double_precision_network_is_rebuilt_in_double_precision():
     network, x = grown_networks.build("mlp")
-    model = plain(network.double(), x.double(), blueprints=BLUEPRINTS)
+    model = plain_module(network.double(), x.double(), blueprints=BLUEPRINTS)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
 
 
 def test_the_callers_rng_stream_is_left_alone():
     network, x = grown_networks.build("cnn")
     before = torch.get_rng_state()
-    plain(network, x, blueprints=BLUEPRINTS)
+    plain_module(network, x, blueprints=BLUEPRINTS)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_seed_is_handed_contiguous_maps_where_no_gradient_flows_as_in_the_network():
     network, x = grown_networks.build("channels_last")
-    model = plain(network, x)
+    model = plain_module(network, x)
     seen = []
     model[1].seeds[0].module.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].is_contiguous()))
     with torch.no_grad():
@@ -154,22 +154,22 @@ def test_a_seed_is_handed_contiguous_maps_where_no_gradient_flows_as_in_the_netw
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_of_slots_hooks_and_stages_is_left(name):
     network, _ = grown_networks.build(name)
-    for module in plain(network).modules():
+    for module in plain_module(network).modules():
         assert not module._forward_hooks
         assert not isinstance(module, (GrowingNetwork, SlotPort, Seed))
 
 
 def test_with_blueprints_no_kernel_is_left_and_tools_find_layers():
     network, _ = grown_networks.build("mlp")
-    assert any(isinstance(module, KernelModule) for module in plain(network).modules())
-    model = plain(network, blueprints=BLUEPRINTS)
+    assert any(isinstance(module, KernelModule) for module in plain_module(network).modules())
+    model = plain_module(network, blueprints=BLUEPRINTS)
     assert not any(isinstance(module, KernelModule) for module in model.modules())
     assert [type(module) for module in model.first.seeds[1].modules()].count(nn.Linear) > 0
 
 
 def test_the_host_still_finds_its_layer_and_what_is_set_there_is_set_on_it():
     network, _ = grown_networks.build("mlp")
-    model = plain(network)
+    model = plain_module(network)
     assert model.first.weight is model.first.base_layer.weight
     assert model.first.in_features == 8
     model.first.weight = nn.Parameter(torch.zeros(6, 8))
@@ -184,13 +184,13 @@ def test_the_host_still_finds_its_layer_and_what_is_set_there_is_set_on_it():
 
 def test_a_sequence_stays_one_and_only_a_sequence_has_a_length():
     network, _ = grown_networks.build("cnn")
-    model = plain(network)
+    model = plain_module(network)
     assert len(model.first) == 3
     assert [type(layer) for layer in model.first] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
     assert type(model.first[0]) is nn.Conv2d
     assert model.get_submodule("first.0") is model.first[0]
     network, _ = grown_networks.build("mlp")
-    layer = plain(network).first
+    layer = plain_module(network).first
     assert layer
     with pytest.raises(TypeError):
         len(layer)
@@ -202,7 +202,7 @@ def test_hooks_of_the_users_own_stay_and_those_behind_the_seeds_see_what_seeds_m
     handle = network.host.head.register_forward_hook(lambda module, inputs, output: seen.append(("head", type(module))))
     network.host.first.register_forward_hook(lambda module, inputs, output: seen.append(output) or output + 1.0)
     wanted = network(x)
-    model = plain(network)
+    model = plain_module(network)
     handle.remove()
     seen.clear()
     assert torch.equal(model(x), wanted)
@@ -213,7 +213,7 @@ def test_hooks_of_the_users_own_stay_and_those_behind_the_seeds_see_what_seeds_m
 @pytest.mark.parametrize("blueprints", SEEDS.values(), ids=SEEDS)
 def test_it_is_copied_pickled_and_traced_as_any_module(blueprints):
     network, x = grown_networks.build("cnn")
-    model = plain(network, blueprints=blueprints)
+    model = plain_module(network, blueprints=blueprints)
     wanted = network(x)
     again = pickle.loads(pickle.dumps(model))
     with torch.no_grad():
@@ -233,19 +233,19 @@ def test_a_layer_with_a_way_of_its_own_to_be_copied_is_copied_with_its_seeds():
     host, x = nn.Sequential(Careful(6, 6), nn.Linear(6, 2)), torch.randn(4, 6)
     network = GrowingNetwork(host, find_slots(host, x, patterns=("0",))).eval()
     grown_networks.add_seed(network, "mlp_low_rank", "0")
-    assert torch.equal(copy.deepcopy(plain(network))(x), network(x))
+    assert torch.equal(copy.deepcopy(plain_module(network))(x), network(x))
 
 
 @pytest.mark.parametrize("blueprints", SEEDS.values(), ids=SEEDS)
 def test_it_compiles_into_one_graph(blueprints):
     network, x = grown_networks.build("mlp")
-    compiled = torch.compile(plain(network, blueprints=blueprints), backend="eager", fullgraph=True)
+    compiled = torch.compile(plain_module(network, blueprints=blueprints), backend="eager", fullgraph=True)
     assert torch.equal(compiled(x), network(x))
 
 
 def test_it_trains_under_distributed_data_parallel(tmp_path):
     network, x = grown_networks.build("cnn")
-    model = plain(network.train())
+    model = plain_module(network.train())
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
         parallel = nn.parallel.DistributedDataParallel(model)
@@ -257,7 +257,7 @@ def test_it_trains_under_distributed_data_parallel(tmp_path):
 
 def test_print_shows_every_seed_with_its_alpha():
     network, _ = grown_networks.build("cnn")
-    assert "alpha=0.7" in repr(plain(network))
+    assert "alpha=0.7" in repr(plain_module(network))
 
 
 # --- refused
@@ -267,21 +267,21 @@ def test_a_seed_on_trial_does_not_leave():
     network, _ = grown_networks.build("cnn")
     network.seed("second#1").life = Life(stage=Stage.PROBATIONARY)
     with pytest.raises(ExportRejected, match="second#1 is probationary; only fossilized"):
-        plain(network)
+        plain_module(network)
 
 
 def test_a_host_that_cannot_be_copied_is_refused():
     network, _ = grown_networks.build("mlp")
     network.host.cached = network.host.first.weight * 2  # torch copies no tensor that has a history
     with pytest.raises(ExportRejected, match="host cannot be copied: RuntimeError"):
-        plain(network)
+        plain_module(network)
 
 
 def test_a_host_that_steps_around_what_was_grown_is_found_out_on_a_sample():
     network, x = grown_networks.build("fused")
-    plain(network)
+    plain_module(network)
     with pytest.raises(ExportRejected, match=r"the plain module does not answer .*: at batch size 4 they differ by \d") as told:
-        plain(network, x)
+        plain_module(network, x)
     assert told.value.fields["difference"] > 0.0
 
 
@@ -289,7 +289,7 @@ def test_a_blueprint_that_is_not_given_is_named():
     network, _ = grown_networks.build("cnn")
     given = {"conv_light": BLUEPRINTS["conv_light"]}
     with pytest.raises(ExportRejected, match=r"second#1 was grown from blueprint 'squeeze_excite'.*\(conv_light\)"):
-        plain(network, blueprints=given)
+        plain_module(network, blueprints=given)
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,7 @@ def test_a_blueprint_that_has_changed_since_is_found_out(factory, told):
     declared = BLUEPRINTS["conv_light"]
     changed = type(declared)(**{**vars(declared), "factory": factory})
     with pytest.raises(ExportRejected, match=told):
-        plain(network, blueprints={**BLUEPRINTS, "conv_light": changed})
+        plain_module(network, blueprints={**BLUEPRINTS, "conv_light": changed})
 
 
 def louder(shape):

@@ -18,7 +18,7 @@ from esperd.growth import onnx, portable
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.onnx import export_onnx
 from esperd.growth.parity import difference, inputs_of
-from esperd.growth.plain import plain
+from esperd.growth.plain import plain_module
 from esperd.growth.portable import export_program, save_program, written_whole
 from esperd.growth.slots import find_slots
 
@@ -81,7 +81,7 @@ def test_an_onnx_file_answers_as_the_network(name, tmp_path):
 
 def test_parameters_of_a_program_are_named_as_in_the_plain_module():
     network, x = grown_networks.build("cnn")
-    assert export_program(network, x).state_dict.keys() == plain(network).state_dict().keys()
+    assert export_program(network, x).state_dict.keys() == plain_module(network).state_dict().keys()
 
 
 def test_a_program_holds_no_sample(tmp_path):

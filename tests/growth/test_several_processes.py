@@ -33,7 +33,7 @@ LONGEST_S = 30.0
 
 WELL = (
     *("a_whole_life", "every_mode", "isolation", "statistics", "what_is_averaged", "shards", "first_rank_decides", "a_trial"),
-    *("a_checkpoint", "all_fail_alike"),
+    *("a_screening", "a_checkpoint", "all_fail_alike"),
 )
 DISAGREEMENTS = (
     *("a_gate_disagrees", "decisions_differ", "seeds_are_born_different", "a_rank_takes_another_turn"),
@@ -193,6 +193,16 @@ def test_a_controlled_trial_is_one_trial(results, alone):
     assert trial["steps_without"] == single["steps_without"] > trial["steps_with"]
     assert trial["flops"] == pytest.approx(single["flops"], rel=1e-12)
     assert trial["loss"] == pytest.approx(single["loss"], abs=1e-4)
+
+
+def test_a_screening_has_one_winner(results, alone):
+    first, second = results("a_screening")
+    assert first == second
+    single = alone("a_screening")
+    assert first["candidates"] == 2
+    (winner,) = first["state"]["records"]
+    assert winner["seed"] == single["state"]["records"][0]["seed"]
+    assert first["state"]["spent"] == pytest.approx(single["state"]["spent"], rel=1e-12)
 
 
 def test_what_rank_0_wrote_every_rank_resumes_from(results):

@@ -236,6 +236,29 @@ class Exploding(Host):
         return super().forward(x) * (torch.inf if broken else 1.0)
 
 
+class Fragile(Host):
+    """Answers with infinity once a step has moved its first weights by more than it can bear. From its ``since``-th step on."""
+
+    def __init__(self, limit, since):
+        super().__init__(0.0)
+        self.limit, self.since = limit, since
+        self.register_buffer("before", self.stem[0].weight.detach().clone())
+        self.register_buffer("broken", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, x):
+        if self.training:
+            now = self.stem[0].weight.detach()
+            self.broken |= ((now - self.before).abs().max() > self.limit) & (self.steps > self.since)
+            self.before.copy_(now)
+            self.steps += 1
+        return super().forward(x) * torch.where(self.broken, torch.inf, 1.0)
+
+
+def fragile(limit, since=0):
+    return Fragile(limit, since)
+
+
 def exploding(only_measured=False):
     return Exploding(only_measured)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 
 import desks
 import msgspec
@@ -36,6 +37,8 @@ from esperd.messages.telemetry import (
     ExportFailed,
     KernelLoaded,
     PolicyUnavailable,
+    RolledBack,
+    ScreeningEnded,
     StageChanged,
     TrainingStarted,
 )
@@ -439,6 +442,66 @@ def test_a_job_resumed_after_the_policy_was_away_says_so(blobs):
 def test_a_loss_that_is_not_finite_ends_the_job(blobs, only_measured):
     job = desks.growing_job(host="desks:exploding", host_options={"only_measured": only_measured})
     with pytest.raises(TrainingDiverged, match=r"lower optimizer\.learning_rate"):
+        desks.train(job, blobs)
+
+
+def test_a_job_with_a_nursery_screens_and_ends_bit_identical_when_it_is_stopped_meanwhile(blobs):
+    job = desks.growing_job(
+        policy={"warmup_epochs": 1, "patience": 1, "nursery": 3, "rent_parameters": 0.001, "rent_flops": 0.001}
+    )
+    whole = desks.train(job, blobs)
+    (ended, *_) = whole.desk.of(ScreeningEnded)
+    assert len(ended.candidates) == 3
+    assert ended.winner is not None
+    stopped = desks.train_until(job, blobs, desks.in_stage(Stage.TRAINING))
+    assert same_end(desks.train(job, blobs, resume_from=stopped.checkpoints[-1][0]), whole)
+
+
+# --- the governor ------------------------------------------------------------------------------------------------------------
+
+FRAGILE = {"host": "desks:fragile", "host_options": {"limit": 0.045, "since": 12}, "optimizer": {"learning_rate": 6e-2}}
+"""Breaks in its third epoch of five steps, because Adam moves weights by about the learning rate; half of it is borne."""
+
+
+def test_a_run_that_breaks_goes_back_to_its_last_good_point_and_ends_well(blobs):
+    ended = desks.train(desks.growing_job(**FRAGILE, growth={"enabled": False}, scheduler={"name": "constant"}), blobs)
+    (first, *_) = rolled = ended.desk.of(RolledBack)
+    assert first.action == "cut_rate"
+    assert first.rate_scale == 0.5
+    assert first.to_epoch < first.epoch + 1
+    assert "not finite" in first.reason
+    assert ended.report.grown.loss < math.log(3)
+    epochs = [event.epoch for event in ended.desk.of(EpochCompleted)]
+    assert epochs[-1] == 9
+    assert len(epochs) >= 9
+    assert [event.trip for event in rolled] == list(range(1, len(rolled) + 1))
+
+
+def test_the_policy_is_told_of_a_rollback_at_its_next_decision_point(blobs):
+    ended = desks.train(desks.growing_job(**FRAGILE, policy={"strategy": "never"}, scheduler={"name": "constant"}), blobs)
+    told = [observation.rolled_back for observation in ended.desk.observations]
+    assert sum(map(len, told)) == len(ended.desk.of(RolledBack)) > 0
+    assert any("not finite" in line and "went back to epoch" in line for lines in told for line in lines)
+    assert ended.desk.decided == list(range(1, len(ended.desk.decided) + 1)), "no decision point comes twice"
+
+
+def test_a_job_killed_after_a_rollback_ends_as_the_undisturbed_one(blobs):
+    job = desks.growing_job(**FRAGILE, growth={"enabled": False}, scheduler={"name": "constant"}, checkpoint_every_s=0.0)
+    undisturbed = desks.train(job, blobs)
+    went_back = desks.train_until(job, blobs, lambda desk: "drain" if desk.of(RolledBack) else None)
+    resumed = desks.train(job, blobs, resume_from=went_back.checkpoints[-1][0])
+    assert same_end(resumed, undisturbed)
+
+
+def test_a_run_that_breaks_again_and_again_fails_with_its_story(blobs):
+    job = desks.growing_job(host="desks:exploding", governor={"max_rollbacks": 2})
+    with pytest.raises(TrainingDiverged, match=r"(?s)not finite.*went back to epoch 0 and cut.*then .*lower optim"):
+        desks.train(job, blobs)
+
+
+def test_without_a_governor_the_first_catastrophe_ends_the_job(blobs):
+    job = desks.growing_job(host="desks:exploding", governor={"enabled": False})
+    with pytest.raises(TrainingDiverged, match="the governor is not enabled; lower"):
         desks.train(job, blobs)
 
 
