@@ -17,7 +17,7 @@ def contract_grid(proof: ContractReport) -> Grid:
         (Column("check", style="bold"), Column("shape"), Column("result"), Column("seen", widest=70)),
         [
             (
-                check.name,
+                check.title,
                 " × ".join(str(size) for size in check.shape),  # noqa: RUF001 - a product
                 Cell("passed", "green") if check.passed else Cell("failed", "bold red"),
                 check.detail,

@@ -7,6 +7,7 @@ seen; one broken promise does not hide another.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from torch.nn import functional
 from esperd.declarations import OPEN_DIMENSIONS, Blueprint, Shape, Topology, resolve
 from esperd.errors import BlueprintRejected
 from esperd.growth.flops import count_flops
-from esperd.growth.operators import Add
+from esperd.growth.operators import OPERATORS, operator
+from esperd.growth.probe import move
+from esperd.messages.growth import SlotRecord
 
 SHAPES: dict[Topology, tuple[Shape, ...]] = {
     "cnn": ((3, 8, 8), (16, 4, 4), (17, 5, 7)),
@@ -27,7 +30,6 @@ SHAPES: dict[Topology, tuple[Shape, ...]] = {
 }
 """Shapes a blueprint is checked at when none are given: few and many channels, odd ones, square and not."""
 
-_ADD = Add()
 BATCHES = (1, 2, 5)
 LENGTHS = (1, 2, 11)
 """Sequences that a seed for transformers must take besides the shape's own: one token, few, more than it was built for."""
@@ -36,9 +38,8 @@ CLASSES = 4
 GRADIENT_STEPS = 3
 """By this step every parameter must have had a gradient: one step for a zero-initialised layer, one for what stands before
 it, one to spare."""
-STEP_SIZES = (1e-1, 1e-2, 1e-3, 1e-4)
+STEP_SIZES = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
 """Learning rates tried, largest first, for one step that lowers the loss: the promise is a direction, not a rate."""
-LEARNING_RATE = 1e-2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,13 @@ class Check:
     passed: bool
     detail: str
     """What was seen, with its numbers."""
+    operator: str = ""
+    """Through which the seed entered; empty for checks of the module alone."""
+
+    @property
+    def title(self) -> str:
+        """The promise, with its operator."""
+        return f"{self.name} ({self.operator})" if self.operator else self.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class ContractReport:
             BlueprintRejected: when one is not; names each failed check with its shape and numbers.
         """
         if self.failures:
-            told = "; ".join(f"{check.name} at {check.shape}: {check.detail}" for check in self.failures)
+            told = "; ".join(f"{check.title} at {check.shape}: {check.detail}" for check in self.failures)
             raise BlueprintRejected(
                 f"blueprint {self.blueprint!r} breaks its contract: {told}",
                 blueprint=self.blueprint,
@@ -94,9 +102,10 @@ def check_blueprint(blueprint: Blueprint, shapes: Sequence[Shape] | None = None,
     The checks, at each shape: ``builds``, ``has_parameters``, ``parameter_formula``, ``shape`` (shape, dtype and device kept at
     several batch sizes, for transformers also at other lengths), ``finite``, ``deterministic`` (unless the blueprint says that
     it is not: two passes are equal, in evaluation from two states of the random generator, in training from one), ``identity``
-    (blended in at alpha 0, the host's output to the bit), ``flop_formula``, ``gradient`` (the incubation loss at alpha 1 gives
-    some parameter a gradient at step 1 and every one by step 3), ``learns`` (one step lowers the loss). When the module does not
-    build, or does not keep the shape, checks that need it are not made.
+    (entered at alpha 0, the host's output to the bit), ``flop_formula``, ``gradient`` (the incubation loss at alpha 1 gives
+    some parameter a gradient at step 1 and every one by step 3), ``learns`` (one step lowers the loss). Identity, gradient and
+    learning are looked at through every operator. When the module does not build, or does not keep the shape, checks that need
+    it are not made.
 
     Args:
         blueprint: the declaration.
@@ -118,14 +127,16 @@ def check_blueprint(blueprint: Blueprint, shapes: Sequence[Shape] | None = None,
 def _check_shape(blueprint: Blueprint, factory: Callable[[Shape], nn.Module], shape: Shape) -> list[Check]:
     checks: list[Check] = []
 
-    def check(name: str, promise: Callable[[], str]) -> bool:
+    def check(name: str, promise: Callable[[], str], operator: str = "") -> bool:
+        passed, detail = False, ""
         try:
-            checks.append(Check(name=name, shape=shape, passed=True, detail=promise()))
+            passed, detail = True, promise()
         except _Broken as broken:
-            checks.append(Check(name=name, shape=shape, passed=False, detail=str(broken)))
+            detail = str(broken)
         except Exception as error:  # noqa: BLE001 - whatever a foreign module raises is the result of its check
-            checks.append(Check(name=name, shape=shape, passed=False, detail=f"{type(error).__name__}: {error}"))
-        return checks[-1].passed
+            detail = f"{type(error).__name__}: {error}"
+        checks.append(Check(name=name, shape=shape, operator=operator, passed=passed, detail=detail))
+        return passed
 
     built: list[nn.Module] = []
     if not check("builds", lambda: _build(factory, shape, built)):
@@ -138,13 +149,30 @@ def _check_shape(blueprint: Blueprint, factory: Callable[[Shape], nn.Module], sh
     check("finite", lambda: _finite(module, shape))
     if blueprint.deterministic:
         check("deterministic", lambda: _deterministic(module, shape))
-    check("identity", lambda: _identity(module, shape))
     check("flop_formula", lambda: _flop_formula(blueprint, module, shape))
-    if has_parameters:
-        incubation = _Incubation(shape)
-        check("gradient", lambda: _gradient(module, incubation))
-        check("learns", lambda: _learns(module, incubation))
+    incubation = _Incubation(shape)
+    for name in OPERATORS:
+        entering = _Entering(module, name, blueprint.topology, shape)
+        check("identity", functools.partial(_identity, entering, shape), name)
+        if has_parameters:
+            check("gradient", functools.partial(_gradient, entering, incubation), name)
+            check("learns", functools.partial(_learns, entering, incubation), name)
     return checks
+
+
+class _Entering(nn.Module):
+    """A blueprint's module and the operator through which it enters."""
+
+    def __init__(self, module: nn.Module, name: str, topology: Topology, shape: Shape) -> None:
+        super().__init__()
+        self.module = module
+        record = SlotRecord(slot="contract", topology=topology, shape=shape, dtype="float32", module="")
+        self.operator = operator(name, record)
+
+    def forward(self, x: Tensor, alpha: float) -> Tensor:
+        """(B, ...) → (B, ...), entered at ``alpha``."""
+        entered: Tensor = self.operator(x, self.module(x), alpha)
+        return entered
 
 
 def _build(factory: Callable[[Shape], nn.Module], shape: Shape, built: list[nn.Module]) -> str:
@@ -261,18 +289,18 @@ def _stirred(module: nn.Module) -> nn.Module:
     return stirred
 
 
-def _identity(module: nn.Module, shape: Shape) -> str:
-    for candidate in _modes(module):
+def _identity(entering: _Entering, shape: Shape) -> str:
+    for candidate in _modes(entering):
         for batch in BATCHES:
             x = torch.randn(batch, *shape)
             host = x.clone()
-            blended = _ADD(host, candidate(x), 0.0)
+            blended = candidate(x, 0.0)
             if not torch.equal(blended, host):
                 raise _Broken(f"at alpha 0 the host's output changed by up to {float((blended - host).abs().max().detach()):g}")
             if not torch.equal(x, host):
                 raise _Broken("it wrote to its input, which is the host's tensor")
-    birth = float((copy.deepcopy(module).eval()(host) - host).abs().max().detach())
-    return f"exact at alpha 0; at birth the seed's own output is {birth:g} from its input"
+    birth = float((copy.deepcopy(entering).eval()(host, 1.0) - host).abs().max().detach())
+    return f"exact at alpha 0; at birth, at alpha 1, it moves the host's output by {birth:g}"
 
 
 class _Incubation:
@@ -284,22 +312,21 @@ class _Incubation:
         self.labels = torch.arange(TRAINING_BATCH) % CLASSES  # (B,)
         self.readout = torch.randn(features, CLASSES) / math.sqrt(features)  # (features, classes)
 
-    def loss(self, module: nn.Module) -> Tensor:
-        """Cross-entropy with the seed blended in at alpha 1.
+    def loss(self, entering: nn.Module) -> Tensor:
+        """Cross-entropy with the seed entered at alpha 1.
 
         In double precision: the first step of a seed with few parameters lowers it by less than single precision shows.
         """
-        blended = _ADD(self.inputs, module(self.inputs), 1.0)
-        return functional.cross_entropy(blended.flatten(1).double() @ self.readout.double(), self.labels)
+        entered = entering(self.inputs, 1.0)
+        return functional.cross_entropy(entered.flatten(1).double() @ self.readout.double(), self.labels)
 
 
-def _gradient(module: nn.Module, incubation: _Incubation) -> str:
-    candidate = copy.deepcopy(module).train()
-    optimizer = torch.optim.SGD(candidate.parameters(), lr=LEARNING_RATE)
+def _gradient(entering: _Entering, incubation: _Incubation) -> str:
+    candidate = copy.deepcopy(entering).train()
     waiting = {name for name, _ in candidate.named_parameters()}
     first = 0
     for step in range(1, GRADIENT_STEPS + 1):
-        optimizer.zero_grad()
+        candidate.zero_grad()
         incubation.loss(candidate).backward()  # type: ignore[no-untyped-call]
         moving = {
             name
@@ -318,18 +345,18 @@ def _gradient(module: nn.Module, incubation: _Incubation) -> str:
             first = len(moving)
             if not moving:
                 raise _Broken("at step 1 the gradient of every parameter is exactly zero: it can never learn")
-        optimizer.step()
+        move(list(candidate.parameters()))
     if waiting:
         raise _Broken(f"after {GRADIENT_STEPS} steps these had no gradient: {', '.join(sorted(waiting))}")
     return f"{first} of {len(list(candidate.parameters()))} tensors at step 1, all by step {GRADIENT_STEPS}"
 
 
-def _learns(module: nn.Module, incubation: _Incubation) -> str:
+def _learns(entering: _Entering, incubation: _Incubation) -> str:
     state = torch.get_rng_state()  # the same dropout masks before and after
-    before = float(incubation.loss(copy.deepcopy(module).train()).detach())
+    before = float(incubation.loss(copy.deepcopy(entering).train()).detach())
     tried: list[str] = []
     for learning_rate in STEP_SIZES:
-        candidate = copy.deepcopy(module).train()
+        candidate = copy.deepcopy(entering).train()
         optimizer = torch.optim.SGD(candidate.parameters(), lr=learning_rate)
         incubation.loss(candidate).backward()  # type: ignore[no-untyped-call]
         optimizer.step()

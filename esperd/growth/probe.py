@@ -88,7 +88,7 @@ def _learning_tensors(
                     if parameter.grad is not None and bool((parameter.grad != 0).any())
                 )
                 counts.append(len(reached))
-                _probe_step(parameters)
+                move(parameters)
     finally:
         with torch.no_grad():
             for parameter, value in zip(parameters, before, strict=True):
@@ -97,7 +97,8 @@ def _learning_tensors(
     return counts[0], counts[-1]
 
 
-def _probe_step(parameters: Sequence[nn.Parameter]) -> None:
+def move(parameters: Sequence[nn.Parameter]) -> None:
+    """One step against the gradients, every tensor by :data:`PROBE_STEP_SIZE`, however large or small its gradient is."""
     with torch.no_grad():
         for parameter in parameters:
             if parameter.grad is None:
