@@ -121,6 +121,18 @@ class TrainingDiverged(EsperError):
     code = "training_diverged"
 
 
+class RanksDisagree(EsperError):
+    """Processes that grow one network came to different values, or to different points; names both."""
+
+    code = "ranks_disagree"
+
+
+class RankFailed(EsperError):
+    """Another of the processes that grow one network raised, names it and its error; or one is not heard of any more."""
+
+    code = "rank_failed"
+
+
 class CheckpointRejected(EsperError):
     """A checkpoint that cannot be resumed from: another format version, or content that contradicts the job."""
 

@@ -15,20 +15,24 @@ if TYPE_CHECKING:
     from esperd.growth.attribution import attribute
     from esperd.growth.contract import check_blueprint
     from esperd.growth.contribution import measure
+    from esperd.growth.distributed import Distributed
     from esperd.growth.export import load
     from esperd.growth.grower import Grower
     from esperd.growth.network import GrowingNetwork, Seed
     from esperd.growth.onnx import export_onnx
     from esperd.growth.plain import plain_module
     from esperd.growth.portable import export_program
+    from esperd.growth.ranks import Joined
     from esperd.growth.slots import find_slots
     from esperd.growth.source import BlueprintSource
     from esperd.growth.trial import controlled_trial
 
 _PUBLIC = {
     "BlueprintSource": "source",
+    "Distributed": "distributed",
     "Grower": "grower",
     "GrowingNetwork": "network",
+    "Joined": "ranks",
     "Seed": "network",
     "assemble": "assembly",
     "attribute": "attribution",
@@ -44,8 +48,10 @@ _PUBLIC = {
 
 __all__ = [
     "BlueprintSource",
+    "Distributed",
     "Grower",
     "GrowingNetwork",
+    "Joined",
     "Seed",
     "assemble",
     "attribute",

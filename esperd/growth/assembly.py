@@ -8,12 +8,14 @@ from esperd.errors import UnknownName
 from esperd.growth import alpha, gates, surgery
 from esperd.growth.alpha import Curve
 from esperd.growth.contribution import PerSample
+from esperd.growth.distributed import Distributed
 from esperd.growth.gates import GateCheck
 from esperd.growth.grower import Grower, SurgeryFunction, TrialBatches
 from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.optimizer import build_optimizer
 from esperd.growth.precision import Precision
+from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.runner import Plain, Runner
 from esperd.growth.source import SeedSource
 from esperd.growth.streams import device_of
@@ -62,6 +64,7 @@ def assemble(
     runner: Runner | None = None,
     batches: TrialBatches | None = None,
     emit: Callable[[Body], None] | None = None,
+    ranks: Ranks | None = None,
 ) -> Grower:
     """A grower with the built-in gates, operations and alpha schedules.
 
@@ -75,9 +78,10 @@ def assemble(
         growth: mode of incubation, operator, how long stages last; None: the defaults.
         settings: thresholds of the gates; None: the defaults.
         precision: of training passes; None: float32.
-        runner: runs the host's own passes; None: as it is.
+        runner: runs the host's own passes; None: as it is, or :class:`~esperd.growth.distributed.Distributed` among ``ranks``.
         batches: what controlled trials train on and are judged by; None: none can be run.
         emit: takes events as they happen; None: nobody does.
+        ranks: the processes that grow this network together, :class:`~esperd.growth.ranks.Joined`; None: this one alone.
 
     Raises:
         InvalidModel: no parameter of the host requires a gradient.
@@ -100,8 +104,9 @@ def assemble(
         emit=emit or _nobody,
         precision=precision or Precision("float32", device_of(network)),
         max_gradient_norm=optimizer.max_gradient_norm,
-        runner=runner or Plain(),
+        runner=runner or (Plain() if ranks is None else Distributed(ranks)),
         batches=batches,
+        ranks=ranks or Alone(),
         steps_per_epoch=steps_per_epoch,
     )
 

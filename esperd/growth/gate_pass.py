@@ -11,6 +11,8 @@ from esperd.errors import TrainingDiverged
 from esperd.growth.contribution import Alphas, Batches, CostOf, Measured, PerSample, flops_of, fuses, measure, samples_tried
 from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork, Seed
+from esperd.growth.ranks import Alone, Ranks
+from esperd.growth.shards import gathered, shard
 from esperd.messages.growth import Contribution, Stage
 from esperd.messages.jobs import Gates, Growth
 
@@ -46,7 +48,8 @@ def switched_on(seed: Seed) -> str:
 
 
 class GatePass:
-    """Measures a network on the gate split, variants fused where that is exact, everything charged.
+    """Measures a network on the gate split, variants fused where that is exact, everything charged. Of several processes each
+    measures a part.
 
     Args:
         network: what is measured.
@@ -54,16 +57,24 @@ class GatePass:
         metric: per-sample metric or None.
         ledger: is charged.
         settings: level and kind of intervals.
+        ranks: the processes.
     """
 
     def __init__(
-        self, network: GrowingNetwork, loss: PerSample, metric: PerSample | None, ledger: Ledger, settings: Gates
+        self,
+        network: GrowingNetwork,
+        loss: PerSample,
+        metric: PerSample | None,
+        ledger: Ledger,
+        settings: Gates,
+        ranks: Ranks | None = None,
     ) -> None:
         self.network = network
         self.loss = loss
         self.metric = metric
         self.ledger = ledger
         self.settings = settings
+        self.ranks = ranks or Alone()
         self.fused: bool | None = None
         """Whether stacked passes agree with separate ones for every seed measured so far; None until it was tried."""
         self.tried: set[str] = set()
@@ -73,20 +84,22 @@ class GatePass:
         """Measure the network and its variants.
 
         Args:
-            batches: the gate split.
+            batches: the gate split, all of it, on every rank.
             structure: which seeds are heard, for the ledger.
             variants: alphas by seed, by name of the variant.
             epoch: for messages.
 
         Raises:
             TrainingDiverged: when the loss of the network as it is is not finite.
+            InvalidData: the split has fewer samples than there are ranks.
         """
-        kept = list(batches)
+        kept = shard(list(batches), self.ranks.rank, self.ranks.size)
         samples = sum(len(inputs) for inputs, _ in kept)
         if not variants:
             measured = self.ledger.charge("gate", structure, samples, lambda: measure(self.network, kept, self.loss, self.metric))
         else:
             measured = self._with_variants(kept, samples, structure, variants)
+        measured = gathered(self.ranks, measured)
         if not torch.isfinite(measured.loss).all():
             raise TrainingDiverged(
                 f"the gate loss is {measured.mean_loss} after epoch {epoch}; lower optimizer.learning_rate", epoch=epoch
@@ -108,8 +121,8 @@ class GatePass:
         self._try_fusing(first[0], plain, variants)
         measured = measure(self.network, batches, self.loss, self.metric, variants=variants, fused=bool(self.fused))
         spent = self._flops(variants, [len(inputs) for inputs, _ in batches], plain, fused=bool(self.fused))
-        self.ledger.spent["gate"] += plain * samples
-        self.ledger.spent["ablation"] += spent - plain * samples
+        self.ledger.add("gate", plain * samples)
+        self.ledger.add("ablation", spent - plain * samples)
         return measured
 
     def _try_fusing(self, batch: tuple[torch.Tensor, torch.Tensor], plain: float, variants: Mapping[str, Alphas]) -> None:
@@ -117,10 +130,11 @@ class GatePass:
         seeds = {name for alphas in variants.values() for name in alphas}
         if self.fused is False or seeds <= self.tried:
             return
-        self.fused = fuses(self.network, batch, self.loss, variants)
+        agrees = fuses(self.network, batch, self.loss, variants)
+        self.fused = all(self.ranks.gather("whether passes may be stacked", agrees))
         self.tried |= seeds
         tried = [samples_tried(len(batch[0]), variants)]
-        self.ledger.spent["ablation"] += sum(self._flops(variants, tried, plain, fused=fused) for fused in (True, False))
+        self.ledger.add("ablation", sum(self._flops(variants, tried, plain, fused=fused) for fused in (True, False)))
 
     def _flops(self, variants: Mapping[str, Alphas], samples: Sequence[int], plain: float, *, fused: bool) -> float:
         """What the network as it is and its variants cost together."""

@@ -16,6 +16,7 @@ from esperd.errors import NotTraining, UnknownName
 from esperd.growth import lifecycle
 from esperd.growth.alpha import Curve, Ramp
 from esperd.growth.contribution import Measured, PerSample
+from esperd.growth.decision_point import decision_point
 from esperd.growth.gate_pass import GatePass, is_isolated, switched_on, variants_due, without
 from esperd.growth.gates import Evidence, GateCheck, Probe, thresholds
 from esperd.growth.gradients import STRIDE, gradient_norms
@@ -26,10 +27,11 @@ from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.nursery import choose, screenings
 from esperd.growth.optimizer import add_group, clip_gradients, host_group, remove_group
 from esperd.growth.precision import Precision
+from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.records import outcome_of, record_of, screened
 from esperd.growth.runner import Plain, Runner
 from esperd.growth.source import SeedSource
-from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage
+from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage, Verdict
 from esperd.messages.jobs import Gates, Growth, SeedOutcome
 from esperd.messages.policy import Decision
 from esperd.messages.telemetry import (
@@ -86,6 +88,7 @@ class Grower:
         max_gradient_norm: gradients are clipped to it, group by group; None: never.
         runner: runs the host's own training passes.
         batches: what controlled trials train on and are judged by; None: none can be run.
+        ranks: the processes that grow this network together; with several of them ``runner`` averages their gradients.
     """
 
     network: GrowingNetwork
@@ -104,6 +107,7 @@ class Grower:
     max_gradient_norm: float | None = None
     runner: Runner = field(default_factory=Plain)
     batches: TrialBatches | None = None
+    ranks: Ranks = field(default_factory=Alone)
     epoch: int = 0
     """Epochs completed."""
     steps_per_epoch: int = 1
@@ -119,8 +123,9 @@ class Grower:
     """Optimiser steps taken."""
 
     def __post_init__(self) -> None:
-        self.incubator = Incubator(self.network, self.loss, self.ledger, self.precision, self.trained_host_parameters)
-        self.gate_pass = GatePass(self.network, self.loss, self.metric, self.ledger, self.settings)
+        self.ledger.processes = self.ranks.size
+        self.incubator = Incubator(self.network, self.loss, self.ledger, self.precision, self.trained_host_parameters, self.ranks)
+        self.gate_pass = GatePass(self.network, self.loss, self.metric, self.ledger, self.settings, self.ranks)
 
     # --- one batch -------------------------------------------------------------------------------------------------------
 
@@ -132,8 +137,8 @@ class Grower:
             targets: (B, ...).
 
         Returns:
-            () mean loss of the batch, detached, still on the device. While the host stands still (``frozen_input``) it is that of
-            the passes with the incubating seeds at their target alpha.
+            () mean loss of the batch (this rank's), detached, still on the device. While the host stands still
+            (``frozen_input``) it is that of the passes with the incubating seeds at their target alpha.
 
         Raises:
             NotTraining: when the network is in eval mode: BatchNorm and dropout would not do what training needs.
@@ -178,7 +183,11 @@ class Grower:
             self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             return value.detach()
 
-        return self.ledger.charge("train", structure, len(inputs), work)
+        value = self.ledger.charge("train", structure, len(inputs), work)
+        for seed in self.network.seeds():
+            if seed.presence == "taught":
+                self.runner.taught(seed)
+        return value
 
     def _frozen_passes(self, seeds: list[Seed], inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self.incubator.beside(seeds, inputs, record=False):
@@ -215,24 +224,41 @@ class Grower:
         """Pass over the gate split: the network as it is, without each probationary seed, and with each one that G2 is about
         to judge.
 
+        Args:
+            batches: all of the gate split; of several ranks each measures a part of it, and all get what was found.
+
         Raises:
             TrainingDiverged: when the gate loss is not finite.
+            RanksDisagree: ranks came here from different standings, or left it with different ones.
+            RankFailed: another rank raised, or is not heard of.
         """
-        seeds = {seed.name: seed for seed in self.network.seeds()}
-        due = variants_due(seeds.values(), self.growth)
-        measured = self.gate_pass.run(batches, self.structure(), due, self.epoch)
-        self.gate_loss = measured.mean_loss
-        for seed in seeds.values():
-            if without(seed) in due:
-                seed.contribution = self.gate_pass.contribution(measured, without(seed), self.epoch)
-                self.emit(ContributionMeasured(epoch=self.epoch, seed=seed.name, contribution=seed.contribution))
-            if switched_on(seed) in due:
-                seed.prospect = self.gate_pass.prospect(measured, switched_on(seed), self.epoch)
-                self.emit(ProspectMeasured(epoch=self.epoch, seed=seed.name, prospect=seed.prospect))
+        with decision_point(self, "the gate pass"):
+            seeds = {seed.name: seed for seed in self.network.seeds()}
+            due = variants_due(seeds.values(), self.growth)
+            measured = self.gate_pass.run(batches, self.structure(), due, self.epoch)
+            self.gate_loss = self.ranks.first("the gate loss", measured.mean_loss)
+            for seed in seeds.values():
+                if without(seed) in due:
+                    found = self.gate_pass.contribution(measured, without(seed), self.epoch)
+                    seed.contribution = self.ranks.first(f"the contribution of {seed.name}", found)
+                    self.emit(ContributionMeasured(epoch=self.epoch, seed=seed.name, contribution=seed.contribution))
+                if switched_on(seed) in due:
+                    found = self.gate_pass.prospect(measured, switched_on(seed), self.epoch)
+                    seed.prospect = self.ranks.first(f"the prospect of {seed.name}", found)
+                    self.emit(ProspectMeasured(epoch=self.epoch, seed=seed.name, prospect=seed.prospect))
         return measured
 
     def end_epoch(self) -> None:
-        """Move every seed on: stays are counted, gates that are due are asked, slots cool down."""
+        """Move every seed on: stays are counted, gates that are due are asked, slots cool down.
+
+        Raises:
+            RanksDisagree: a gate said different things on different ranks, or they came here from different standings.
+            RankFailed: another rank raised, or is not heard of.
+        """
+        with decision_point(self, "the end of the epoch"):
+            self._move_on()
+
+    def _move_on(self) -> None:
         resting = list(self.resting.values())  # before any is culled now: that one's rest begins with the next epoch
         for seed in list(self.network.seeds()):
             if seed.name in self.windows and self.gate_loss is not None:
@@ -275,16 +301,21 @@ class Grower:
 
         Raises:
             UnknownName: when no surgery operation is called like its action.
+            RanksDisagree: ranks were given different decisions, a gate said different things on them, or the decision left
+                different networks behind.
+            RankFailed: another rank raised, or is not heard of.
         """
-        if decision.action not in self.operations:
-            known = sorted(self.operations)
-            raise UnknownName(
-                f"no surgery operation is called {decision.action!r}; there are: {', '.join(known)}",
-                kind="surgery_operations",
-                name=decision.action,
-                available=known,
-            )
-        return self.operations[decision.action](self, decision)
+        with decision_point(self, f"the decision to {decision.action}"):
+            self.ranks.agree("the decision", decision)
+            if decision.action not in self.operations:
+                known = sorted(self.operations)
+                raise UnknownName(
+                    f"no surgery operation is called {decision.action!r}; there are: {', '.join(known)}",
+                    kind="surgery_operations",
+                    name=decision.action,
+                    available=known,
+                )
+            return self.operations[decision.action](self, decision)
 
     def occur(self, seed: Seed, occurrence: Occurrence, probe: Probe | None = None) -> str | None:
         """Let something happen to a seed, and follow the instructions of its life to the end.
@@ -299,7 +330,7 @@ class Grower:
             for instruction in instructions:
                 match instruction:
                     case CheckGate(gate):
-                        seed.verdict = self.gates[gate](self._evidence(seed, probe), self._thresholds(seed))
+                        seed.verdict = self._verdict(gate, seed, probe)
                         self.emit(GateEvaluated(epoch=self.epoch, seed=seed.name, verdict=seed.verdict))
                         pending.append(GateAnswered(seed.verdict))
                     case Entered(before, after, reason):
@@ -309,10 +340,16 @@ class Grower:
         return refusal
 
     def close(self) -> None:
-        """The budget is spent: what is still on trial is removed, because nothing proved it."""
-        for seed in list(self.network.seeds()):
-            if seed.lives:
-                self.occur(seed, CullRequested("the budget ended before it was proven"))
+        """The budget is spent: what is still on trial is removed, because nothing proved it.
+
+        Raises:
+            RanksDisagree: ranks came here from different standings.
+            RankFailed: another rank raised, or is not heard of.
+        """
+        with decision_point(self, "the end of growth"):
+            for seed in list(self.network.seeds()):
+                if seed.lives:
+                    self.occur(seed, CullRequested("the budget ended before it was proven"))
 
     # --- what entering a stage means -------------------------------------------------------------------------------------
 
@@ -387,6 +424,14 @@ class Grower:
         self.outcomes.append(outcome_of(seed, reason, self.epoch))
 
     # --- what is known about a seed --------------------------------------------------------------------------------------
+
+    def _verdict(self, gate: str, seed: Seed, probe: Probe | None) -> Verdict:
+        """One verdict for all ranks, on the evidence of rank 0: what each of them measured may differ in its last bits."""
+        what = f"gate {gate} of {seed.name}"
+        evidence = self.ranks.first(f"the evidence for {what}", self._evidence(seed, probe))
+        verdict = self.gates[gate](evidence, self._thresholds(seed))
+        self.ranks.agree(what, verdict)
+        return verdict
 
     def _thresholds(self, seed: Seed) -> Gates:
         declared = self.source.min_gradient_ratio(seed.blueprint)

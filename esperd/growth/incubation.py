@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import torch
 
 from esperd.growth.contribution import PerSample
@@ -27,12 +28,16 @@ from esperd.growth.gradients import GradientHealth, GradientRatio, gradient_norm
 from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.precision import Precision
+from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.replay import Call, OrderChanged, Recording, calls_before
 from esperd.growth.streams import Streams, device_of
 from esperd.growth.untouched import untouched
 
 Sharing = Literal["shared", "copied", "whole"]
 """How second passes of a slot run: from what the host's pass computed, from copies of it, or from the beginning."""
+
+CAREFUL: tuple[Sharing, ...] = ("shared", "copied", "whole")
+"""The least careful first."""
 
 SHARED_TOLERANCE = 1e-4
 """A pass that starts at the slot agrees with a whole one when loss and gradients differ by no more, relative to 1 + the loss,
@@ -91,6 +96,14 @@ class Incubation:
     passes: int = 0
 
 
+class Gathered(msgspec.Struct, frozen=True, kw_only=True):
+    """What one rank knows about a seed at the end of an epoch; None for what was never measured."""
+
+    loss: float | None
+    ratio: float | None
+    sharing: Sharing | None
+
+
 @dataclass
 class Incubator:
     """Teaches the seeds that learn behind the host.
@@ -101,6 +114,7 @@ class Incubator:
         ledger: is charged for every pass.
         precision: of the passes.
         host_parameters: parameters of the host that train.
+        ranks: the processes.
     """
 
     network: GrowingNetwork
@@ -108,10 +122,13 @@ class Incubator:
     ledger: Ledger
     precision: Precision
     host_parameters: int
+    ranks: Ranks = field(default_factory=Alone)
     gathered: dict[str, Incubation] = field(default_factory=dict)
     """By seed in TRAINING."""
     sharing: dict[str, Sharing] = field(default_factory=dict)
     """How the second passes of each slot run, once it was tried."""
+    settled: set[str] = field(default_factory=set)
+    """Slots for which the ranks have settled it."""
     _plans: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     _recording: Recording | None = None
     _start: Streams | None = None
@@ -182,6 +199,8 @@ class Incubator:
             second = self._first_time(seed, structure, inputs, targets)
         else:
             second = self._charged(seed, structure, inputs, targets, self.sharing[slot])
+        if slot not in self.settled:
+            self._settle(slot, self.ranks.gather(f"how second passes of {slot} run", self.sharing[slot]))
         for parameter, gradient in zip(seed.parameters(), second.gradients, strict=True):
             parameter.grad = gradient
         gathered = self.incubation(seed)
@@ -215,6 +234,11 @@ class Incubator:
                 return passes[-1]
         self.sharing[seed.record.slot] = "whole"
         return again("whole")
+
+    def _settle(self, slot: str, told: Sequence[Sharing | None]) -> None:
+        """The most careful rank decides: second passes cost the same on all of them."""
+        self.sharing[slot] = max((way for way in told if way is not None), key=CAREFUL.index)
+        self.settled.add(slot)
 
     def _charged(self, seed: Seed, structure: str, inputs: torch.Tensor, targets: torch.Tensor, way: Sharing) -> SecondPass:
         name = f"{structure}+{seed.name}" + (" whole" if way == "whole" else "")
@@ -259,11 +283,25 @@ class Incubator:
         return GradientHealth() if gathered is None else gathered.ratio.read()
 
     def end_epoch(self, seed: Seed) -> None:
-        """Read what a seed's second passes lost on average in this epoch; the next one's mean starts anew."""
-        gathered = self.incubation(seed)
-        seed.incubation_loss = None if gathered.loss_sum is None else float(gathered.loss_sum) / gathered.passes
-        seed.gradient_ratio = gathered.ratio.read().ratio
+        """Read what a seed's second passes lost on average in this epoch, over all ranks; the next one's mean starts anew."""
+        gathered, slot = self.incubation(seed), seed.record.slot
+        known = Gathered(
+            loss=None if gathered.loss_sum is None else float(gathered.loss_sum) / gathered.passes,
+            ratio=gathered.ratio.read().ratio,
+            sharing=self.sharing.get(slot),
+        )
+        told = self.ranks.gather(f"the incubation of {seed.name}", known)
+        seed.incubation_loss = _mean([rank.loss for rank in told])
+        seed.gradient_ratio = told[0].ratio  # of averaged gradients: the others' differs by rounding at most
+        if known.sharing is not None:
+            self._settle(slot, [rank.sharing for rank in told])
         gathered.loss_sum, gathered.passes = None, 0
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """The mean of what is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _agree(one: SecondPass, other: SecondPass) -> bool:

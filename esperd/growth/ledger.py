@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import TypeVar
 
 from esperd.growth.flops import count_flops
+from esperd.growth.ranks import Ranks
 
 ResultT = TypeVar("ResultT")
 
@@ -15,10 +16,13 @@ PURPOSES = ("train", "incubation", "ablation", "gate", "trial")
 class Ledger:
     """FLOPs spent, by purpose.
 
-    The cost of one sample is counted the first time a kind of work runs on a structure, then multiplied by samples.
+    The cost of one sample is counted the first time a kind of work runs on a structure, then multiplied by samples. Of several
+    processes each takes the others to do what it does itself; :meth:`settle` makes that exact.
     """
 
     def __init__(self) -> None:
+        self.processes = 1
+        """How many spend as this one does."""
         self.spent: dict[str, float] = dict.fromkeys(PURPOSES, 0.0)
         self.costs: dict[str, float] = {}
         """FLOPs per sample, by kind of work and structure."""
@@ -43,8 +47,21 @@ class Ledger:
         else:
             result, flops = count_flops(work)
             self.costs[key] = flops / samples
-        self.spent[purpose] += self.costs[key] * samples
+        self.add(purpose, self.costs[key] * samples)
         return result
+
+    def add(self, purpose: str, flops: float) -> None:
+        """Charge what this process has spent, for itself and for those that did the same."""
+        self.spent[purpose] += flops * self.processes
+
+    def settle(self, ranks: Ranks) -> None:
+        """Charge what every rank has truly spent: the same on all of them from here on. What work costs is as rank 0 counted it.
+
+        Until here each rank's sum was what all would have spent had they done as it did, so the truth is the mean.
+        """
+        told = ranks.gather("FLOPs spent", self.spent)
+        self.spent = {purpose: sum(spent[purpose] for spent in told) / ranks.size for purpose in self.spent}
+        self.costs = ranks.first("FLOPs of each kind of work", self.costs)
 
     def cost(self, purpose: str, structure: Hashable) -> float | None:
         """FLOPs per sample of this work on this structure; None when it never ran."""

@@ -52,11 +52,12 @@ STANDING_FIELDS = frozenset(
         "max_gradient_norm",
         "runner",
         "batches",
+        "ranks",
     }
 )
 """Fields of a grower that are what it works with, not how far it has come. Every other field is rolled back."""
 
-GATHERED = {"incubator": ("gathered", "sharing"), "gate_pass": ("fused", "tried")}
+GATHERED = {"incubator": ("gathered", "sharing", "settled"), "gate_pass": ("fused", "tried")}
 """What the parts of a grower have found out, by part."""
 
 _MODULE_INTERNALS = frozenset(vars(nn.Module()))

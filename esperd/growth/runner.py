@@ -34,7 +34,7 @@ class Runner(Protocol):
         ...
 
     def taught(self, seed: Seed) -> None:
-        """A second pass has set a seed's gradients."""
+        """A seed's gradients are set, and not by what :meth:`forward` runs through: by a second pass, or straight through."""
         ...
 
 

@@ -22,6 +22,7 @@ from esperd.growth.fork import fork
 from esperd.growth.grower import Grower
 from esperd.growth.interval import mean_interval
 from esperd.growth.optimizer import remove_group
+from esperd.growth.shards import gathered, shard
 from esperd.growth.streams import Streams, device_of, forked
 from esperd.messages.growth import Trial
 
@@ -33,11 +34,14 @@ def controlled_trial(
 ) -> Trial:
     """Let the network and its twin without a seed train on for the same FLOPs, and compare them. The grower itself does not move.
 
+    Of several ranks each trains both twins on batches of its own and measures a part of the gate split, as it does with the
+    network itself.
+
     Args:
         grower: between two steps. Its ledger is charged for both twins and their gate passes.
         seed: name of a seed that is heard.
-        train: batches of the train split, without end, the same ones at each call.
-        gate: batches of the gate split.
+        train: batches of the train split, without end, the same ones at each call; of several ranks each has its own.
+        gate: batches of the gate split, all of it.
         steps: optimiser steps of the network with the seed.
 
     Returns:
@@ -67,15 +71,21 @@ def controlled_trial(
     grower.ledger.spent["trial"] += spent
     for twin in twins.values():
         grower.ledger.costs |= twin.ledger.costs  # what work costs is known now
-    return _compared(grower, outcome, taken, spent)
+    return grower.ranks.first(f"the trial of {seed}", _compared(grower, outcome, taken, spent))
 
 
 def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: float = math.inf, flops: float = math.inf) -> int:
-    """Train a twin for so many steps, or as long as another step costs no more than ``flops`` in all."""
+    """Train a twin for so many steps, or as long as another step costs no more than ``flops`` in all, as rank 0 counts them."""
     twin.network.train()
     taken, step_flops = 0, 0.0
+
+    def affords_another() -> bool:
+        if math.isinf(flops):
+            return True
+        return twin.ranks.first("whether the twin affords another step", twin.ledger.total + step_flops <= flops)
+
     with forked(start.device, start):
-        while taken < steps and twin.ledger.total + step_flops <= flops:
+        while taken < steps and affords_another():
             before = twin.ledger.total
             twin.train_step(*next(batches))
             step_flops = twin.ledger.total - before
@@ -84,11 +94,13 @@ def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: flo
 
 
 def _measured(twin: Grower, gate: Callable[[], Iterable[Batch]], name: str, seed: str) -> Measured:
-    batches = list(gate())
+    twin.ranks.follow(twin.network.buffers())
+    batches = shard(list(gate()), twin.ranks.rank, twin.ranks.size)
     samples = sum(len(inputs) for inputs, _ in batches)
     measured = twin.ledger.charge(
         "gate", twin.structure(), samples, lambda: measure(twin.network, batches, twin.loss, twin.metric)
     )
+    measured = gathered(twin.ranks, measured)
     if not torch.isfinite(measured.loss).all():
         raise TrainingDiverged(
             f"in the trial of {seed} the twin {name} it ended with a gate loss of {measured.mean_loss}", seed=seed
