@@ -63,7 +63,7 @@ def test_a_network_that_did_not_grow_has_no_price():
 
 
 def test_the_final_table_sets_control_beside_grown():
-    lines = networks_grid(REPORT).plain_module().splitlines()
+    lines = networks_grid(REPORT).plain().splitlines()
     assert lines[0] == "Networks"
     assert lines[1].split() == ["on", "the", "audit", "split", "host", "(control)", "grown", "difference"]
     assert lines[2].split() == ["accuracy", "96.66", "%", "97.77", "%", "+1.11", "[+0.12,", "+2.23]"]
@@ -72,33 +72,33 @@ def test_the_final_table_sets_control_beside_grown():
 
 
 def test_without_a_control_the_final_table_shows_the_grown_network_alone():
-    text = networks_grid(msgspec.structs.replace(REPORT, control=None, comparison=None)).plain_module()
+    text = networks_grid(msgspec.structs.replace(REPORT, control=None, comparison=None)).plain()
     assert "control" not in text
     assert "97.77 %" in text
 
 
 def test_every_seed_is_listed_with_contribution_interval_and_reason():
-    text = seeds_grid(REPORT).plain_module()
+    text = seeds_grid(REPORT).plain()
     assert "+0.0412 [+0.0310, +0.0514]" in text
     assert "culled" in text
     assert "not measured" in text
-    assert "the budget ended in blending" in reasons_grid(REPORT).plain_module()
+    assert "the budget ended in blending" in reasons_grid(REPORT).plain()
 
 
 def test_every_refused_arm_is_listed_with_who_refused_it():
-    text = refusals_grid(REPORT).plain_module()
+    text = refusals_grid(REPORT).plain()
     assert "policy" in text
     assert "score 0.0009 <= rent 0.0124" in text
 
 
 def test_a_report_without_seeds_says_so():
     report = msgspec.structs.replace(REPORT, seeds=(), refused=())
-    assert seeds_grid(report).plain_module() == "Seeds\n  no seed was germinated"
+    assert seeds_grid(report).plain() == "Seeds\n  no seed was germinated"
 
 
 def test_plain_tables_align_and_carry_no_escape_codes_or_trailing_spaces():
     for grid in report_grids(REPORT):
-        text = grid.plain_module()
+        text = grid.plain()
         assert "\x1b" not in text
         assert all(line == line.rstrip() for line in text.splitlines())
 
@@ -126,7 +126,7 @@ def test_markup_in_a_cell_is_shown_as_text():
 
 def test_a_wide_cell_is_wrapped_under_itself():
     grid = Grid("", [Column("a"), Column("b", widest=9)], [("x", "one two three")])
-    assert grid.plain_module().splitlines() == ["a  b", "x  one two", "   three"]
+    assert grid.plain().splitlines() == ["a  b", "x  one two", "   three"]
 
 
 @pytest.mark.parametrize(
