@@ -58,4 +58,6 @@ def outcome_of(seed: Seed, reason: str, epoch: int) -> SeedOutcome:
         flops_per_sample=seed.flops_per_sample,
         germinated_epoch=seed.epoch,
         ended_epoch=epoch,
+        operator=seed.operator_name,
+        alpha=seed.alpha,
     )

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
-from esperd.messages.growth import Contribution, IntervalMethod, SlotRecord, Stage, Trial
+from esperd.messages.growth import Attribution, Contribution, IntervalMethod, SlotRecord, Stage, Trial
 from esperd.messages.policy import PolicySettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -139,6 +139,9 @@ class Growth(Section, frozen=True, kw_only=True):
     """Learning rate of seeds relative to the host's."""
     warmup_epochs: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
     """Epochs over which a new seed's learning rate rises from 0 to its own, linearly; parts of an epoch count."""
+    attribution_share: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02
+    """Share of the FLOPs spent that attributing the gate loss to the kept seeds may cost, at the end of growth. It decides
+    nothing and trains nothing, so it is not charged. 0: not made. Chosen, not measured."""
 
 
 class Thresholds(Section, frozen=True, kw_only=True):
@@ -386,6 +389,29 @@ class SeedOutcome(Value, frozen=True, kw_only=True):
     flops_per_sample: float
     germinated_epoch: int
     ended_epoch: int
+    operator: str | None = None
+    """How its output entered the slot; None: told by an older esperd, which did not say."""
+    alpha: float | None = None
+    """With which it stands in the network; 0 when it is gone, None as above."""
+
+
+class RollbackRecord(Value, frozen=True, kw_only=True):
+    """A catastrophe of training that the governor took back; told by the event ``RolledBack`` when it happened."""
+
+    phase: str
+    """``growth`` or ``control``."""
+    trip: int
+    """Number of this rollback in its phase, from 1."""
+    epoch: int
+    """Epochs completed when it was seen."""
+    to_epoch: int
+    """Epochs completed where training went on from."""
+    reason: str
+    action: str
+    """``cull`` or ``cut_rate``: what was done differently from there."""
+    seeds_culled: int
+    rate_scale: float
+    """What the scheduled learning rate was multiplied with from there on."""
 
 
 class RefusedArm(Value, frozen=True, kw_only=True):
@@ -414,9 +440,9 @@ class Comparison(Value, frozen=True, kw_only=True):
 
 
 class Report(Value, frozen=True, kw_only=True):
-    """What a finished job found. Stored as canonical JSON beside the model."""
+    """What a finished job found. Stored as canonical JSON beside the model. Format 1 did not tell attribution and rollbacks."""
 
-    format: int = 1
+    format: int = 2
     job: str
     name: str
     rng_seed: int
@@ -437,6 +463,11 @@ class Report(Value, frozen=True, kw_only=True):
     esperd: str
     resumed: int
     """Times the job went on from a checkpoint."""
+    attribution: Attribution | None = None
+    """How the gate loss of the finished network divides among the seeds that were kept; its FLOPs are in no other number here.
+    None: no seed was kept, or the job's ``growth.attribution_share`` is 0."""
+    rollbacks: tuple[RollbackRecord, ...] | None = None
+    """Catastrophes that training was taken back from, oldest first; None: format 1, which did not say."""
 
 
 class Artifact(Value, frozen=True, kw_only=True):

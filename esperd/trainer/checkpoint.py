@@ -20,6 +20,7 @@ import torch
 from esperd.errors import CheckpointRejected
 from esperd.growth.governor import Watch
 from esperd.growth.snapshot import GrowerState
+from esperd.messages.growth import Attribution
 from esperd.messages.jobs import Artifact, Metrics, RefusedArm
 from esperd.trainer.unavailable import UnavailableArm
 
@@ -60,6 +61,8 @@ class FinishedGrowth(msgspec.Struct, frozen=True, kw_only=True):
     metrics: Metrics
     artifacts: tuple[Artifact, ...]
     run: RunState
+    attribution: Attribution | None
+    """None: not made."""
 
 
 class SessionState(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from esperd.growth.governor import (
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import CullRequested
 from esperd.growth.rollback import Snapshot
-from esperd.messages.jobs import Governor
+from esperd.messages.jobs import Governor, RollbackRecord
 from esperd.messages.telemetry import Body, RolledBack
 
 CursorT = TypeVar("CursorT")
@@ -117,3 +117,20 @@ class Guard(Generic[CursorT]):
             )
         )
         raise WentBack(restored.cursor)
+
+
+def rollbacks(phase: str, watch: Watch) -> tuple[RollbackRecord, ...]:
+    """What a run was taken back from, for the report: of what a checkpoint holds, so a resumed job tells it, too."""
+    return tuple(
+        RollbackRecord(
+            phase=phase,
+            trip=number,
+            epoch=trip.epoch,
+            to_epoch=trip.to_epoch,
+            reason=trip.reason,
+            action=trip.remedy,
+            seeds_culled=trip.seeds_culled,
+            rate_scale=trip.rate_scale,
+        )
+        for number, trip in enumerate(watch.trips, start=1)
+    )

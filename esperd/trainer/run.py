@@ -112,6 +112,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self._started = self.clock()
+        self._ended: float | None = None
         self.grower.steps_per_epoch = self.steps_per_epoch
         self.grower.batches = TrialSamples(self.splits, self.job, self.device)
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
@@ -125,8 +126,11 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent in this run, earlier attempts counted in."""
-        return self.seconds_before + self.clock() - self._started
+        """Seconds spent in this run, earlier attempts counted in. They end when the budget is spent: what is measured then is no
+        training.
+        """
+        now = self.clock() if self._ended is None else self._ended
+        return self.seconds_before + now - self._started
 
     @property
     def grows(self) -> bool:
@@ -165,6 +169,7 @@ class Run:
             except WentBack as went:
                 self._go_on_from_cursor(went.cursor)
         self.grower.close()
+        self._ended = self.clock()
 
     def _one_epoch(self) -> None:
         began = self.seconds

@@ -37,10 +37,12 @@ from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, Expo
 from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs
 from esperd.trainer import checkpoint
+from esperd.trainer.attribution import attribution_of
 from esperd.trainer.budget import resolve_schedule
 from esperd.trainer.checkpoint import FinishedGrowth, SessionState
 from esperd.trainer.data import check_labels, check_sizes, load_splits
 from esperd.trainer.desk import Desk
+from esperd.trainer.guard import rollbacks
 from esperd.trainer.host import HostFactory
 from esperd.trainer.kernel_source import KernelSource
 from esperd.trainer.loss import check_output, class_count, resolve_loss, resolve_metric
@@ -274,7 +276,8 @@ class Session:
         return self.finished.run.grower.epoch if self.finished is not None else run.grower.epoch
 
     def _finish_growth(self, run: Run) -> None:
-        """Read the audit split for the grown network, and put the network into the store."""
+        """Attribute the gate loss to the kept seeds, read the audit split, and put the network into the store."""
+        attribution = attribution_of(run)
         measured, metrics = run.audit()
         self.events.append(AuditMeasured(network="grown", metrics=metrics))
         self._audit_tensors = {"audit.loss": measured.loss}
@@ -299,7 +302,7 @@ class Session:
         )
         artifacts = (self._keep("model.safetensors", weights), self._keep("growth.json", structure))
         state, _ = run.state()
-        self.finished = FinishedGrowth(metrics=metrics, artifacts=artifacts, run=state)
+        self.finished = FinishedGrowth(metrics=metrics, artifacts=artifacts, run=state, attribution=attribution)
 
     def _conclude(self, control: Run | None) -> Outcome:
         """Compare with the control, write the report, export."""
@@ -327,6 +330,11 @@ class Session:
             torch=str(torch.__version__),
             esperd=esperd.__version__,
             resumed=self.resumed,
+            attribution=self.finished.attribution,
+            rollbacks=(
+                *rollbacks("growth", grown.watch),
+                *(rollbacks("control", control.guard.watch) if control is not None else ()),
+            ),
         )
         text = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
         (structure,) = [artifact for artifact in self.finished.artifacts if artifact.name == STRUCTURE]

@@ -44,14 +44,32 @@ from esperd.messages.telemetry import (
 )
 from esperd.policy.state import decode_state
 from esperd.store.blobs import Blobs
-from esperd.trainer.checkpoint import decode
+from esperd.trainer import checkpoint
+from esperd.trainer.attribution import attribution_of
+from esperd.trainer.checkpoint import SessionState, decode
 from esperd.trainer.data import epoch_order
 from esperd.trainer.kernel_source import RETRY_AFTER_S
 from esperd.trainer.run import Stopped
-from esperd.trainer.session import Session
+from esperd.trainer.session import Session, job_digest
 
 GROWING = desks.growing_job()
 ALWAYS_CHECKPOINTED = desks.growing_job(checkpoint_every_s=0.0)
+KEEPING = desks.growing_job(
+    control=True,
+    budget={"epochs": 12},
+    optimizer={"learning_rate": 2e-2},
+    growth={
+        "blueprints": ["conv_light"],
+        "incubation_epochs": 1,
+        "blending_epochs": 1,
+        "shadowing_epochs": 1,
+        "embargo_epochs": 0,
+        "attribution_share": 0.5,
+    },
+    gates={"confidence": 0.6},
+    policy={"warmup_epochs": 1, "patience": 1, "rent_parameters": 0.0, "rent_flops": 0.0},
+)
+"""Keeps four seeds, with as many FLOPs for attributing as all sixteen coalitions of them cost."""
 CONTROLLED = desks.growing_job(control=True, budget={"epochs": 6}, growth={"blueprints": ["squeeze_excite"]})
 
 
@@ -71,6 +89,12 @@ def begun(blobs):
     """A checkpoint of the job ``GROWING``, from the middle of its first epoch."""
     desk = desks.train_until(GROWING, blobs, lambda desk: "drain" if desk.steps_in_epoch == 1 else None)
     return desk.checkpoints[-1][0]
+
+
+@pytest.fixture(scope="module")
+def kept(blobs):
+    """The job ``KEEPING``, undisturbed."""
+    return desks.train(KEEPING, blobs)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +198,104 @@ def test_the_audit_split_is_read_once_for_each_network_after_everything_was_deci
     growth = [event for event in desk.of(EpochCompleted) if event.phase == "growth"]
     everything = len(desk.of(EpochCompleted))
     assert reads == [(len(growth), session.splits.audit.samples), (everything, session.splits.audit.samples)]
+
+
+# --- what the kept seeds bring -----------------------------------------------------------------------------------------------
+
+
+def when_growth_is_over(job):
+    """A reason to stop: once the last epoch of growth is done."""
+    return lambda desk: "drain" if len(desk.of(EpochCompleted)) == job.budget.epochs else None
+
+
+def without_attribution(ended):
+    """What a job left, but for the attribution and what names the job's own keys."""
+    report, structure = ended.comparable_report, json.loads(ended.files["growth.json"])
+    report.pop("attribution")
+    structure["manifest"].pop("job_sha256")
+    return report, structure, ended.files["model.safetensors"]
+
+
+def test_the_report_says_what_the_kept_seeds_bring_alone_and_together(kept):
+    found = kept.report.attribution
+    standing = [seed.seed for seed in kept.report.seeds if seed.stage is Stage.FOSSILIZED]
+    assert len(standing) == 4
+    assert {seed.seed for seed in found.seeds} == set(standing)
+    assert (found.exact, found.coalitions, found.not_measured) == (True, 16, ())
+    assert found.epoch == 12
+    assert found.samples == kept.desk.of(TrainingStarted)[0].gate_samples
+    assert sum(seed.shapley for seed in found.seeds) == pytest.approx(found.loss_all_off - found.loss_all_on, abs=1e-6)
+    assert len(found.interactions) == 6
+    last = [event for event in kept.desk.of(EpochCompleted) if event.phase == "growth"][-1]
+    assert found.loss_all_on == pytest.approx(last.gate_loss, abs=1e-6)
+
+
+def test_kept_seeds_say_how_they_enter_and_at_which_alpha(kept):
+    told = {seed.stage: (seed.operator, seed.alpha) for seed in kept.report.seeds}
+    assert told[Stage.FOSSILIZED] == ("add", 1.0)
+
+
+def test_attribution_is_no_training_it_changes_nothing_but_the_report(kept, blobs):
+    growth = msgspec.structs.replace(KEEPING.growth, attribution_share=0.0)
+    without = desks.train(msgspec.structs.replace(KEEPING, growth=growth), blobs)
+    assert without.report.attribution is None
+    assert without_attribution(without) == without_attribution(kept)
+    assert 0 < kept.report.attribution.flops <= 0.5 * kept.report.grown.training_flops
+
+
+def test_attribution_leaves_weights_buffers_modes_optimizer_and_rng_streams_as_they_were(blobs):
+    session = Session(KEEPING, desks.PLUGINS, desks.InProcessDesk(), blobs)
+    run = session._run("growth", KEEPING.budget)
+    run.train()
+    run.grower.network.train()
+    run.grower.network.host.stem.eval()
+
+    def standing():
+        state, tensors = run.state()
+        whole = SessionState(
+            format=checkpoint.FORMAT, job_digest=job_digest(KEEPING), data_fingerprint=None, run=state, finished=None
+        )
+        return checkpoint.encode(whole, tensors), [module.training for module in run.grower.network.modules()]
+
+    before = standing()
+    assert attribution_of(run) is not None
+    assert standing() == before
+
+
+def test_the_seconds_of_a_run_end_with_its_budget(blobs):
+    ticks = itertools.count()
+    job = desks.growing_job(budget={"epochs": 1}, growth={"enabled": False})
+    session = Session(job, desks.PLUGINS, desks.InProcessDesk(), blobs, clock=lambda: float(next(ticks)))
+    run = session._run("growth", job.budget)
+    run.train()
+    seconds = run.seconds
+    assert next(ticks) > seconds > 0
+    assert run.seconds == seconds
+
+
+def test_attribution_goes_no_further_than_its_share_of_the_flops(blobs):
+    growth = msgspec.structs.replace(KEEPING.growth, attribution_share=0.02)
+    ended = desks.train(msgspec.structs.replace(KEEPING, growth=growth, control=False), blobs)
+    found = ended.report.attribution
+    assert found.flops <= 0.02 * ended.report.grown.training_flops
+    assert found.coalitions < 16
+    assert any("the FLOPs cap" in what for what in found.not_measured)
+
+
+def test_nothing_is_attributed_where_no_seed_was_kept(controlled):
+    assert all(seed.stage is not Stage.FOSSILIZED for seed in controlled.report.seeds)
+    assert controlled.report.attribution is None
+
+
+def test_a_job_stopped_while_its_loss_is_attributed_finds_the_same_later(kept, blobs):
+    stopped = desks.train_until(KEEPING, blobs, when_growth_is_over(KEEPING))
+    assert stopped.of(AuditMeasured) == []
+    assert same_end(desks.train(KEEPING, blobs, resume_from=stopped.checkpoints[-1][0]), kept)
+
+
+def test_a_job_stopped_in_its_control_keeps_what_was_attributed(kept, blobs):
+    stopped = desks.train_until(KEEPING, blobs, desks.in_control)
+    assert same_end(desks.train(KEEPING, blobs, resume_from=stopped.checkpoints[-1][0]), kept)
 
 
 # --- the control -------------------------------------------------------------------------------------------------------------
@@ -475,6 +597,16 @@ def test_a_run_that_breaks_goes_back_to_its_last_good_point_and_ends_well(blobs)
     assert epochs[-1] == 9
     assert len(epochs) >= 9
     assert [event.trip for event in rolled] == list(range(1, len(rolled) + 1))
+
+
+def test_the_report_tells_what_growth_and_control_were_taken_back_from(blobs):
+    job = desks.growing_job(**FRAGILE, growth={"enabled": False}, scheduler={"name": "constant"}, control=True)
+    ended = desks.train(job, blobs)
+    told, events = ended.report.rollbacks, ended.desk.of(RolledBack)
+    assert {each.phase for each in told} == {"growth", "control"}
+    assert [(each.trip, each.epoch, each.to_epoch, each.reason, each.action, each.rate_scale) for each in told] == [
+        (event.trip, event.epoch, event.to_epoch, event.reason, event.action, event.rate_scale) for event in events
+    ]
 
 
 def test_the_policy_is_told_of_a_rollback_at_its_next_decision_point(blobs):
