@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import math
 
+from esperd.messages.jobs import DEFAULT_METRICS
+
+SHARES = frozenset(DEFAULT_METRICS.values())
+"""Metrics that are shares, of samples or of tokens: written in percent, their differences in points. Of the user's own metrics
+nobody knows."""
 UNKNOWN = "–"  # noqa: RUF001 - a dash, as tables write it
 _STEPS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
@@ -45,10 +50,10 @@ def signed(value: float | None, places: int = 4) -> str:
 
 
 def metric(value: float | None, name: str | None) -> str:
-    """A metric: accuracy as a percentage, any other as it is."""
+    """A metric: a share as a percentage, any other as it is."""
     if value is None:
         return UNKNOWN
-    return f"{value * 100:.2f} %" if name == "accuracy" else f"{value:.4f}"
+    return f"{value * 100:.2f} %" if name in SHARES else f"{value:.4f}"
 
 
 def interval(mean: float | None, lower: float | None, upper: float | None, places: int = 4) -> str:

@@ -175,7 +175,7 @@ def _legend_below(figure: Figure, axis: Axes, columns: int) -> None:
 
 
 def _metric_axis(axis: Axes, history: History, metric_name: str | None) -> None:
-    scale = 100.0 if metric_name == "accuracy" else 1.0
+    scale = 100.0 if metric_name in numbers.SHARES else 1.0
     for epochs, colour, name in _phases(history):
         measured = [(epoch.epoch, epoch.gate_metric * scale) for epoch in epochs if epoch.gate_metric is not None]
         axis.plot([at for at, _ in measured], [value for _, value in measured], color=colour, label=name)

@@ -134,6 +134,6 @@ def _metric_difference(report: Report) -> str:
     measured = report.comparison
     if measured is None or measured.metric is None:
         return numbers.UNKNOWN
-    scale, places = (100.0, 2) if report.metric_name == "accuracy" else (1.0, 4)
+    scale, places = (100.0, 2) if report.metric_name in numbers.SHARES else (1.0, 4)
     ends = [None if end is None else end * scale for end in (measured.metric_lower, measured.metric_upper)]
     return numbers.interval(measured.metric * scale, ends[0], ends[1], places)

@@ -9,9 +9,18 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from esperd.messages.control import ActorList
-from esperd.messages.growth import Stage
+from esperd.messages.growth import Stage, Trial
 from esperd.messages.jobs import JobInfo, JobState
-from esperd.messages.telemetry import DecisionMade, Event, GateEvaluated, KernelLoaded, StageChanged
+from esperd.messages.telemetry import (
+    DecisionMade,
+    Event,
+    GateEvaluated,
+    KernelLoaded,
+    RolledBack,
+    ScreeningEnded,
+    StageChanged,
+    TrialMeasured,
+)
 
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """From an idle loop to one that watchers notice; chosen, not measured."""
@@ -37,6 +46,9 @@ class Metrics:
         self._decisions = self._counter("esperd_decisions", "Decisions of the policy.", "action", "applied")
         self._gates = self._counter("esperd_gates", "Gate verdicts.", "gate", "result")
         self._seeds = self._counter("esperd_seeds", "Seeds that ended, by how.", "outcome")
+        self._trials = self._counter("esperd_trials", "Controlled trials of seeds, by what they showed.", "result")
+        self._screenings = self._counter("esperd_screenings", "Screenings of candidates that ended, by how.", "result")
+        self._rollbacks = self._counter("esperd_rollbacks", "Catastrophes of training that were rolled back.", "action")
         self._kernels = self._counter("esperd_kernels", "Kernels that seeds run on, by where they came from.", "source")
         self._loop_lag = Histogram(
             "esperd_loop_lag_seconds",
@@ -58,6 +70,12 @@ class Metrics:
                 self._gates.labels(body.verdict.gate, "passed" if body.verdict.passed else "failed").inc()
             case StageChanged() if body.after in _OUTCOMES:
                 self._seeds.labels(body.after.value).inc()
+            case TrialMeasured():
+                self._trials.labels(_shown(body.trial)).inc()
+            case ScreeningEnded():
+                self._screenings.labels("none" if body.winner is None else "winner").inc()
+            case RolledBack():
+                self._rollbacks.labels(body.action).inc()
             case KernelLoaded():
                 self._kernels.labels(body.source).inc()
 
@@ -87,6 +105,13 @@ class Metrics:
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(name, documentation, labels, registry=self._registry)
+
+
+def _shown(trial: Trial) -> str:
+    """On which side of 0 the interval of a trial lies."""
+    if trial.lower > 0:
+        return "helps"
+    return "harms" if trial.upper < 0 else "undecided"
 
 
 class _Actors(Collector):

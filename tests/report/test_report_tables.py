@@ -71,6 +71,11 @@ def test_the_final_table_sets_control_beside_grown():
     assert "+24.0 %" in lines[4]
 
 
+def test_differences_of_a_share_are_points_and_of_any_other_metric_its_own_units():
+    for name, told in (("accuracy", "+1.11 [+0.12, +2.23]"), ("token_accuracy", "+1.11 [+0.12, +2.23]"), ("m:f", "+0.0111 [")):
+        assert told in networks_grid(msgspec.structs.replace(REPORT, metric_name=name)).plain()
+
+
 def test_without_a_control_the_final_table_shows_the_grown_network_alone():
     text = networks_grid(msgspec.structs.replace(REPORT, control=None, comparison=None)).plain()
     assert "control" not in text
@@ -149,6 +154,7 @@ def test_a_wide_cell_is_wrapped_under_itself():
         (numbers.duration(7620), "2 h 07 min"),
         (numbers.duration(None), numbers.UNKNOWN),
         (numbers.metric(0.5, "accuracy"), "50.00 %"),
+        (numbers.metric(0.5, "token_accuracy"), "50.00 %"),
         (numbers.metric(0.5, "f1"), "0.5000"),
         (numbers.metric(None, "accuracy"), numbers.UNKNOWN),
         (numbers.interval(0.1, None, None), "+0.1000"),

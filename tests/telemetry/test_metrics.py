@@ -1,10 +1,19 @@
 from __future__ import annotations
 
 from esperd.messages.control import ActorList, ActorState, ActorStatus
-from esperd.messages.growth import Stage, Verdict
+from esperd.messages.growth import Stage, Trial, Verdict
 from esperd.messages.jobs import Budget, Job, JobInfo, JobState
 from esperd.messages.policy import Decision
-from esperd.messages.telemetry import DecisionMade, Event, GateEvaluated, KernelLoaded, StageChanged
+from esperd.messages.telemetry import (
+    DecisionMade,
+    Event,
+    GateEvaluated,
+    KernelLoaded,
+    RolledBack,
+    ScreeningEnded,
+    StageChanged,
+    TrialMeasured,
+)
 from esperd.telemetry.metrics import Metrics
 
 
@@ -44,6 +53,38 @@ def test_events_are_counted_by_type_and_by_what_they_say():
     assert found['esperd_gates_total{gate="g2",result="failed"}'] == 1
     assert found['esperd_kernels_total{source="disk"}'] == 1
     assert {name for name in found if name.startswith("esperd_seeds_total")} == {'esperd_seeds_total{outcome="culled"}'}
+
+
+def trial(lower: float, upper: float) -> TrialMeasured:
+    found = Trial(
+        loss=(lower + upper) / 2,
+        lower=lower,
+        upper=upper,
+        confidence=0.95,
+        samples=100,
+        steps_with=9,
+        steps_without=10,
+        flops=1.0,
+        epoch=5,
+    )
+    return TrialMeasured(epoch=5, seed="s#1", trial=found)
+
+
+def test_trials_are_counted_by_the_side_of_zero_on_which_their_interval_lies():
+    found = observed(trial(0.1, 0.2), trial(0.0, 0.2), trial(-0.1, 0.1), trial(-0.2, -0.1))
+    results = {result: found[f'esperd_trials_total{{result="{result}"}}'] for result in ("helps", "undecided", "harms")}
+    assert results == {"helps": 1, "undecided": 2, "harms": 1}
+
+
+def test_screenings_are_counted_by_whether_anybody_went_on_and_rollbacks_by_their_remedy():
+    ended = [ScreeningEnded(epoch=1, screening=name, winner=winner, candidates=()) for name, winner in (("a", "s#1"), ("b", None))]
+    back = RolledBack(
+        epoch=4, to_epoch=3, reason="it diverged", numbers={"loss": None}, action="cut_rate", rate_scale=0.5, trip=1
+    )
+    found = observed(*ended, back)
+    assert found['esperd_screenings_total{result="winner"}'] == 1
+    assert found['esperd_screenings_total{result="none"}'] == 1
+    assert found['esperd_rollbacks_total{action="cut_rate"}'] == 1
 
 
 def test_a_job_is_counted_in_the_state_it_is_in():
