@@ -22,8 +22,8 @@ from esperd.messages.telemetry import (
     TrialMeasured,
 )
 from esperd.report import numbers
-from esperd.report.decisions import say_decision
-from esperd.report.tables import contribution
+from esperd.report.attribution import effect
+from esperd.report.decisions import say_decision, say_remedy
 
 
 def describe(event: Event, metric_name: str | None = None) -> str | None:
@@ -97,23 +97,20 @@ def _epoch(body: EpochCompleted, metric_name: str | None) -> str:
 def _measured(body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> str:
     match body:
         case ContributionMeasured():
-            return f"measured   {body.seed} contributes {contribution(body.contribution)} to the loss"
+            return f"measured   {body.seed} contributes {effect(body.contribution)} to the loss"
         case ProspectMeasured():
-            return f"measured   {body.seed} switched on would bring {contribution(body.prospect)}"
+            return f"measured   {body.seed} switched on would bring {effect(body.prospect)}"
         case TrialMeasured():
-            return f"trial      {body.seed} brought {contribution(body.trial)} over its twin without it"
+            return f"trial      {body.seed} brought {effect(body.trial)} over its twin without it"
 
 
 def _screened(body: ScreeningEnded) -> str:
-    promised = "; ".join(f"{each.seed} {each.blueprint} {contribution(each.prospect)}" for each in body.candidates)
+    promised = "; ".join(f"{each.seed} {each.blueprint} {effect(each.prospect)}" for each in body.candidates)
     return f"screening  {body.winner or 'nobody'} goes on of {len(body.candidates)} candidates: {promised}"
 
 
 def _went_back(body: RolledBack) -> str:
-    remedy = (
-        "the living seeds were culled" if body.action == "cull" else f"learning rate cut to {body.rate_scale:.3g} of its schedule"
-    )
-    return f"{body.reason}; back from epoch {body.epoch} to {body.to_epoch}, {remedy}"
+    return f"{body.reason}; back from epoch {body.epoch} to {body.to_epoch}, {say_remedy(body.action, body.rate_scale)}"
 
 
 def _decision(body: DecisionMade) -> str | None:

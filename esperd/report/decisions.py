@@ -1,4 +1,4 @@
-"""Decisions in words."""
+"""Decisions in words: the policy's and the governor's."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def say_decision(decision: Decision) -> str:
     if decision.alpha is not None:
         return f"{decision.action} {decision.seed} to {decision.alpha:g}"
     return f"{decision.action} {decision.seed}" if decision.seed else decision.action
+
+
+def say_remedy(action: str, rate_scale: float) -> str:
+    """What the governor did differently after a rollback: ``the living seeds were culled``."""
+    return "the living seeds were culled" if action == "cull" else f"learning rate cut to {rate_scale:.3g} of its schedule"

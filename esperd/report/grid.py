@@ -9,7 +9,10 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
+
+NOTE_WIDTH = 94
+"""Characters of a line of a note, so that it stays within 100 columns."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +35,13 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A titled table. ``empty`` is what is said when there are no rows."""
+    """A titled table. ``empty`` is what is said when there are no rows, ``note`` what is said under those that there are."""
 
     title: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[str | Cell]] = field(default_factory=tuple)
     empty: str = ""
+    note: str = ""
 
     def plain(self) -> str:
         """Aligned columns, two spaces apart, under their titles; no line ends in a space."""
@@ -54,11 +58,13 @@ class Grid:
         lines.append(self._line([column.title for column in self.columns], widths))
         for row in cells:
             lines += [self._line(line, widths) for line in zip_longest(*row, fillvalue="")]
+        lines += [("  " if self.title else "") + line for line in textwrap.wrap(self.note, NOTE_WIDTH)]
         return "\n".join(lines)
 
-    def rich(self) -> Table:
-        """The same as a rich table."""
+    def rich(self) -> RenderableType:
+        """The same as a rich table, with its note under it."""
         from rich import box
+        from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
@@ -84,7 +90,9 @@ class Grid:
             )
         for row in self.rows:
             table.add_row(*(Text(_text(cell), style=cell.style if isinstance(cell, Cell) else "") for cell in row))
-        return table
+        if not self.rows or not self.note:
+            return table
+        return Group(table, Text("\n".join(textwrap.wrap(self.note, NOTE_WIDTH)), style="dim"))
 
     def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
         padded = [

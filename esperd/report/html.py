@@ -11,16 +11,27 @@ from typing import Any
 
 import msgspec
 
-from esperd.messages.growth import Stage
+from esperd.messages.growth import Attribution, Stage
 from esperd.messages.jobs import Job, Report
-from esperd.messages.telemetry import DecisionMade, Event, GateEvaluated, StageChanged
+from esperd.messages.telemetry import DecisionMade, Event, GateEvaluated, RolledBack, StageChanged
 from esperd.report import numbers
-from esperd.report.decisions import say_decision
+from esperd.report.attribution import (
+    INTERACTIONS_NOTE,
+    attribution_grid,
+    attribution_grids,
+    effect,
+    interactions_grid,
+    missing_grid,
+)
+from esperd.report.decisions import say_decision, say_remedy
 from esperd.report.grid import Cell, Column, Grid
 from esperd.report.history import History, history_of
 from esperd.report.plots import draw_plots
-from esperd.report.tables import networks_grid, reasons_grid, refusals_grid, seeds_grid
+from esperd.report.tables import evidence_grid, networks_grid, reasons_grid, refusals_grid, rollbacks_grid, seeds_grid
 from esperd.report.verdict import Judgement, Paid, judge
+
+SMALLEST_MATRIX = 3
+"""Seeds from which on pairs are shown as a matrix: of two there is one pair."""
 
 _VERDICT_CLASSES = {Paid.YES: "yes", Paid.NO: "no", Paid.UNDECIDED: "undecided", Paid.UNKNOWN: "unknown"}
 
@@ -40,7 +51,7 @@ def render_html(report: Report, events: Sequence[Event], job: Job | None = None)
         MissingExtra: when matplotlib is not installed.
     """
     history = history_of(events)
-    plots = draw_plots(history, report.flops, report.metric_name)
+    plots = draw_plots(history, report)
     title = report.name or report.job
     sections = [
         _header(report, title),
@@ -49,8 +60,13 @@ def render_html(report: Report, events: Sequence[Event], job: Job | None = None)
         _section("Networks", _card(networks_grid(report)), note=_audit_note(report)),
         _plots_section("Training", plots, ("training", "equal_flops")),
         _pair_section("Growth", plots),
-        _section("Seeds", _card(seeds_grid(report)) + _card(reasons_grid(report)), note=_CONTRIBUTION_NOTE),
+        _section(
+            "Seeds", _card(seeds_grid(report)) + _card(reasons_grid(report)) + _details("Screenings", _screenings_grid(history))
+        ),
+        _section("What each seed brought", _card(evidence_grid(report))) if report.seeds else "",
+        _attribution(report, plots),
         _section("Refused", _card(refusals_grid(report))),
+        _section("Rolled back", _card(rollbacks_grid(report))) if report.rollbacks else "",
         _section("Decisions", _card(_decisions_grid(history)) + _details("Stages and gates", _turns_grid(history))),
         _plots_section("Cost", plots, ("flops",)),
         _configuration(job) if job is not None else "",
@@ -75,12 +91,6 @@ def write_html(path: Path, report: Report, events: Sequence[Event], job: Job | N
     page = render_html(report, events, job)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page, encoding="utf-8")
-
-
-_CONTRIBUTION_NOTE = (
-    "Contribution: what the gate loss rises by when the seed alone is taken out, paired per sample. The host adapts to its "
-    "seeds, so it overstates what a seed brought; whether growth paid is said above, against the control."
-)
 
 
 def _header(report: Report, title: str) -> str:
@@ -145,8 +155,7 @@ def _audit_note(report: Report) -> str:
 
 
 def _section(title: str, body: str, note: str = "") -> str:
-    told = f'<p class="note">{escape(note)}</p>\n' if note else ""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}{told}</section>\n"
+    return f"<section>\n<h2>{escape(title)}</h2>\n{body}{_note(note)}</section>\n"
 
 
 def _plots_section(title: str, plots: dict[str, str], names: Sequence[str]) -> str:
@@ -162,8 +171,50 @@ def _pair_section(title: str, plots: dict[str, str]) -> str:
     return _section(title, f'<div class="stack"><div class="pair">{"".join(pair)}</div>{"".join(wide)}</div>\n')
 
 
+def _attribution(report: Report, plots: dict[str, str]) -> str:
+    """What the kept seeds bring together: a picture, the numbers, pairs as a matrix where there are three seeds or more."""
+    found = report.attribution
+    if found is None:
+        return "".join(_section("Attribution", _card(grid)) for grid in attribution_grids(report))
+    parts = [f'<div class="card">{plots["attribution"]}</div>\n'] if "attribution" in plots else []
+    parts.append(_card(attribution_grid(found)))
+    if found.interactions:
+        pairs = _matrix(found) if len(found.seeds) >= SMALLEST_MATRIX else _card(interactions_grid(found))
+        parts.append(f"<h3>Interactions</h3>\n{pairs}")
+    if found.not_measured:
+        parts.append(f"<h3>Not attributed</h3>\n{_card(missing_grid(found))}")
+    return _section("Attribution", "".join(parts))
+
+
+def _matrix(found: Attribution) -> str:
+    """Interactions of all pairs, coloured by sign and strength."""
+    names = [seed.seed for seed in found.seeds]
+    values = {frozenset((pair.first, pair.second)): pair.value for pair in found.interactions}
+    strongest = max(map(abs, values.values())) or 1.0
+    head = "".join(f'<th class="right">{escape(name)}</th>' for name in names)
+    rows = []
+    for name in names:
+        cells = []
+        for other in names:
+            value = values.get(frozenset((name, other)))
+            if value is None:
+                cells.append(f'<td class="right">{"" if other == name else numbers.UNKNOWN}</td>')
+                continue
+            side = "helps" if value > 0 else "disturbs"
+            cells.append(
+                f'<td class="right {side}" style="--strength: {abs(value) / strongest:.0%}">{numbers.signed(value)}</td>'
+            )
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{"".join(cells)}</tr>')
+    table = f'<table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+    return f'<div class="card">{table}</div>\n{_note(INTERACTIONS_NOTE)}'
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{escape(text)}</p>\n' if text else ""
+
+
 def _card(grid: Grid) -> str:
-    return f'<div class="card">{_table(grid)}</div>\n'
+    return f'<div class="card">{_table(grid)}</div>\n{_note(grid.note if grid.rows else "")}'
 
 
 def _details(title: str, grid: Grid) -> str:
@@ -239,9 +290,32 @@ def _turns_grid(history: History) -> Grid:
             verdict = turn.verdict
             said = "passed" if verdict.passed else "failed"
             rows.append((str(turn.epoch), turn.seed, f"{verdict.gate} {said}", verdict.reason))
+        elif isinstance(turn, RolledBack):
+            remedy = say_remedy(turn.action, turn.rate_scale)
+            rows.append((str(turn.epoch), "", f"rolled back to epoch {turn.to_epoch}", f"{turn.reason}; {remedy}"))
         else:
             rows.append((str(turn.epoch), "", "policy unavailable", turn.reason))
     columns = (Column("epoch", "right"), Column("seed"), Column("what"), Column("because", widest=60))
+    return Grid("", columns, rows)
+
+
+def _screenings_grid(history: History) -> Grid:
+    """Every candidate of every screening, with what switching it on promised."""
+    rows = []
+    for ended in history.screenings:
+        for each in ended.candidates:
+            won = each.seed == ended.winner
+            style = "bold" if won else ""
+            rows.append(
+                (str(ended.epoch), Cell(each.seed, style), each.blueprint, effect(each.prospect), "goes on" if won else "is out")
+            )
+    columns = (
+        Column("epoch", "right"),
+        Column("candidate"),
+        Column("blueprint"),
+        Column("switched on it would bring", "right"),
+        Column("then"),
+    )
     return Grid("", columns, rows)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from esperd.errors import MissingExtra
-from esperd.messages.growth import Stage
+from esperd.messages.growth import Attribution, Contribution, Stage, Trial
+from esperd.messages.jobs import Report
 from esperd.messages.telemetry import EpochCompleted
 from esperd.report import numbers
 from esperd.report.history import History, SeedHistory
@@ -38,6 +39,7 @@ _MARKERS = {
             "seed-4",
             "seed-5",
             *(f"stage-{stage}" for stage in Stage),
+            "bad",
         )
     )
 }
@@ -47,17 +49,16 @@ _IDENTIFIER = re.compile(r'(\bid="|url\(#|xlink:href="#)([^")]+)')
 SEED_COLOURS = 6
 
 
-def draw_plots(history: History, flops: dict[str, float], metric_name: str | None) -> dict[str, str]:
-    """Draw what a job's history allows.
+def draw_plots(history: History, report: Report) -> dict[str, str]:
+    """Draw what a job's history and its report allow.
 
     Args:
         history: the job's events as series.
-        flops: training FLOPs by purpose.
-        metric_name: what the metric is called; None when the job has none.
+        report: what the job found.
 
     Returns:
-        SVG elements by name: ``training``, ``equal_flops``, ``alpha``, ``parameters``, ``contributions``, ``flops``. A plot
-        without data is absent.
+        SVG elements by name: ``training``, ``equal_flops``, ``alpha``, ``parameters``, ``contributions``, ``attribution``,
+        ``flops``. A plot without data is absent.
 
     Raises:
         MissingExtra: when matplotlib is not installed.
@@ -67,12 +68,13 @@ def draw_plots(history: History, flops: dict[str, float], metric_name: str | Non
     except ImportError as error:
         raise MissingExtra('plots need matplotlib: pip install "esperd[report]"', extra="report", package="matplotlib") from error
     plots: dict[str, Callable[[], Figure | None]] = {
-        "training": lambda: _training(history, metric_name),
+        "training": lambda: _training(history, report.metric_name),
         "equal_flops": lambda: _equal_flops(history),
         "alpha": lambda: _alpha(history),
         "parameters": lambda: _parameters(history),
         "contributions": lambda: _contributions(history),
-        "flops": lambda: _flops(flops),
+        "attribution": lambda: _attribution(report),
+        "flops": lambda: _flops(report.flops),
     }
     with mpl.rc_context(_settings()):
         drawn = {name: draw() for name, draw in plots.items()}
@@ -146,8 +148,11 @@ def _loss_axis(axis: Axes, history: History) -> None:
         axis.plot(at, [epoch.train_loss for epoch in epochs], color=colour, linewidth=1, linestyle=":", label=f"{name}, train")
     if all(epoch.gate_loss > 0 and epoch.train_loss > 0 for epoch in (*history.growth, *history.control)):
         _logarithmic(axis)
+    for index, back in enumerate(history.rollbacks):
+        label = "_" if index else "rolled back"  # a label that begins so is in no legend
+        axis.axvline(back.to_epoch + 0.5, color=_MARKERS["bad"], linewidth=1.2, linestyle="--", label=label)
     axis.set_title("loss")
-    axis.legend(ncols=4, loc="upper right")
+    axis.legend(ncols=5, loc="lower right", bbox_to_anchor=(1.0, 1.0), borderaxespad=0)
 
 
 def _logarithmic(axis: Axes) -> None:
@@ -266,17 +271,85 @@ def _contributions(history: History) -> Figure | None:
     axis = figure.subplots()
     axis.axhline(0, color=_MARKERS["muted"], linewidth=1)
     for index, seed in measured:
-        at = [contribution.epoch for contribution in seed.contributions]
         style = _seed_line(index, seed)
-        means = [contribution.loss for contribution in seed.contributions]
-        below = [contribution.loss - contribution.lower for contribution in seed.contributions]
-        above = [contribution.upper - contribution.loss for contribution in seed.contributions]
-        axis.errorbar(at, means, yerr=[below, above], marker="o", markersize=4.5, capsize=4, elinewidth=1.3, **style)
+        at = [each.epoch for each in seed.contributions]
+        means, ends = _with_intervals(seed.contributions)
+        axis.errorbar(at, means, yerr=ends, marker="o", markersize=4.5, capsize=4, elinewidth=1.3, **style)
+        if seed.trials:
+            at = [each.epoch for each in seed.trials]
+            means, ends = _with_intervals(seed.trials)
+            style = {**_POINTS, "color": style["color"], "label": f"{seed.seed}, trial"}
+            axis.errorbar(at, means, yerr=ends, **style)
     confidence = measured[0][1].contributions[0].confidence
     axis.set_title(f"contribution: gate loss without the seed minus with it, {confidence:.0%} interval")
     _epochs_along(axis)
     _legend_below(figure, axis, 4)
     return figure
+
+
+_POINTS: dict[str, Any] = {"marker": "D", "markersize": 5.5, "capsize": 4, "elinewidth": 1.3, "linestyle": "none"}
+"""What is measured once is drawn as points: each stands for itself."""
+
+
+def _with_intervals(measured: Sequence[Contribution | Trial]) -> tuple[list[float], tuple[list[float], list[float]]]:
+    """Means, and how far their intervals reach below and above them."""
+    below = [each.loss - each.lower for each in measured]
+    above = [each.upper - each.loss for each in measured]
+    return [each.loss for each in measured], (below, above)
+
+
+def _attribution(report: Report) -> Figure | None:
+    """What each kept seed brings left out of all, alone, over every order and in its trial; of one seed the first three are
+    equal.
+    """
+    found = report.attribution
+    if found is None or len(found.seeds) < 2 or not any(seed.leave_one_out or seed.solo for seed in found.seeds):
+        return None
+    trials = {seed.seed: seed.trial for seed in report.seeds}
+    kinds: list[tuple[str, str, str, list[Contribution | Trial | None]]] = [
+        ("left out", "seed-0", "o", [seed.leave_one_out for seed in found.seeds]),
+        ("alone", "seed-4", "o", [seed.solo for seed in found.seeds]),
+        ("trial", "control", "D", [trials.get(seed.seed) for seed in found.seeds]),
+    ]
+    kinds = [kind for kind in kinds if any(kind[3])]
+    figure = _figure(1.0 + (0.24 * len(kinds) + 0.4) * len(found.seeds))
+    axis = figure.subplots()
+    axis.axvline(0, color=_MARKERS["muted"], linewidth=1)
+    height = 0.8 / (len(kinds) + 1)
+    places = [row - 0.4 + height / 2 for row in range(len(found.seeds))]
+    _shapley_bars(axis, found, places, height)
+    for number, (kind, colour, marker, measured) in enumerate(kinds, start=1):
+        known = [(place + number * height, each) for place, each in zip(places, measured, strict=True) if each is not None]
+        means, ends = _with_intervals([each for _, each in known])
+        style: dict[str, Any] = {**_POINTS, "color": _MARKERS[colour], "marker": marker, "label": kind}
+        axis.errorbar(means, [at for at, _ in known], xerr=ends, **style)
+    axis.set_yticks(range(len(found.seeds)), [seed.seed for seed in found.seeds])
+    axis.set_ylim(len(found.seeds) - 0.5, -0.5)
+    axis.grid(visible=False, axis="y")
+    axis.set_title(f"by how much each kept seed lowers the gate loss{_level(found)}")
+    _legend_below(figure, axis, 4)
+    return figure
+
+
+def _level(found: Attribution) -> str:
+    levels = [each.confidence for seed in found.seeds for each in (seed.leave_one_out, seed.solo) if each is not None]
+    return f", {levels[0]:.0%} intervals" if levels else ""
+
+
+def _shapley_bars(axis: Axes, found: Attribution, places: Sequence[float], height: float) -> None:
+    known = [(place, seed) for place, seed in zip(places, found.seeds, strict=True) if seed.shapley is not None]
+    if not known:
+        return
+    axis.barh(
+        [place for place, _ in known],
+        [seed.shapley or 0.0 for _, seed in known],
+        height=height * 0.85,
+        xerr=None if found.exact else [float("nan") if seed.shapley_error is None else seed.shapley_error for _, seed in known],
+        color=_MARKERS["grown"],
+        ecolor=_MARKERS["ink"],
+        linewidth=0,
+        label="Shapley value" if found.exact else "Shapley value, ± standard error",
+    )
 
 
 def _flops(flops: dict[str, float]) -> Figure | None:

@@ -1,10 +1,12 @@
-"""The final tables of a job: control against grown network, every seed, every refused arm."""
+"""The final tables of a job: control against grown network, every seed and what it brought, every refused arm, rollbacks."""
 
 from __future__ import annotations
 
-from esperd.messages.growth import Contribution, Stage, Trial
+from esperd.messages.growth import Stage
 from esperd.messages.jobs import Metrics, Report
 from esperd.report import numbers
+from esperd.report.attribution import attribution_grids, effect
+from esperd.report.decisions import say_remedy
 from esperd.report.grid import Cell, Column, Grid
 
 STAGE_STYLES: dict[Stage, str] = {
@@ -24,7 +26,16 @@ STAGE_STYLES: dict[Stage, str] = {
 
 def report_grids(report: Report) -> tuple[Grid, ...]:
     """Every table of a report, in reading order."""
-    return (networks_grid(report), seeds_grid(report), reasons_grid(report), refusals_grid(report))
+    taken_back = (rollbacks_grid(report),) if report.rollbacks or report.rollbacks is None else ()
+    return (
+        networks_grid(report),
+        seeds_grid(report),
+        reasons_grid(report),
+        evidence_grid(report),
+        *attribution_grids(report),
+        refusals_grid(report),
+        *taken_back,
+    )
 
 
 def networks_grid(report: Report) -> Grid:
@@ -64,30 +75,52 @@ def _measured(network: Metrics, metric_name: str | None) -> list[tuple[str, floa
 
 
 def seeds_grid(report: Report) -> Grid:
-    """Every seed that lived, with what it contributed and how it ended."""
+    """Every seed that lived: what it was, how it entered, what it cost, how it ended."""
     return Grid(
         "Seeds",
         (
             Column("seed", style="bold"),
             Column("blueprint"),
+            Column("operator"),
+            Column("alpha", "right"),
             Column("end"),
             Column("epochs", "right"),
             Column("parameters", "right"),
-            Column("contribution to the loss", "right"),
+            Column("per sample", "right"),
         ),
         [
             (
                 seed.seed,
                 seed.blueprint,
+                seed.operator or numbers.UNKNOWN,
+                numbers.UNKNOWN if seed.alpha is None or seed.stage is not Stage.FOSSILIZED else f"{seed.alpha:g}",
                 Cell(str(seed.stage), STAGE_STYLES[seed.stage]),
                 f"{seed.germinated_epoch}-{seed.ended_epoch}",
                 numbers.count(seed.parameters),
-                contribution(seed.contribution),
+                numbers.flops(seed.flops_per_sample),
             )
             for seed in report.seeds
         ],
         empty="no seed was germinated",
     )
+
+
+def evidence_grid(report: Report) -> Grid:
+    """What was measured of seeds while they lived, with the limits of it; a seed of which nothing was is left out."""
+    measured = [seed for seed in report.seeds if seed.contribution is not None or seed.trial is not None]
+    levels = {each.confidence for seed in measured for each in (seed.contribution, seed.trial) if each is not None}
+    interval = f", {min(levels):.0%} intervals" if levels else ""
+    note = (
+        f"By how much the seed lowers the gate loss{interval}: positive is better. A contribution compares with the network"
+        " without the seed: it overstates what the seed brought, because the host has adapted to it."
+    )
+    columns = [Column("seed", style="bold"), Column("contribution", "right")]
+    rows = [[seed.seed, effect(seed.contribution)] for seed in measured]
+    if any(seed.trial is not None for seed in measured):
+        note += " A trial does not: it compares with a twin that trained on without the seed for the same FLOPs."
+        columns.append(Column("trial", "right"))
+        rows = [[*row, effect(seed.trial)] for row, seed in zip(rows, measured, strict=True)]
+    return Grid("What each seed brought", columns, rows, empty="of no seed this was measured", note=note)
 
 
 def reasons_grid(report: Report) -> Grid:
@@ -116,11 +149,29 @@ def refusals_grid(report: Report) -> Grid:
     )
 
 
-def contribution(measured: Contribution | Trial | None) -> str:
-    """A contribution with its interval; ``not measured`` when it never was."""
-    if measured is None:
-        return "not measured"
-    return numbers.interval(measured.loss, measured.lower, measured.upper)
+def rollbacks_grid(report: Report) -> Grid:
+    """Catastrophes of training, and what was done about them."""
+    return Grid(
+        "Rolled back",
+        (
+            Column("network", style="bold"),
+            Column("at epoch", "right"),
+            Column("back to", "right"),
+            Column("reason", widest=44),
+            Column("then", widest=24),
+        ),
+        [
+            (
+                "control" if each.phase == "control" else "grown",
+                str(each.epoch),
+                str(each.to_epoch),
+                each.reason,
+                say_remedy(each.action, each.rate_scale),
+            )
+            for each in report.rollbacks or ()
+        ],
+        empty="nothing was rolled back" if report.rollbacks is not None else "the report is of format 1, which does not say",
+    )
 
 
 def _loss_difference(report: Report) -> str:

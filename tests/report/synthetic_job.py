@@ -5,7 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Verdict
+import msgspec
+
+from esperd.messages.growth import (
+    Attribution,
+    Contribution,
+    Interaction,
+    Screened,
+    SeedAttribution,
+    SeedRecord,
+    SlotRecord,
+    Stage,
+    Trial,
+    Verdict,
+)
 from esperd.messages.jobs import (
     Budget,
     Comparison,
@@ -15,6 +28,7 @@ from esperd.messages.jobs import (
     Metrics,
     RefusedArm,
     Report,
+    RollbackRecord,
     SeedOutcome,
 )
 from esperd.messages.policy import Alternative, Arm, Decision
@@ -30,8 +44,11 @@ from esperd.messages.telemetry import (
     JobStateChanged,
     KernelLoaded,
     PolicyUnavailable,
+    RolledBack,
+    ScreeningEnded,
     StageChanged,
     TrainingStarted,
+    TrialMeasured,
 )
 
 JOB_ID = "job-01"
@@ -328,6 +345,8 @@ REPORT = Report(
             flops_per_sample=294_912.0,
             germinated_epoch=3,
             ended_epoch=14,
+            operator="add",
+            alpha=1.0,
         ),
         SeedOutcome(
             seed="features.7#1",
@@ -340,6 +359,8 @@ REPORT = Report(
             flops_per_sample=41_472.0,
             germinated_epoch=4,
             ended_epoch=15,
+            operator="add",
+            alpha=0.0,
         ),
         SeedOutcome(
             seed="features.7#2",
@@ -352,6 +373,8 @@ REPORT = Report(
             flops_per_sample=1_024.0,
             germinated_epoch=18,
             ended_epoch=24,
+            operator="add",
+            alpha=0.0,
         ),
     ),
     refused=(
@@ -371,4 +394,175 @@ REPORT = Report(
     torch="2.13.0",
     esperd="0.1.0",
     resumed=0,
+    rollbacks=(),
 )
+
+
+# --- a job of which everything is known --------------------------------------------------------------------------------------
+
+
+def trial(epoch: int, mean: float, half: float) -> Trial:
+    return Trial(
+        loss=mean,
+        lower=mean - half,
+        upper=mean + half,
+        confidence=0.95,
+        samples=359,
+        steps_with=17,
+        steps_without=21,
+        flops=3.1e8,
+        epoch=epoch,
+    )
+
+
+def kept(seed: str, blueprint: str, operator: str, alpha: float, mean: float, tried: Trial | None) -> SeedOutcome:
+    return SeedOutcome(
+        seed=seed,
+        slot=seed.partition("#")[0],
+        blueprint=blueprint,
+        stage=Stage.FOSSILIZED,
+        reason=REASONS[Stage.FOSSILIZED],
+        contribution=contribution(20, mean, 0.012),
+        trial=tried,
+        parameters=544,
+        flops_per_sample=41_472.0,
+        germinated_epoch=8,
+        ended_epoch=20,
+        operator=operator,
+        alpha=alpha,
+    )
+
+
+def attributed(seed: str, alpha: float, left_out: float, alone: float, shapley: float) -> SeedAttribution:
+    return SeedAttribution(
+        seed=seed,
+        alpha=alpha,
+        leave_one_out=contribution(EPOCHS, left_out, 0.011),
+        solo=contribution(EPOCHS, alone, 0.019),
+        shapley=shapley,
+        shapley_error=0.0,
+    )
+
+
+ATTRIBUTION = Attribution(
+    epoch=EPOCHS,
+    samples=359,
+    loss_all_on=0.0912,
+    loss_all_off=0.2431,
+    seeds=(
+        attributed("features.3#1", 1.0, 0.0412, 0.0790, 0.0601),
+        attributed("features.7#3", 1.0, 0.0631, 0.0905, 0.0768),
+        attributed("features.7#4", 0.5, -0.0049, 0.0349, 0.0150),
+    ),
+    interactions=(
+        Interaction(first="features.3#1", second="features.7#3", value=0.0212),
+        Interaction(first="features.3#1", second="features.7#4", value=-0.0104),
+        Interaction(first="features.7#3", second="features.7#4", value=-0.0467),
+    ),
+    exact=True,
+    permutations=0,
+    coalitions=8,
+    flops=1.3e9,
+    not_measured=(),
+)
+
+SAMPLED = msgspec.structs.replace(
+    ATTRIBUTION,
+    seeds=(
+        msgspec.structs.replace(ATTRIBUTION.seeds[0], shapley=0.0588, shapley_error=0.0042),
+        msgspec.structs.replace(ATTRIBUTION.seeds[1], shapley=0.0781, shapley_error=None),
+        msgspec.structs.replace(ATTRIBUTION.seeds[2], solo=None, shapley=None, shapley_error=None),
+    ),
+    interactions=ATTRIBUTION.interactions[:1],
+    exact=False,
+    permutations=4,
+    coalitions=6,
+    not_measured=(
+        "features.7#4 alone: the FLOPs cap",
+        "features.3#1 with features.7#4: the FLOPs cap",
+        "features.7#3 with features.7#4: a loss is not finite",
+        "30 of 32 pairs of orders for Shapley values: the FLOPs cap",
+    ),
+)
+"""The same, cut short."""
+
+ROLLED_BACK = RolledBack(
+    epoch=17,
+    to_epoch=16,
+    reason="the training loss 5.31 stands above its limit of 0.412 <twice>",
+    numbers={"loss": 5.31, "level": 0.137, "limit": 0.412},
+    action="cut_rate",
+    rate_scale=0.5,
+    trip=1,
+)
+
+RICH_REPORT = msgspec.structs.replace(
+    REPORT,
+    seeds=(
+        msgspec.structs.replace(REPORT.seeds[0], trial=trial(13, 0.0108, 0.0061)),
+        *REPORT.seeds[1:],
+        kept("features.7#3", "conv_light", "gate", 1.0, 0.0702, trial(19, 0.0391, 0.0080)),
+        kept("features.7#4", "norm", "multiply", 0.5, 0.0190, None),
+    ),
+    attribution=ATTRIBUTION,
+    rollbacks=(
+        RollbackRecord(
+            phase="growth",
+            trip=1,
+            epoch=17,
+            to_epoch=16,
+            reason=ROLLED_BACK.reason,
+            action="cut_rate",
+            seeds_culled=0,
+            rate_scale=0.5,
+        ),
+        RollbackRecord(
+            phase="control",
+            trip=1,
+            epoch=3,
+            to_epoch=2,
+            reason="a loss is not finite",
+            action="cut_rate",
+            seeds_culled=0,
+            rate_scale=0.5,
+        ),
+    ),
+)
+
+
+def candidate(number: int, blueprint: str, prospect: Contribution | None) -> Screened:
+    return Screened(
+        seed=f"features.7#{number}",
+        slot="features.7",
+        blueprint=blueprint,
+        prospect=prospect,
+        incubation_loss=0.41,
+        gradient_ratio=0.3,
+    )
+
+
+SCREENED = ScreeningEnded(
+    epoch=8,
+    screening="point 7",
+    winner="features.7#3",
+    candidates=(
+        candidate(3, "conv_light", contribution(8, 0.0122, 0.004)),
+        candidate(5, "bottleneck", contribution(8, 0.0031, 0.004)),
+        candidate(6, "pointwise", None),
+    ),
+)
+
+
+def rich_bodies() -> list[Body]:
+    """The events of a job, with a screening, a trial, and an epoch that was taken back."""
+    told: list[Body] = []
+    for body in bodies():
+        if isinstance(body, EpochCompleted) and body.phase == "growth" and body.epoch == 17:
+            diverged = msgspec.structs.replace(body, train_loss=5.31, gate_loss=4.2)
+            told += [diverged, ROLLED_BACK]
+        if isinstance(body, EpochCompleted) and body.phase == "growth" and body.epoch == 13:
+            told.append(TrialMeasured(epoch=13, seed="features.3#1", trial=trial(13, 0.0108, 0.0061)))
+        told.append(body)
+        if isinstance(body, EpochCompleted) and body.phase == "growth" and body.epoch == 8:
+            told.append(SCREENED)
+    return told

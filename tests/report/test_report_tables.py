@@ -5,11 +5,22 @@ import io
 import msgspec
 import pytest
 from rich.console import Console
-from synthetic_job import REPORT
+from synthetic_job import ATTRIBUTION, REPORT, RICH_REPORT, SAMPLED
 
+from esperd.messages.growth import Interaction
+from esperd.messages.jobs import Report
 from esperd.report import numbers
+from esperd.report.attribution import MOST_INTERACTIONS, attribution_grid, attribution_grids, interactions_grid, missing_grid
 from esperd.report.grid import Cell, Column, Grid
-from esperd.report.tables import networks_grid, reasons_grid, refusals_grid, report_grids, seeds_grid
+from esperd.report.tables import (
+    evidence_grid,
+    networks_grid,
+    reasons_grid,
+    refusals_grid,
+    report_grids,
+    rollbacks_grid,
+    seeds_grid,
+)
 from esperd.report.verdict import Paid, judge
 
 
@@ -82,12 +93,96 @@ def test_without_a_control_the_final_table_shows_the_grown_network_alone():
     assert "97.77 %" in text
 
 
-def test_every_seed_is_listed_with_contribution_interval_and_reason():
-    text = seeds_grid(REPORT).plain()
-    assert "+0.0412 [+0.0310, +0.0514]" in text
-    assert "culled" in text
-    assert "not measured" in text
+def row_of(grid, seed):
+    (line,) = [line for line in grid.plain().splitlines() if line.startswith(f"  {seed}  ")]
+    return line.split()
+
+
+def test_every_seed_is_listed_with_its_operator_its_end_and_why():
+    lines = seeds_grid(RICH_REPORT).plain().splitlines()
+    assert [line.split()[0] for line in lines[2:]] == [seed.seed for seed in RICH_REPORT.seeds]
+    assert row_of(seeds_grid(RICH_REPORT), "features.7#4")[1:5] == ["norm", "multiply", "0.5", "fossilized"]
+    assert row_of(seeds_grid(RICH_REPORT), "features.7#1")[1:5] == ["depthwise", "add", numbers.UNKNOWN, "culled"]
     assert "the budget ended in blending" in reasons_grid(REPORT).plain()
+
+
+def test_what_each_seed_brought_stands_beside_what_a_trial_found_with_the_limits_of_both():
+    text = " ".join(evidence_grid(RICH_REPORT).plain().split())
+    assert "features.3#1 +0.0412 [+0.0310, +0.0514] +0.0108 [+0.0047, +0.0169]" in text
+    assert "features.7#1 -0.0005 [-0.0041, +0.0031] not measured" in text
+    assert "features.7#2" not in text, "nothing was measured of it"
+    assert "95% intervals: positive is better" in text
+    assert "A contribution compares with the network without the seed: it overstates" in text
+    assert "A trial does not" in text
+
+
+def test_where_no_trial_was_made_none_is_spoken_of():
+    assert "trial" not in evidence_grid(REPORT).plain().lower()
+    unmeasured = msgspec.structs.replace(REPORT, seeds=REPORT.seeds[2:])
+    assert evidence_grid(unmeasured).plain() == "What each seed brought\n  of no seed this was measured"
+
+
+def test_kept_seeds_are_listed_left_out_alone_and_over_every_order():
+    text = " ".join(attribution_grid(ATTRIBUTION).plain().split())
+    assert "features.7#4 -0.0049 [-0.0159, +0.0061] +0.0349 [+0.0159, +0.0539] +0.0150" in text
+    assert "±" not in text
+    assert "359 samples, 95% intervals" in text
+    assert "All on: 0.0912; all off: 0.2431" in text
+    assert "these overstate what the seeds brought" in text
+    assert "its 1.30 GFLOP are charged to no training" in text
+
+
+def test_of_an_attribution_that_was_cut_short_it_is_said_what_is_missing_and_why():
+    text = " ".join(attribution_grid(SAMPLED).plain().split())
+    assert "+0.0588 ± 0.0042" in text
+    assert "+0.0781, error unknown" in text
+    assert "features.7#4 -0.0049 [-0.0159, +0.0061] not measured not measured" in text
+    assert "over 4 orders of switching them on, ± the standard error" in text
+    missing = [list(row) for row in missing_grid(SAMPLED).rows]
+    assert missing == [
+        [
+            "the FLOPs cap",
+            "features.7#4 alone; features.3#1 with features.7#4; 30 of 32 pairs of orders for Shapley values",
+        ],
+        ["a loss is not finite", "features.7#3 with features.7#4"],
+    ]
+
+
+def test_interactions_are_listed_the_strongest_first_and_no_more_than_can_be_read():
+    assert [row[2] for row in interactions_grid(ATTRIBUTION).rows] == ["-0.0467", "+0.0212", "-0.0104"]
+    many = tuple(Interaction(first=f"s#{number}", second="s#0", value=(-1) ** number * number / 100) for number in range(1, 21))
+    grid = interactions_grid(msgspec.structs.replace(ATTRIBUTION, interactions=many))
+    assert grid.title == f"Interactions, the {MOST_INTERACTIONS} strongest of 20"
+    assert [row[2] for row in grid.rows][:2] == ["+0.2000", "-0.1900"]
+    assert len(grid.rows) == MOST_INTERACTIONS
+
+
+def test_without_an_attribution_it_is_said_why_unless_no_seed_was_kept():
+    assert [grid.plain() for grid in attribution_grids(REPORT)] == [
+        "Attribution\n  not made: growth.attribution_share is 0, or the report is of format 1"
+    ]
+    assert attribution_grids(msgspec.structs.replace(REPORT, seeds=REPORT.seeds[1:])) == ()
+
+
+def test_rollbacks_are_listed_for_both_networks_with_reason_and_remedy():
+    text = rollbacks_grid(RICH_REPORT).plain()
+    grown, control = (" ".join(line.split()) for line in text.splitlines() if line.startswith(("  grown", "  control")))
+    assert grown.startswith("grown 17 16 the training loss 5.31 stands")
+    assert "learning rate cut" in grown
+    assert control.startswith("control 3 2 a loss is not finite")
+    assert rollbacks_grid(RICH_REPORT) in report_grids(RICH_REPORT)
+    assert "Rolled back" not in {grid.title for grid in report_grids(REPORT)}
+
+
+def test_a_report_of_format_1_is_shown_with_what_it_does_not_say_unknown():
+    old = msgspec.to_builtins(REPORT) | {"format": 1}
+    for name in ("attribution", "rollbacks"):
+        del old[name]
+    for seed in old["seeds"]:
+        del seed["operator"], seed["alpha"]
+    report = msgspec.json.decode(msgspec.json.encode(old), type=Report)
+    assert row_of(seeds_grid(report), "features.3#1")[2:4] == [numbers.UNKNOWN, numbers.UNKNOWN]
+    assert "the report is of format 1, which does not say" in report_grids(report)[-1].plain()
 
 
 def test_every_refused_arm_is_listed_with_who_refused_it():
@@ -102,19 +197,34 @@ def test_a_report_without_seeds_says_so():
 
 
 def test_plain_tables_align_and_carry_no_escape_codes_or_trailing_spaces():
-    for grid in report_grids(REPORT):
+    for grid in report_grids(RICH_REPORT):
         text = grid.plain()
         assert "\x1b" not in text
         assert all(line == line.rstrip() for line in text.splitlines())
+        assert max(len(line) for line in text.splitlines()) <= 100
 
 
 def test_on_a_terminal_the_same_cells_are_shown_within_100_columns():
-    for grid in report_grids(REPORT):
+    for grid in report_grids(RICH_REPORT):
         stream = io.StringIO()
         Console(file=stream, width=100, force_terminal=True, color_system="truecolor").print(grid.rich())
         assert "[" in stream.getvalue()
     assert "features.3#1" in stream_of(seeds_grid(REPORT))
     assert "no seed" in stream_of(seeds_grid(msgspec.structs.replace(REPORT, seeds=())))
+
+
+def test_a_note_stands_under_its_table_and_nowhere_without_rows():
+    note = "what these numbers mean " * 8
+    grid = Grid("t", [Column("a")], [("x",)], note=note)
+    assert grid.plain().splitlines()[3:] == [
+        "  what these numbers mean what these numbers mean what these numbers mean what these numbers",
+        "  mean what these numbers mean what these numbers mean what these numbers mean what these",
+        "  numbers mean",
+    ]
+    assert "what these numbers mean" in stream_of(grid)
+    bare = Grid("t", [Column("a")], empty="none", note=note)
+    assert bare.plain() == "t\n  none"
+    assert "numbers" not in stream_of(bare)
 
 
 def stream_of(grid):

@@ -77,7 +77,9 @@ def test_trials_are_counted_by_the_side_of_zero_on_which_their_interval_lies():
 
 
 def test_screenings_are_counted_by_whether_anybody_went_on_and_rollbacks_by_their_remedy():
-    ended = [ScreeningEnded(epoch=1, screening=name, winner=winner, candidates=()) for name, winner in (("a", "s#1"), ("b", None))]
+    ended = [
+        ScreeningEnded(epoch=1, screening=name, winner=winner, candidates=()) for name, winner in (("a", "s#1"), ("b", None))
+    ]
     back = RolledBack(
         epoch=4, to_epoch=3, reason="it diverged", numbers={"loss": None}, action="cut_rate", rate_scale=0.5, trip=1
     )
