@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from esperd.messages.growth import LIVE_STAGES, Contribution, SeedRecord, SlotRecord, Stage
+from esperd.messages.growth import LIVE_STAGES, Contribution, SeedRecord, SlotRecord, Stage, Trial
 from esperd.messages.jobs import DEFAULT_METRICS, FINAL_JOB_STATES, Job, JobError, JobInfo, JobState, Metrics
 from esperd.messages.telemetry import (
     AuditMeasured,
@@ -19,9 +19,12 @@ from esperd.messages.telemetry import (
     ExportFailed,
     KernelLoaded,
     PolicyUnavailable,
+    ProspectMeasured,
     RolledBack,
+    ScreeningEnded,
     StageChanged,
     TrainingStarted,
+    TrialMeasured,
 )
 from esperd.messages.telemetry import JobStateChanged as StateChanged
 
@@ -107,8 +110,10 @@ def _fold_body(view: JobView, body: Body, at: float) -> JobView:
             return replace(view, decisions=_with_decision(view.decisions, body))
         case StageChanged():
             return _fold_stage(view, body)
-        case ContributionMeasured():
-            return _fold_contribution(view, body.seed, body.contribution)
+        case ContributionMeasured() | ProspectMeasured() | TrialMeasured():
+            return _fold_measured(view, body)
+        case ScreeningEnded():
+            return view if body.winner is None else _with_seed(view, body.winner, screening="")
         case KernelLoaded():
             return replace(view, kernels={**view.kernels, body.source: view.kernels.get(body.source, 0) + 1})
         case CheckpointSaved():
@@ -116,7 +121,7 @@ def _fold_body(view: JobView, body: Body, at: float) -> JobView:
         case PolicyUnavailable():
             return replace(view, policy_unavailable=view.policy_unavailable + 1)
         case RolledBack():
-            return replace(view, rollbacks=(*view.rollbacks, body))
+            return _fold_rollback(view, body)
         case AuditMeasured():
             return replace(view, audits={**view.audits, body.network: body.metrics})
         case ExportFailed():
@@ -136,25 +141,44 @@ def _with_decision(before: tuple[DecisionMade, ...], made: DecisionMade) -> tupl
 
 
 def _fold_epoch(view: JobView, body: EpochCompleted) -> JobView:
-    same_phase = view.epoch is None or view.epoch.phase == body.phase
-    losses = (*view.gate_losses, body.gate_loss)[-LOSSES_KEPT:] if same_phase else (body.gate_loss,)
+    before = view.gate_losses
+    if view.epoch is not None and view.epoch.phase != body.phase:
+        before = ()
+    elif view.epoch is not None and view.epoch.epoch >= body.epoch:  # trained again, after a rollback or by another attempt
+        before = before[: max(0, len(before) - (view.epoch.epoch - body.epoch + 1))]
     seeds = {**view.seeds, **{seed.seed: seed for seed in body.seeds}}
-    return replace(view, epoch=body, gate_losses=losses, seeds=seeds)
+    return replace(view, epoch=body, gate_losses=(*before, body.gate_loss)[-LOSSES_KEPT:], seeds=seeds)
 
 
 def _fold_stage(view: JobView, body: StageChanged) -> JobView:
-    known = view.seeds.get(body.seed)
-    if known is None:
-        return view  # its record comes with the epoch's end, with parameters and price
-    alpha = 0.0 if body.after is Stage.CULLED else known.alpha
-    seed = msgspec.structs.replace(known, stage=body.after, alpha=alpha, reason=body.reason)
-    return replace(view, seeds={**view.seeds, body.seed: seed})
+    if body.after is Stage.CULLED:
+        return _with_seed(view, body.seed, stage=body.after, alpha=0.0, reason=body.reason)
+    return _with_seed(view, body.seed, stage=body.after, reason=body.reason)
 
 
-def _fold_contribution(view: JobView, name: str, contribution: Contribution) -> JobView:
+def _fold_measured(view: JobView, body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> JobView:
+    match body:
+        case ContributionMeasured():
+            return _with_seed(view, body.seed, contribution=body.contribution)
+        case ProspectMeasured():
+            return _with_seed(view, body.seed, prospect=body.prospect)
+        case TrialMeasured():
+            return _with_seed(view, body.seed, trial=body.trial)
+
+
+def _fold_rollback(view: JobView, body: RolledBack) -> JobView:
+    for name in body.gone:
+        view = _with_seed(view, name, stage=Stage.CULLED, alpha=0.0, reason="rolled back")
+    return replace(view, rollbacks=(*view.rollbacks, body))
+
+
+def _with_seed(view: JobView, name: str, **changes: Stage | Contribution | Trial | float | str) -> JobView:
+    """The view with something new of a seed. Of one without a record nothing is shown: that comes with the epoch's end, with
+    parameters and price.
+    """
     if name not in view.seeds:
         return view
-    seed = msgspec.structs.replace(view.seeds[name], contribution=contribution)
+    seed = msgspec.structs.replace(view.seeds[name], **changes)
     return replace(view, seeds={**view.seeds, name: seed})
 
 

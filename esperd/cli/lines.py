@@ -23,7 +23,7 @@ from esperd.messages.telemetry import (
 )
 from esperd.report import numbers
 from esperd.report.attribution import effect
-from esperd.report.decisions import say_decision, say_remedy
+from esperd.report.decisions import say_decision, say_rollback
 
 
 def describe(event: Event, metric_name: str | None = None) -> str | None:
@@ -52,7 +52,7 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
         case ScreeningEnded() as body:
             return _screened(body)
         case RolledBack() as body:
-            return f"rolledback {_went_back(body)}"
+            return f"rolledback {say_rollback(body)}"
         case KernelLoaded() as body:
             return f"kernel     {body.blueprint} for {body.seed} from {body.source}, {body.manifest_id[:12]}"
         case PolicyUnavailable() as body:
@@ -107,10 +107,6 @@ def _measured(body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> 
 def _screened(body: ScreeningEnded) -> str:
     promised = "; ".join(f"{each.seed} {each.blueprint} {effect(each.prospect)}" for each in body.candidates)
     return f"screening  {body.winner or 'nobody'} goes on of {len(body.candidates)} candidates: {promised}"
-
-
-def _went_back(body: RolledBack) -> str:
-    return f"{body.reason}; back from epoch {body.epoch} to {body.to_epoch}, {say_remedy(body.action, body.rate_scale)}"
 
 
 def _decision(body: DecisionMade) -> str | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.constrain import Constrain
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -13,18 +14,20 @@ from rich.table import Table
 from rich.text import Text
 
 from esperd.cli.job_view import JobView
-from esperd.messages.growth import SeedRecord, Stage
+from esperd.messages.growth import Contribution, SeedRecord, Stage, Trial
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import EpochCompleted
 from esperd.report import numbers
-from esperd.report.decisions import say_decision
+from esperd.report.decisions import say_decision, say_rollback
 from esperd.report.tables import STAGE_STYLES
 
 WIDEST = 100
-ALPHA_WIDTH = 10
+ALPHA_WIDTH = 6
 SPARK_WIDTH = 40
 FIGURES_A_ROW = 3
 SEEDS_SHOWN = 8
+ROOMY = 90
+"""Columns inside the frame from which on seeds are shown with their blueprint and alpha as a bar."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 STATE_STYLES: dict[JobState, str] = {
@@ -45,10 +48,13 @@ def draw(view: JobView) -> RenderableType:
     if view.epoch is not None:
         parts += [_figures(view, view.epoch), _curve(view)]
     if view.seeds:
-        parts += [Text(), _seeds(view)]
+        parts += [Text(), _Seeds(view)]
     if view.decisions:
         parts += [Text(), _decisions(view)]
     parts += [Text(), _footer(view)]
+    if view.rollbacks:
+        times = f"{len(view.rollbacks)} times, the last time: " if len(view.rollbacks) > 1 else ""
+        parts.append(Text(f"rolled back: {times}{say_rollback(view.rollbacks[-1])}", style="yellow"))
     if view.error is not None:
         parts.append(Text(view.error.message, style="bold red"))
     if view.export_failed is not None:
@@ -164,34 +170,67 @@ def _curve(view: JobView) -> RenderableType:
     )
 
 
-def _seeds(view: JobView) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
-    table.add_column("seed", style="bold", no_wrap=True, max_width=22, overflow="ellipsis")
-    table.add_column("blueprint", no_wrap=True, max_width=20, overflow="ellipsis")
-    table.add_column("stage", no_wrap=True)
-    table.add_column("alpha", no_wrap=True)
-    table.add_column("contribution", no_wrap=True)
-    newest = list(view.seeds.values())[-SEEDS_SHOWN:]
-    for seed in newest:
-        style = STAGE_STYLES[seed.stage]
-        table.add_row(
-            Text(seed.seed),
-            Text(seed.blueprint),
-            Text(f"● {seed.stage}", style=style),
-            Text(alpha_bar(seed.alpha), style="dim" if seed.stage is Stage.CULLED else style),
-            _contribution(seed),
-        )
-    if len(view.seeds) > len(newest):
-        table.add_row(Text(f"… {len(view.seeds) - len(newest)} earlier", style="dim"))
-    return table
+class _Seeds:
+    """The newest seeds, then the candidates of each screening that runs, under one line that says so."""
+
+    def __init__(self, view: JobView) -> None:
+        self._grown = [seed for seed in view.seeds.values() if not seed.screening]
+        self._candidates = [seed for seed in view.seeds.values() if seed.screening]
+
+    def __rich_console__(self, _console: Console, options: ConsoleOptions) -> RenderResult:
+        roomy = options.max_width >= ROOMY
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", show_edge=False)
+        table.add_column("seed", style="bold", no_wrap=True, max_width=22, overflow="ellipsis")
+        if roomy:
+            table.add_column("blueprint", max_width=20)
+        table.add_column("stage", no_wrap=True)
+        table.add_column("alpha", no_wrap=True)
+        table.add_column("brings", no_wrap=True)
+        for seed, cells in self._rows(roomy=roomy):
+            blueprint = [Text(seed.blueprint if seed else "", no_wrap=True, overflow="ellipsis")] if roomy else []
+            table.add_row(cells[0], *blueprint, *cells[1:])
+        yield table
+
+    def _rows(self, *, roomy: bool) -> Iterator[tuple[SeedRecord | None, tuple[Text, ...]]]:
+        """Seed, if the row is one's, and its cells but for the blueprint, which gives way where numbers need the room."""
+        for seed in self._grown[-SEEDS_SHOWN:]:
+            style = STAGE_STYLES[seed.stage]
+            alpha = Text(alpha_bar(seed.alpha) if roomy else f"{seed.alpha:.2f}")
+            alpha.stylize("dim" if seed.stage is Stage.CULLED else style)
+            yield seed, (Text(seed.seed), Text(f"● {seed.stage}", style=style), alpha, _brings(seed))
+        if len(self._grown) > SEEDS_SHOWN:
+            yield None, (Text(f"… {len(self._grown) - SEEDS_SHOWN} earlier", style="dim"),)
+        yield from self._screenings()
+
+    def _screenings(self) -> Iterator[tuple[SeedRecord | None, tuple[Text, ...]]]:
+        """Each screening that runs as a group of its candidates; those that are out, of all screenings, as one number."""
+        running: dict[str, list[SeedRecord]] = {}
+        for seed in self._candidates:
+            if seed.stage is not Stage.CULLED:
+                running.setdefault(seed.screening, []).append(seed)
+        for together in running.values():
+            yield None, (Text("screening", style="cyan"), Text(f"● {len(together)} candidates", style="cyan"))
+            for seed in together:
+                branch = "└" if seed is together[-1] else "├"
+                yield seed, (Text(f"{branch} {seed.seed}", style="not bold"), Text(), Text(), _brings(seed))
+        out = len(self._candidates) - sum(map(len, running.values()))
+        if out:
+            yield None, (Text(), Text(f"{out} screened out", style="dim"))
 
 
-def _contribution(seed: SeedRecord) -> Text:
-    measured = seed.contribution
-    if measured is None:
-        return Text("not measured", style="dim")
+def _brings(seed: SeedRecord) -> Text:
+    """By how much a seed lowers the loss: contribution and trial; before there is any, what it would be were it on."""
+    told = [_effect("", seed.contribution)] if seed.contribution is not None else []
+    if seed.trial is not None:
+        told.append(_effect("trial ", seed.trial))
+    if not told and seed.prospect is not None:
+        told.append(_effect("if on ", seed.prospect))
+    return Text("\n").join(told) if told else Text("not measured", style="dim")
+
+
+def _effect(what: str, measured: Contribution | Trial) -> Text:
     style = "green" if measured.lower > 0 else ("red" if measured.upper < 0 else "yellow")
-    return Text(numbers.interval(measured.loss, measured.lower, measured.upper), style=style)
+    return Text.assemble((what, "dim"), (numbers.interval(measured.loss, measured.lower, measured.upper), style))
 
 
 def _decisions(view: JobView) -> RenderableType:
@@ -212,9 +251,6 @@ def _footer(view: JobView) -> Text:
     told = [f"kernels {kernels or 'none loaded'}", f"checkpoints {view.checkpoints}"]
     if view.policy_unavailable:
         told.append(f"decision points without a policy {view.policy_unavailable}")
-    if view.rollbacks:
-        last = view.rollbacks[-1]
-        told.append(f"rollbacks {len(view.rollbacks)}, the last to epoch {last.to_epoch}: {last.reason}")
     for network, metrics in view.audits.items():
         score = f" {numbers.metric(metrics.metric, view.metric_name)}" if metrics.metric is not None else ""
         told.append(f"audit of {network}{score} loss {numbers.loss(metrics.loss)}")

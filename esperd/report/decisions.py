@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esperd.messages.policy import Decision
+from esperd.messages.telemetry import RolledBack
 
 
 def say_decision(decision: Decision) -> str:
@@ -19,3 +20,8 @@ def say_decision(decision: Decision) -> str:
 def say_remedy(action: str, rate_scale: float) -> str:
     """What the governor did differently after a rollback: ``the living seeds were culled``."""
     return "the living seeds were culled" if action == "cull" else f"learning rate cut to {rate_scale:.3g} of its schedule"
+
+
+def say_rollback(body: RolledBack) -> str:
+    """What went wrong, how far training went back, and what is done differently from there."""
+    return f"{body.reason}; back from epoch {body.epoch} to {body.to_epoch}, {say_remedy(body.action, body.rate_scale)}"
