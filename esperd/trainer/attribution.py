@@ -31,7 +31,8 @@ def attribution_of(run: Run) -> Attribution | None:
         Stopped: the daemon asked for it; the run stands where it stood.
     """
     job, grower = run.job, run.grower
-    kept = {seed.name: seed.alpha for seed in grower.network.seeds() if seed.stage is Stage.FOSSILIZED}
+    oldest_first = sorted(grower.network.seeds(), key=lambda seed: seed.epoch)
+    kept = {seed.name: seed.alpha for seed in oldest_first if seed.stage is Stage.FOSSILIZED}
     if not kept or job.growth.attribution_share == 0.0:
         return None
     return attribute(

@@ -220,7 +220,7 @@ def test_the_report_says_what_the_kept_seeds_bring_alone_and_together(kept):
     found = kept.report.attribution
     standing = [seed.seed for seed in kept.report.seeds if seed.stage is Stage.FOSSILIZED]
     assert len(standing) == 4
-    assert {seed.seed for seed in found.seeds} == set(standing)
+    assert [seed.seed for seed in found.seeds] == standing
     assert (found.exact, found.coalitions, found.not_measured) == (True, 16, ())
     assert found.epoch == 12
     assert found.samples == kept.desk.of(TrainingStarted)[0].gate_samples
