@@ -13,6 +13,8 @@ from esperd.messages.telemetry import (
     GateEvaluated,
     JobStateChanged,
     KernelLoaded,
+    NetworkCompiled,
+    NetworkNotCompiled,
     PolicyUnavailable,
     ProspectMeasured,
     RolledBack,
@@ -53,8 +55,8 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return _screened(body)
         case RolledBack() as body:
             return f"rolledback {_went_back(body)}"
-        case KernelLoaded() as body:
-            return f"kernel     {body.blueprint} for {body.seed} from {body.source}, {body.manifest_id[:12]}"
+        case KernelLoaded() | NetworkCompiled() | NetworkNotCompiled() as body:
+            return _runs_on(body)
         case PolicyUnavailable() as body:
             return f"policy     unavailable at epoch {body.epoch}, training goes on without growing: {body.reason}"
         case AuditMeasured() as body:
@@ -114,6 +116,15 @@ def _went_back(body: RolledBack) -> str:
         "the living seeds were culled" if body.action == "cull" else f"learning rate cut to {body.rate_scale:.3g} of its schedule"
     )
     return f"{body.reason}; back from epoch {body.epoch} to {body.to_epoch}, {remedy}"
+
+
+def _runs_on(body: KernelLoaded | NetworkCompiled | NetworkNotCompiled) -> str:
+    if isinstance(body, KernelLoaded):
+        return f"kernel     {body.blueprint} for {body.seed} from {body.source}, {body.manifest_id[:12]}"
+    if isinstance(body, NetworkNotCompiled):
+        return f"compiled   not {body.structure}, whose training passes run eager: {body.reason}"
+    graphs = "1 graph" if body.graphs == 1 else f"{body.graphs} graphs"
+    return f"compiled   {body.structure}: {graphs} in {body.seconds:.1f} s"
 
 
 def _decision(body: DecisionMade) -> str | None:

@@ -261,6 +261,9 @@ class Job(Section, frozen=True, kw_only=True):
     """Where the network trains."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of training passes: ``bfloat16`` and ``float16`` are mixed precision (autocast), the latter with a gradient scaler."""
+    compile: bool = False
+    """Training passes run through ``torch.compile``, which needs a C++ compiler (on CUDA: Triton) and makes resume inexact; see
+    ``docs/growth.md``."""
     threads: Positive = 1
     """Intra-op threads of the worker. More than one makes resume inexact on some operations."""
     rng_seed: NonNegative = 0
