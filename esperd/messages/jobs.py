@@ -111,7 +111,7 @@ class Growth(Section, frozen=True, kw_only=True):
     """False: the host trains alone."""
     blueprints: tuple[str, ...] = ()
     """Names or shell patterns. Empty: every registered blueprint of the slot's topology."""
-    incubation: Literal["lookahead", "straight_through", "frozen_input", "joint"] = "lookahead"
+    incubation: Literal["lookahead", "straight_through", "frozen_input", "joint"] = "joint"
     """How a seed trains before it is blended in, see ``docs/growth.md``."""
     operator: Literal["add", "multiply", "gate"] = "add"
     """How a seed's output enters its slot, see ``docs/growth.md``."""
