@@ -108,6 +108,13 @@ class KernelRejected(EsperError):
     code = "kernel_rejected"
 
 
+class CompileUnavailable(EsperError):
+    """``torch.compile`` does not work on this machine: no C++ compiler, no such backend; says what was missing."""
+
+    code = "compile_unavailable"
+    exit_status = 2
+
+
 class IllegalTransition(EsperError):
     """A seed or job was asked to move to a state its table does not allow from where it is."""
 

@@ -13,6 +13,8 @@ from esperd.messages.telemetry import (
     GateEvaluated,
     JobStateChanged,
     KernelLoaded,
+    NetworkCompiled,
+    NetworkNotCompiled,
     PolicyUnavailable,
     ProspectMeasured,
     RolledBack,
@@ -53,8 +55,8 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return _screened(body)
         case RolledBack() as body:
             return f"rolledback {say_rollback(body)}"
-        case KernelLoaded() as body:
-            return f"kernel     {body.blueprint} for {body.seed} from {body.source}, {body.manifest_id[:12]}"
+        case KernelLoaded() | NetworkCompiled() | NetworkNotCompiled() as body:
+            return _runs_on(body)
         case PolicyUnavailable() as body:
             return f"policy     unavailable at epoch {body.epoch}, training goes on without growing: {body.reason}"
         case AuditMeasured() as body:
@@ -107,6 +109,15 @@ def _measured(body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> 
 def _screened(body: ScreeningEnded) -> str:
     promised = "; ".join(f"{each.seed} {each.blueprint} {effect(each.prospect)}" for each in body.candidates)
     return f"screening  {body.winner or 'nobody'} goes on of {len(body.candidates)} candidates: {promised}"
+
+
+def _runs_on(body: KernelLoaded | NetworkCompiled | NetworkNotCompiled) -> str:
+    if isinstance(body, KernelLoaded):
+        return f"kernel     {body.blueprint} for {body.seed} from {body.source}, {body.manifest_id[:12]}"
+    if isinstance(body, NetworkNotCompiled):
+        return f"compiled   not {body.structure}, whose training passes run eager: {body.reason}"
+    graphs = "1 graph" if body.graphs == 1 else f"{body.graphs} graphs"
+    return f"compiled   {body.structure}: {graphs} in {body.seconds:.1f} s"
 
 
 def _decision(body: DecisionMade) -> str | None:

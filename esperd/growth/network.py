@@ -82,9 +82,11 @@ class Seed(nn.Module):
         self.alpha_target = alpha_target
         self.life = Life()
         self.ramp = Ramp()
-        self.presence: Presence = "silent"
         self.screening = ""
         """Name of the screening it is a candidate of; empty: of none."""
+        self._presence: Presence = "silent"
+        self.presence_changed: Callable[[], None] | None = None
+        """Called when the seed takes part in another way than before; its port's, once it stands in one."""
         self.isolated = False
         """Whether the host's gradient is cut at this seed's input, so that the host does not adapt to it."""
         self.register_buffer("alpha_now", torch.zeros((), dtype=getattr(torch, record.dtype)), persistent=False)
@@ -108,6 +110,17 @@ class Seed(nn.Module):
         self.alpha_now.fill_(value)
         whole = value == 1.0 and isinstance(self.operator, Add)
         self.presence = "whole" if whole else "blended" if value > 0.0 else "silent"
+
+    @property
+    def presence(self) -> Presence:
+        """How it takes part in the host's own passes."""
+        return self._presence
+
+    @presence.setter
+    def presence(self, value: Presence) -> None:
+        before, self._presence = self._presence, value
+        if value != before and self.presence_changed is not None:
+            self.presence_changed()
 
     @property
     def stage(self) -> Stage:
@@ -149,11 +162,17 @@ class SlotPort(nn.Module):
         self.seeds = nn.ModuleDict()
         self.overrides: dict[str, float | torch.Tensor] = {}
         self.detached: str | None = None
+        self.heard: tuple[Seed, ...] = ()
+        """Its seeds that are not silent: all that a pass looks at, so that compiled code knows nothing of the others."""
         self.tap: Callable[[torch.Tensor], None] | None = None
 
     def __iter__(self) -> Iterator[Seed]:
         for seed in self.seeds.values():
             yield cast("Seed", seed)
+
+    def settle(self) -> None:
+        """Look again which seeds are heard."""
+        self.heard = tuple(seed for seed in self if seed.presence != "silent")
 
     def on_output(self, _module: nn.Module, _inputs: object, output: torch.Tensor) -> torch.Tensor:
         """Let every seed that is heard enter the slot's tensor (B, ...).
@@ -163,7 +182,7 @@ class SlotPort(nn.Module):
         """
         if self.tap is not None:
             self.tap(output)
-        for seed in self:
+        for seed in self if self.overrides else self.heard:
             if seed.name in self.overrides:
                 output = self._overridden(seed, output, self.overrides[seed.name])
             elif seed.presence != "silent":
@@ -279,7 +298,10 @@ class GrowingNetwork(nn.Module):
 
     def insert(self, seed: Seed) -> None:
         """Place a seed behind those that its slot already carries. It does nothing until its alpha rises."""
-        self.port(seed.record.slot).seeds[seed_key(seed.name)] = seed
+        port = self.port(seed.record.slot)
+        port.seeds[seed_key(seed.name)] = seed
+        seed.presence_changed = port.settle
+        port.settle()
 
     def remove(self, name: str) -> Seed:
         """Take a seed out.
@@ -288,7 +310,10 @@ class GrowingNetwork(nn.Module):
             InvalidSlot: no such seed.
         """
         seed = self.seed(name)
-        del self.port(seed.record.slot).seeds[seed_key(name)]
+        port = self.port(seed.record.slot)
+        del port.seeds[seed_key(name)]
+        seed.presence_changed = None
+        port.settle()
         return seed
 
     @property

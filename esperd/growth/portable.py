@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from esperd.errors import ExportRejected
 from esperd.growth.network import GrowingNetwork
+from esperd.growth.outputs import prediction
 from esperd.growth.parity import BATCH_SIZES, Inputs, Parity, Sample, answers, compare, inputs_of, rows
 from esperd.growth.plain import plain_module
 
@@ -45,6 +47,18 @@ class Subject:
     dynamic_batch: bool
 
 
+class Predicting(nn.Module):
+    """A model that returns an object with ``logits``, as one that returns them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """The model's prediction."""
+        return prediction(self.model(*inputs))
+
+
 def subject(network: GrowingNetwork, sample: Sample, *, dynamic_batch: bool) -> Subject:
     """Make a network ready. The network itself is not touched.
 
@@ -58,10 +72,13 @@ def subject(network: GrowingNetwork, sample: Sample, *, dynamic_batch: bool) -> 
     reference = copy.deepcopy(network).cpu().eval()
     try:
         expected = answers(reference, inputs, sizes)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            returned: object = reference.host(*inputs)
     except ExportRejected:
         raise
     except Exception as error:
         raise ExportRejected(f"the network does not take the sample: {type(error).__name__}: {error}") from error
+    model = model if isinstance(returned, torch.Tensor) else Predicting(model)
     return Subject(model=model, inputs=inputs, expected=expected, dynamic_batch=dynamic_batch)
 
 
@@ -74,7 +91,10 @@ def trace(subject: Subject) -> torch.export.ExportedProgram:
     count = len(subject.inputs[0])
     if subject.dynamic_batch:
         count = max(count, 2)  # a batch of one would be taken for a constant
-    shapes = tuple({0: torch.export.Dim(BATCH)} for _ in subject.inputs) if subject.dynamic_batch else None
+    shapes: tuple[Any, ...] | None = None
+    if subject.dynamic_batch:
+        shapes = tuple({0: torch.export.Dim(BATCH)} for _ in subject.inputs)
+        shapes = (shapes,) if isinstance(subject.model, Predicting) else shapes  # it takes any number of inputs, as one argument
     try:
         # with gradients: without, torch's transformer layers take a fused path, around seeds, that nothing else runs
         with torch.enable_grad(), quiet():

@@ -111,7 +111,7 @@ class Growth(Section, frozen=True, kw_only=True):
     """False: the host trains alone."""
     blueprints: tuple[str, ...] = ()
     """Names or shell patterns. Empty: every registered blueprint of the slot's topology."""
-    incubation: Literal["lookahead", "straight_through", "frozen_input", "joint"] = "lookahead"
+    incubation: Literal["lookahead", "straight_through", "frozen_input", "joint"] = "joint"
     """How a seed trains before it is blended in, see ``docs/growth.md``."""
     operator: Literal["add", "multiply", "gate"] = "add"
     """How a seed's output enters its slot, see ``docs/growth.md``."""
@@ -264,6 +264,9 @@ class Job(Section, frozen=True, kw_only=True):
     """Where the network trains."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of training passes: ``bfloat16`` and ``float16`` are mixed precision (autocast), the latter with a gradient scaler."""
+    compile: bool = False
+    """Training passes run through ``torch.compile``, which needs a C++ compiler (on CUDA: Triton) and makes resume inexact; see
+    ``docs/growth.md``."""
     threads: Positive = 1
     """Intra-op threads of the worker. More than one makes resume inexact on some operations."""
     rng_seed: NonNegative = 0

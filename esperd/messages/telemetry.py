@@ -139,6 +139,26 @@ class KernelLoaded(EventBody, frozen=True, kw_only=True):
     source: str
 
 
+class NetworkCompiled(EventBody, frozen=True, kw_only=True):
+    """A training pass waited for ``torch.compile``: the first of a structure, or one of a new shape."""
+
+    epoch: int
+    structure: str
+    """The seeds that are heard, and how; ``host`` for none."""
+    graphs: int
+    """Graphs compiled for this pass."""
+    seconds: float
+    """Duration of the pass, the compiler's work included."""
+
+
+class NetworkNotCompiled(EventBody, frozen=True, kw_only=True):
+    """The job asked for compiled passes, and those of this structure run eager."""
+
+    epoch: int
+    structure: str
+    reason: str
+
+
 class CheckpointSaved(EventBody, frozen=True, kw_only=True):
     """A checkpoint is durable."""
 
@@ -204,6 +224,8 @@ Body = (
     | ScreeningEnded
     | TrialMeasured
     | KernelLoaded
+    | NetworkCompiled
+    | NetworkNotCompiled
     | CheckpointSaved
     | PolicyUnavailable
     | RolledBack

@@ -47,6 +47,7 @@ from esperd.trainer.host import HostFactory
 from esperd.trainer.kernel_source import KernelSource
 from esperd.trainer.loss import check_output, class_count, resolve_loss, resolve_metric
 from esperd.trainer.run import Run, Stopped
+from esperd.trainer.runner import runner_of
 
 TRACE_SAMPLES = 4
 """Samples of the batch that slots are traced with."""
@@ -178,6 +179,7 @@ class Session:
             emit=self.events.append,
             precision=Precision(self.job.precision, self.device),
             max_gradient_norm=self.job.optimizer.max_gradient_norm,
+            runner=runner_of(self.job, self.device, self.events.append, lambda: grower.epoch),
         )
         return Run(
             phase=phase,
@@ -242,6 +244,8 @@ class Session:
             because = "threads > 1: sums over threads may differ in their last bits"
         if not because and self.device.type != "cpu":
             because = "some CUDA operations are not deterministic"
+        if not because and self.job.compile:
+            because = "compile = true: a checkpoint does not hold what was compiled, and compiled sums may round otherwise"
         if not because:
             because = self._fault_met(run)
         self.events.append(

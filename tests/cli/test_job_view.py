@@ -22,6 +22,8 @@ from esperd.messages.telemetry import (
     EpochCompleted,
     ExportFailed,
     JobStateChanged,
+    NetworkCompiled,
+    NetworkNotCompiled,
     ProspectMeasured,
     StageChanged,
     TrialMeasured,
@@ -133,6 +135,22 @@ def test_a_copy_that_could_not_be_written_is_shown_with_what_to_do():
     assert told in describe(event)
     shown = " ".join(drawn(fold(view_after(), event), width=250).replace("│", " ").split())
     assert told in shown
+
+
+@pytest.mark.parametrize(
+    ("body", "line"),
+    [
+        (NetworkCompiled(epoch=3, structure="host", graphs=1, seconds=9.87), "compiled   host: 1 graph in 9.9 s"),
+        (NetworkCompiled(epoch=3, structure="a#1 whole", graphs=2, seconds=30.0), "compiled   a#1 whole: 2 graphs in 30.0 s"),
+        (
+            NetworkNotCompiled(epoch=3, structure="host", reason="it peeks"),
+            "compiled   not host, whose training passes run eager: it peeks",
+        ),
+    ],
+)
+def test_what_was_compiled_and_what_was_not_is_one_line(body, line):
+    (event,) = synthetic_job.numbered([body])
+    assert describe(event) == line
 
 
 def test_a_stage_change_shows_before_the_epoch_ends():

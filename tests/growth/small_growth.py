@@ -131,7 +131,13 @@ def grower(events: list | None = None, *, optimizer: Optimizer | None = None, se
     """A grower at its very beginning. ``options``: source, settings, dropout, or fields of Growth."""
     net = network(seed, options.pop("dropout", 0.2))
     source, settings = options.pop("source", None), options.pop("settings", Gates())
-    durations = {"incubation_epochs": 1, "blending_epochs": 1, "shadowing_epochs": 1, "embargo_epochs": 1}
+    durations = {
+        "incubation": "lookahead",
+        "incubation_epochs": 1,
+        "blending_epochs": 1,
+        "shadowing_epochs": 1,
+        "embargo_epochs": 1,
+    }
     grown = Grower(
         network=net,
         optimizer=build_optimizer(optimizer or Optimizer(learning_rate=2e-2), net.host.parameters()),

@@ -105,6 +105,23 @@ def test_a_deep_copy_has_slots_of_its_own(net):
     assert not torch.equal(twin(X), plain)
 
 
+def test_a_pass_looks_at_the_seeds_that_are_heard_and_at_no_other(net):
+    port, seed = net.port("first"), seed_of(Scale(3.0), net.slots[0], alpha=0.0)
+    net.insert(seed)
+    assert port.heard == ()
+    for alpha, heard in ((0.5, (seed,)), (1.0, (seed,)), (0.0, ())):
+        seed.alpha = alpha
+        assert port.heard == heard
+    seed.presence = "taught"
+    assert port.heard == (seed,)
+    twin = copy.deepcopy(net)
+    assert twin.port("first").heard == (twin.seed("first#0"),)
+    twin.seed("first#0").presence = "silent"
+    assert (twin.port("first").heard, port.heard) == ((), (seed,))
+    net.remove("first#0").alpha = 1.0
+    assert port.heard == ()
+
+
 def test_removing_a_seed_gives_the_host_back(net):
     plain, parameters = net(X), net.effective_parameters
     net.insert(seed_of(Scale(3.0), net.slots[1]))

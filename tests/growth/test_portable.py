@@ -20,13 +20,8 @@ from esperd.growth.onnx import export_onnx
 from esperd.growth.parity import difference, inputs_of
 from esperd.growth.plain import plain_module
 from esperd.growth.portable import export_program, save_program, written_whole
-from esperd.growth.slots import find_slots
 
 NAMES = ("cnn", "mlp", "channels_last", "tied")
-
-
-def grown_without_seeds(host, x):
-    return GrowingNetwork(host.eval(), find_slots(host, x, patterns=("0",)) if isinstance(host, nn.Sequential) else ())
 
 
 class Halves(nn.Module):
@@ -42,8 +37,18 @@ class TwoInputs(nn.Module):
         self.left, self.right = nn.Linear(4, 3), nn.Linear(5, 3)
 
     def forward(self, x, y):
-        together = self.left(x) + self.right(y)
-        return {"sum": together, "parts": (together.tanh(), together.argmax(1))}
+        return self.left(x) + self.right(y)
+
+
+class WithLogits(nn.Module):
+    """Returns its prediction in an object, as language models do."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return {"logits": self.layer(x), "hidden": x}
 
 
 # --- round trips
@@ -108,17 +113,23 @@ def test_a_sample_of_one_still_gives_a_program_for_any_batch():
     assert torch.equal(program(x), network(x))
 
 
-def test_a_network_may_take_several_tensors_and_return_some(tmp_path):
+def test_a_network_may_take_several_tensors(tmp_path):
     torch.manual_seed(0)
     x, y = torch.randn(4, 4), torch.randn(4, 5)
     network = GrowingNetwork(TwoInputs().eval(), ())
     program = export_program(network, (x, y)).module()
-    assert torch.equal(program(x, y)["sum"], network(x, y)["sum"])
+    assert torch.equal(program(x, y), network(x, y))
     export_onnx(network, (x, y), tmp_path / "two.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "two.onnx")
     assert [one.name for one in session.get_inputs()] == ["input_0", "input_1"]
-    outputs = session.run(["output_0", "output_1", "output_2"], {"input_0": x.numpy(), "input_1": y.numpy()})
-    assert outputs[2].tolist() == network(x, y)["parts"][1].tolist()
+    (output,) = session.run(None, {"input_0": x.numpy(), "input_1": y.numpy()})
+    torch.testing.assert_close(torch.from_numpy(output), network(x, y))
+
+
+def test_a_network_whose_prediction_is_called_logits_is_exported_with_it_alone():
+    network, x = GrowingNetwork(WithLogits().eval(), ()), torch.randn(4, 4)
+    program = export_program(network, x).module()
+    assert torch.equal(program(x), network.host(x)["logits"])
 
 
 def test_a_fused_path_that_steps_around_seeds_is_not_what_is_exported():
@@ -128,7 +139,7 @@ def test_a_fused_path_that_steps_around_seeds_is_not_what_is_exported():
 
 def test_a_network_for_one_batch_size_is_exported_for_that_one_when_asked():
     x = torch.randn(4, 6)
-    network = grown_without_seeds(nn.Sequential(nn.Linear(6, 6), Halves()), x)
+    network = GrowingNetwork(nn.Sequential(nn.Linear(6, 6), Halves()).eval(), ())
     with pytest.raises(ExportRejected, match="the network does not take the sample: RuntimeError"):
         export_program(network, x)
     program = export_program(network, x, dynamic_batch=False).module()
@@ -199,7 +210,7 @@ def test_an_onnx_file_that_differs_is_refused(before, monkeypatch):
     def tampered(made):
         program = traced(made)
         with torch.no_grad():
-            program.state_dict["first.seeds.0.module.up.weight"].mul_(1.5)
+            program.state_dict["first.seeds.0.module.delta.1.weight"].mul_(1.5)
         return program
 
     monkeypatch.setattr(onnx, "trace", tampered)
@@ -258,7 +269,7 @@ def test_an_output_that_is_no_tensor_is_refused():
         def forward(self, x):
             return x, len(x)
 
-    with pytest.raises(ExportRejected, match="returns int; only tensors"):
+    with pytest.raises(ExportRejected, match="the network does not take the sample: InvalidModel: the model returned a tuple"):
         export_program(GrowingNetwork(Counting(), ()), torch.ones(2, 3))
 
 

@@ -294,6 +294,7 @@ def growing_job(**fields):
         "optimizer": {"learning_rate": 1e-2},
         "growth": {
             "blueprints": ["conv_light", "squeeze_excite"],
+            "incubation": "lookahead",
             "incubation_epochs": 1,
             "blending_epochs": 2,
             "shadowing_epochs": 1,
