@@ -22,7 +22,7 @@ test: $(TESTED)
 	$(BIN)/ruff check esperd tests bench plugins
 	$(BIN)/ruff format --check esperd tests bench plugins
 	$(BIN)/mypy
-	$(BIN)/pytest -q --cov --cov-report=term --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist worksteal -m "not slow" --cov --cov-report=term --cov-fail-under=90
 
 lint: $(TESTED)
 	$(BIN)/ruff check esperd tests bench plugins

@@ -54,13 +54,17 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     figures: tuple[Figure, ...]
 
 
-def arguments(description: str, *, repeats: int, quick_repeats: int) -> argparse.Namespace:
-    """Parse what every bench takes: ``--quick``, ``--data PATH``, ``--repeats N``, ``--json FILE``."""
+def arguments(description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = ()) -> argparse.Namespace:
+    """Parse what every bench takes: ``--quick``, ``--data PATH``, ``--repeats N``, ``--json FILE``; ``--device`` where several
+    can be measured.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a short form, under 45 s on two cores")
     parser.add_argument("--data", type=Path, help="an .npz file to train on; without it, scikit-learn's digits")
     parser.add_argument("--repeats", type=int, help=f"repeats of everything (default {repeats}, quick {quick_repeats})")
     parser.add_argument("--json", type=Path, help="where results are written")
+    if devices:
+        parser.add_argument("--device", choices=devices, default=devices[0], help="where it is measured")
     chosen = parser.parse_args()
     if chosen.repeats is None:
         chosen.repeats = quick_repeats if chosen.quick else repeats

@@ -12,7 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,11 @@ def load(path: Path | None) -> Data:
 
 
 SPLITS = ("train", "gate", "audit")
+
+
+def on(data: Data, device: str) -> Data:
+    """The same samples on a device."""
+    return replace(data, **{split: tuple(part.to(device) for part in getattr(data, split)) for split in SPLITS})
 
 
 def _digits() -> Data:

@@ -5,12 +5,15 @@
 compared with those it has when it is incubated alone: the largest difference stands beside the figure, and the bench fails
 above 1e-4.
 
+``--device cuda`` measures the steps alone, on a GPU: what is chosen does not depend on where it is computed.
+
 ``choice``: protocol in ``bench/PROTOCOL.md``; six arms screened, the winner goes on, against one arm drawn by lot, for the
 same FLOPs. One JSON line a run in ``bench/results/nursery.jsonl``; an interrupted bench goes on where it stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
 import random
 import statistics
@@ -95,10 +98,12 @@ def resnet_grower(data: lab.Data, width: int) -> Grower:
     """A grower over a fresh ResNet-18, the same one each time."""
     torch.manual_seed(0)
     host = ResNet18(data.train[0].shape[1], width)
-    network = GrowingNetwork(host, find_slots(host, data.train[0][:4], patterns=SLOTS))
+    sample = data.train[0][:4]
+    host.to(sample.device)
+    network = GrowingNetwork(host, find_slots(host, sample, patterns=SLOTS))
     return assemble(
         network,
-        BlueprintSource(BLUEPRINTS),
+        BlueprintSource(BLUEPRINTS, device=sample.device),
         loss=lab.loss,
         steps_per_epoch=100,
         optimizer=Optimizer(name="sgd", learning_rate=0.05),
@@ -153,11 +158,14 @@ def step_seconds(data: lab.Data, width: int, size: int, repeats: int) -> dict[in
         for inputs, targets in fed[:2]:
             grower.train_step(inputs, targets)
     seconds: dict[int, list[float]] = {count: [] for count in COUNTS}
+    wait = torch.cuda.synchronize if data.train[0].is_cuda else (lambda: None)
     for repeat in range(repeats):
         inputs, targets = fed[2 + repeat % (len(fed) - 3)]
         for count in random.Random(repeat).sample(COUNTS, len(COUNTS)):
+            wait()
             began = time.perf_counter()
             growers[count].train_step(inputs, targets)
+            wait()
             seconds[count].append(time.perf_counter() - began)
     print(f"how second passes run, by slot: {growers[8].incubator.sharing}")
     return seconds
@@ -208,24 +216,30 @@ def run_choice(data: lab.Data, host: nn.Module, arm: str, rng_seed: int, plan: d
     return {**lab.result(grower, data, lab.clock() - began), "chosen": chosen, "kept": kept}
 
 
-def main() -> None:
-    """Measure, run what is missing, print, write."""
-    torch.set_num_threads(1)
-    chosen = harness.arguments(__doc__.partition("\n")[0], repeats=10, quick_repeats=2)
-    data = lab.load(chosen.data)
+def measure_steps(chosen: argparse.Namespace, data: lab.Data) -> tuple[list[harness.Figure], dict[str, str | int | float | bool]]:
+    """Seconds of a step for each K, and how far candidates are from what they are alone."""
     small = chosen.quick or data.name == "digits"
     width, size = (8, 8) if small else (64, 64)
-    difference = largest_difference(data, width, size)
+    placed = lab.on(data, chosen.device)
+    difference = largest_difference(placed, width, size)
     if difference > SAME_WEIGHTS:
         raise SystemExit(f"candidates incubated together differ by {difference:.2g} from those incubated alone")
-    seconds = step_seconds(data, width, size, 5 * chosen.repeats)
+    seconds = step_seconds(placed, width, size, 5 * chosen.repeats)
     figures = [
         harness.median_figure(
             f"k{count}/wall", seconds[count], unit="s a step", better="lower", against="k1", baseline=seconds[1]
         )
         for count in COUNTS[1:]
     ]
-    plan = incubation.QUICK if small else incubation.FULL
+    print(f"largest difference of weights after {COMPARED_STEPS} steps, together against alone: {difference:.2g}")
+    print(f"k8/wall {statistics.median(seconds[8]) / statistics.median(seconds[1]):.2f}, aim 3.0")
+    where = torch.cuda.get_device_name() if chosen.device == "cuda" else "cpu"
+    return figures, {"device": where, "width": width, "batch": size, "largest_weight_difference": difference}
+
+
+def run_choices(chosen: argparse.Namespace, data: lab.Data) -> tuple[harness.Figure, str]:
+    """Run what is missing of the choice; its figure and the digest of its protocol."""
+    plan = incubation.QUICK if chosen.quick or data.name == "digits" else incubation.FULL
     protocol = {"bench": "nursery", "data": data.name, "plan": plan, "stays": STAYS, "arms": ARMS, "version": 1}
     lines = lab.Lines(harness.REPOSITORY / "bench" / "results" / "nursery.jsonl", protocol, keep=not chosen.quick)
     for rng_seed in range(chosen.repeats):
@@ -234,30 +248,33 @@ def main() -> None:
             host = incubation.host_of(data, rng_seed, plan)
             for arm in missing:
                 lines.add({"arm": arm, "rng_seed": rng_seed, **run_choice(data, host, arm, rng_seed, plan)})
-    figures.append(
-        harness.median_figure(
-            "choice/audit_accuracy",
-            [line["audit_accuracy"] for line in lines.of(arm="screened")],
-            unit="share",
-            better="higher",
-            against="drawn by lot",
-            baseline=[line["audit_accuracy"] for line in lines.of(arm="drawn")],
-        )
-    )
-    settings = {
-        "data": data.name,
-        "width": width,
-        "batch": size,
-        "largest_weight_difference": difference,
-        "protocol": lines.digest,
-    }
-    found = harness.results("nursery", figures, quick=chosen.quick, settings=settings)
-    print(harness.table(found))
     for figure in ("gate_accuracy", "audit_accuracy"):
         mean, lower, upper, count = incubation.paired(lines, "screened", "drawn", figure)
         print(f"{figure}: screened minus drawn by lot {mean:+.2f} points [{lower:+.2f}, {upper:+.2f}], n={count}")
-    print(f"largest difference of weights after {COMPARED_STEPS} steps, together against alone: {difference:.2g}")
-    print(f"k8/wall {statistics.median(seconds[8]) / statistics.median(seconds[1]):.2f}, aim 3.0")
+    accuracy = {arm: [line["audit_accuracy"] for line in lines.of(arm=arm)] for arm in ("screened", "drawn")}
+    figure = harness.median_figure(
+        "choice/audit_accuracy",
+        accuracy["screened"],
+        unit="share",
+        better="higher",
+        against="drawn by lot",
+        baseline=accuracy["drawn"],
+    )
+    return figure, lines.digest
+
+
+def main() -> None:
+    """Measure, run what is missing, print, write."""
+    torch.set_num_threads(1)
+    chosen = harness.arguments(__doc__.partition("\n")[0], repeats=10, quick_repeats=2, devices=("cpu", "cuda"))
+    data = lab.load(chosen.data)
+    figures, settings = measure_steps(chosen, data)
+    settings["data"] = data.name
+    if chosen.device == "cpu":
+        figure, settings["protocol"] = run_choices(chosen, data)
+        figures.append(figure)
+    found = harness.results("nursery", figures, quick=chosen.quick, settings=settings)
+    print(harness.table(found))
     if chosen.json is not None:
         harness.write(found, chosen.json)
 

@@ -172,6 +172,8 @@ def _say(problem: str, steps: list[Step], values: Mapping[str, Any]) -> str:
     got = f", got {_value_at(steps, values)!r}"
     if problem.startswith("Invalid enum value"):
         return f"expected {_choices(steps)}{got}"
+    if "matching regex" in problem and (described := _description_at(steps)):
+        return f"expected {described}{got}"
     wanted = re.match(r"Expected `([^`]+)`(?: (?!got)([^,]*))?", problem)
     if not wanted:
         return f"{problem[:1].lower()}{problem[1:]}{got}"
@@ -222,6 +224,14 @@ def _type_at(steps: list[Step]) -> Any:  # noqa: ANN401 - a type annotation
         if get_origin(here) in (Union, UnionType):
             here = next(part for part in get_args(here) if part is not type(None))
     return here
+
+
+def _description_at(steps: list[Step]) -> str | None:
+    """What a place may hold in words, where its annotation says so."""
+    table, last = _type_at(steps[:-1]), steps[-1]
+    annotation = get_type_hints(table, include_extras=True).get(last) if isinstance(last, str) else None
+    told = [meta.description for meta in get_args(annotation)[1:] if isinstance(meta, msgspec.Meta)]
+    return told[0] if told else None
 
 
 def _keys_of(steps: list[Step]) -> list[str]:

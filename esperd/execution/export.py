@@ -41,6 +41,7 @@ def export_graph(blueprint: str, module: nn.Module, example: torch.Tensor, open_
             things in training and in evaluation. Names operation and blueprint.
     """
     _check_tensors(blueprint, module)
+    module, example = copy.deepcopy(module).cpu(), example.cpu()  # on a GPU, torch guards on what its kernels prefer
     for dimension in open_dimensions:
         if example.shape[dimension] == 1:  # torch takes a size of 1 as one that stays
             example = torch.cat([example, example], dim=dimension)

@@ -31,7 +31,7 @@ from esperd.growth.precision import Precision
 from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.replay import Call, OrderChanged, Recording, calls_before
 from esperd.growth.streams import Streams, device_of
-from esperd.growth.untouched import untouched
+from esperd.growth.untouched import Buffers, untouched
 
 Sharing = Literal["shared", "copied", "whole"]
 """How second passes of a slot run: from what the host's pass computed, from copies of it, or from the beginning."""
@@ -63,6 +63,7 @@ def lookahead_gradients(
     alpha: float,
     precision: Precision | None = None,
     streams: Streams | None = None,
+    buffers: Buffers | None = None,
 ) -> SecondPass:
     """The gradients of the loss that the network would have with the seed at ``alpha``, for the seed alone.
 
@@ -78,9 +79,11 @@ def lookahead_gradients(
         alpha: at which the seed is heard.
         precision: of the pass; None: float32. Gradients are of the scaled loss where it has a scaler.
         streams: where dropout draws from; None: from a fork of where the streams stand.
+        buffers: of the network without the seed, where they are known; None: they are kept for this pass.
     """
     precision = precision or Precision()
-    with untouched(network, but=seed, streams=streams), network.alphas({seed.name: alpha}, detached=seed.name):
+    alone = untouched(network, but=seed, streams=streams, buffers=buffers)
+    with alone, network.alphas({seed.name: alpha}, detached=seed.name):
         with precision.autocast():
             value = loss(network(inputs), targets).mean()
         gradients = torch.autograd.grad(precision.scaled(value), list(seed.parameters()), allow_unused=True)
@@ -132,6 +135,8 @@ class Incubator:
     _plans: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     _recording: Recording | None = None
     _start: Streams | None = None
+    _behind: tuple[Seed, ...] = ()
+    _buffers: Buffers | None = None
 
     # --- the host's pass -------------------------------------------------------------------------------------------------
 
@@ -144,7 +149,7 @@ class Incubator:
             inputs: of the pass.
             record: False: the host's pass cannot be looked into, or there is none; second passes run from the beginning.
         """
-        self._recording = None
+        self._recording, self._buffers, self._behind = None, None, tuple(seeds)
         if not seeds:
             yield
             return
@@ -252,6 +257,8 @@ class Incubator:
             return self._gradients(seed, inputs, targets, self._recording.streams(slot))
 
     def _gradients(self, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor, streams: Streams | None) -> SecondPass:
+        if self._buffers is None:  # a seed behind the host is in no pass but its own, so its buffers are nobody else's matter
+            self._buffers = Buffers(self.network, but=self._behind)
         return lookahead_gradients(
             self.network,
             seed,
@@ -261,6 +268,7 @@ class Incubator:
             alpha=seed.alpha_target,
             precision=self.precision,
             streams=streams,
+            buffers=self._buffers,
         )
 
     # --- what is known ---------------------------------------------------------------------------------------------------

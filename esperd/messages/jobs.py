@@ -25,8 +25,16 @@ DEFAULT_METRICS: Mapping[str, str] = MappingProxyType({"cross_entropy": "accurac
 
 USERS_OWN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 """``module:function``."""
-OptimizerName = Annotated[str, msgspec.Meta(pattern=f"^(sgd|adam|adamw|{USERS_OWN})$")]
-SchedulerName = Annotated[str, msgspec.Meta(pattern=f"^(constant|cosine|linear|{USERS_OWN})$")]
+OptimizerName = Annotated[
+    str, msgspec.Meta(pattern=f"^(sgd|adam|adamw|{USERS_OWN})$", description="'sgd', 'adam', 'adamw' or your own module:function")
+]
+SchedulerName = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=f"^(constant|cosine|linear|{USERS_OWN})$",
+        description="'constant', 'cosine', 'linear' or your own module:function",
+    ),
+]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -83,8 +83,10 @@ def test_a_number_that_is_not_finite_is_refused_with_its_line(tmp_path, table, k
 
 
 def test_a_choice_that_does_not_exist_lists_the_choices():
-    error = refusal(GOOD + "[optimizer]\nname = 'adam'\n")
-    assert error.message == "job.toml, line 9: optimizer.name: expected 'sgd' or 'adamw', got 'adam'"
+    error = refusal(GOOD + "[optimizer]\nname = 'adamax'\n")
+    assert error.message == (
+        "job.toml, line 9: optimizer.name: expected 'sgd', 'adam', 'adamw' or your own module:function, got 'adamax'"
+    )
 
 
 def test_a_wrong_element_of_a_list_is_named_with_its_index():

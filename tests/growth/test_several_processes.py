@@ -67,7 +67,7 @@ def seen(directory):
         for rank in range(SIZE)
     ]
     try:
-        output = [process.communicate(timeout=90)[0] for process in processes]
+        output = [process.communicate(timeout=100)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
