@@ -18,7 +18,7 @@ from torch import nn
 from esperd.declarations import Topology
 from esperd.errors import EsperError, InvalidModel
 from esperd.growth.outputs import parts, predicted, told
-from esperd.growth.untouched import streams_kept, untouched
+from esperd.growth.untouched import untouched
 
 TOPOLOGIES: Mapping[int, Topology] = {4: "cnn", 3: "transformer", 2: "mlp"}
 """By the number of a tensor's dimensions, batch included: (B, C, H, W), (B, T, D), (B, F)."""
@@ -137,7 +137,7 @@ def trace(host: nn.Module, batch: torch.Tensor) -> Trace:
         InvalidModel: the host runs on these samples, and not on one more or not in its other mode.
     """
     more = torch.cat([batch, batch[:1]])
-    with untouched(host), streams_kept(), torch.no_grad():
+    with untouched(host), torch.no_grad():
         first = _run(host, batch)
         with _explained(f"the model runs on {len(batch)} samples, but not on {len(more)}; batches differ in size"):
             second = _run(host, more)

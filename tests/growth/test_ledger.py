@@ -98,8 +98,8 @@ def test_being_counted_changes_no_bit():
     counted, plain = grower(), grower()
     for grown in (counted, plain):
         grown.apply(germinate("bottleneck", "second"))
-    plain.ledger.charge = lambda purpose, structure, samples, work: work()
-    plain.ledger.cost = lambda purpose, structure: 1.0
+    plain.ledger.charge = lambda purpose, structure, samples, work, shape=(): work()
+    plain.ledger.cost = lambda purpose, structure, shape=None: 1.0
     for grown in (counted, plain):
         torch.manual_seed(3)
         for _ in range(5):
