@@ -30,8 +30,8 @@ def fork(grower: Grower) -> Grower:
         network, optimizer, precision, gathered = copy.deepcopy(parts)
     except Exception as error:
         raise InvalidModel(
-            f"the network cannot be copied, as a fork and a controlled trial need it: {type(error).__name__}: {error}; a module that"
-            " keeps what it computed on itself must detach it"
+            f"the network cannot be copied, as a fork and a controlled trial need it: {type(error).__name__}: {error}; a module"
+            " that keeps what it computed on itself must detach it"
         ) from error
     ledger = Ledger()
     ledger.costs = dict(grower.ledger.costs)

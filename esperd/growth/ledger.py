@@ -81,4 +81,4 @@ class Ledger:
 
 
 def _key(purpose: str, structure: Hashable, shape: tuple[int, ...]) -> str:
-    return f"{purpose}:{structure}" + (f" of {'×'.join(map(str, shape))}" if shape else "")
+    return f"{purpose}:{structure}" + (f" of {'x'.join(map(str, shape))}" if shape else "")

@@ -54,11 +54,18 @@ TRIAL_EPOCHS = 500_000
 
 
 class Stopped(Exception):
-    """The run was asked to stop and did, after a whole step."""
+    """The run was asked to stop and did.
 
-    def __init__(self, why: StopReason) -> None:
+    Args:
+        why: as the daemon said.
+        between_steps: whether it stands after a whole step, where it can be saved. In the middle of a decision point it does not,
+            and the job goes on from its last checkpoint.
+    """
+
+    def __init__(self, why: StopReason, *, between_steps: bool = True) -> None:
         super().__init__(why)
         self.why: StopReason = why
+        self.between_steps = between_steps
 
 
 @dataclass
@@ -114,7 +121,7 @@ class Run:
         self._started = self.clock()
         self._ended: float | None = None
         self.grower.steps_per_epoch = self.steps_per_epoch
-        self.grower.batches = TrialSamples(self.splits, self.job, self.device)
+        self.grower.batches = TrialSamples(self.splits, self.job, self.device, self.desk)
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
@@ -162,7 +169,7 @@ class Run:
             TrainingDiverged: when the governor has nothing left to try.
         """
         if self.guard.snapshot is None:
-            self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None)
+            self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None, midway=self.batch > 0)
         while self.batch > 0 or self.progress < 1.0:  # an epoch that was begun is brought to its decision point
             try:
                 self._one_epoch()
@@ -200,7 +207,7 @@ class Run:
         batches = torch.split(order, self.job.batch_size)
         for index in range(self.batch, len(batches)):
             why = self.desk.stop_requested()
-            if why is not None:
+            if why is not None and (why == "cancel" or self._stands_well()):
                 raise Stopped(why)
             share = self.progress
             if share >= 1.0 and self.batch > 0:
@@ -223,6 +230,15 @@ class Run:
         self.batch, self.loss_sum, self.loss_samples = 0, None, 0
         self.grower.epoch += 1
         return mean
+
+    def _stands_well(self) -> bool:
+        """Whether this is a point to go on from later. One that the governor is about to leave is not: a job resumed there would
+        have nothing else to go back to. It will have left within :attr:`Governor.steps` steps. Waits for the device.
+        """
+        if not self.job.governor.enabled:
+            return True
+        whole = all(bool(torch.isfinite(parameter).all()) for parameter in self.grower.network.parameters())
+        return whole and not (self.look and self.guard.would_go_back(float(torch.stack(self.look).mean()), len(self.look)))
 
     def _look(self) -> None:
         """Show the governor the latest steps: here the device is waited for."""
@@ -477,12 +493,20 @@ class TrialSamples:
     splits: Splits
     job: Job
     device: torch.device
+    desk: Desk
 
     def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches without end: passes over the train split in orders that no training epoch has."""
+        """Batches without end: passes over the train split in orders that no training epoch has.
+
+        Raises:
+            Stopped: the daemon asked for it. The trial is abandoned, and run anew when the job goes on.
+        """
         for passes in itertools.count():
             order = epoch_order(self.job.rng_seed, TRIAL_EPOCHS + epoch + passes, self.splits.train.samples)
             for indices in torch.split(order, self.job.batch_size):
+                why = self.desk.stop_requested()
+                if why is not None:
+                    raise Stopped(why, between_steps=False)
                 inputs, targets = self.splits.train.batch(indices)
                 yield inputs.to(self.device), targets.to(self.device)
 

@@ -227,7 +227,7 @@ class Session:
                 return self._conclude(run)
             return self._conclude(None)
         except Stopped as stopped:
-            if stopped.why != "cancel":
+            if stopped.why != "cancel" and stopped.between_steps:
                 self._checkpoint(run)
             self._flush()
             raise

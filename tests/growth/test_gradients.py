@@ -101,3 +101,9 @@ def test_a_gradient_that_is_not_a_number_gives_no_ratio_and_hides_none():
     assert gathered.read().ratio is None
     gathered.observe(torch.ones(1), torch.ones(1))
     assert gathered.read() == GradientHealth(ratio=pytest.approx(2.0), vanished_share=0.0, exploded_share=0.5)
+
+
+def test_a_host_whose_norm_is_not_finite_says_nothing_of_the_ratio():
+    ratio = GradientRatio(10, [4])
+    ratio.observe(torch.tensor([torch.inf]), torch.tensor([1.0]))
+    assert ratio.read().ratio is None

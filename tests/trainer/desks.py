@@ -145,10 +145,10 @@ def in_stage(stage, *, step=2, why="drain"):
     return lambda desk: why if stage in desk.stages.values() and desk.steps_in_epoch == step else None
 
 
-def after_steps(steps):
-    """A reason to stop: after so many steps of this attempt."""
+def after_steps(steps, why="drain"):
+    """A reason to stop: from so many steps of this attempt on."""
     taken = itertools.count()
-    return lambda _desk: "drain" if next(taken) == steps else None
+    return lambda _desk: why if next(taken) >= steps else None
 
 
 def in_control(desk):

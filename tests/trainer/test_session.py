@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import math
+import sys
 
 import desks
 import msgspec
@@ -41,6 +42,7 @@ from esperd.messages.telemetry import (
     ScreeningEnded,
     StageChanged,
     TrainingStarted,
+    TrialMeasured,
 )
 from esperd.policy.state import decode_state
 from esperd.store.blobs import Blobs
@@ -809,3 +811,54 @@ def test_a_budget_of_parameters_refuses_arms_that_would_exceed_it(blobs):
     assert ended.report.grown.parameters == started.host_parameters
     reasons = " ".join(event.decision.reason for event in ended.desk.of(DecisionMade))
     assert f"would exceed the budget's {started.host_parameters + 10}" in reasons
+
+
+BREAKING = desks.growing_job(
+    host="desks:fragile",
+    host_options={"limit": 0.045, "since": 12},
+    optimizer={"learning_rate": 6e-2},
+    scheduler={"name": "constant"},
+    growth={"enabled": False},
+)
+"""Breaks between two looks of the governor, and ends well because it is taken back."""
+
+
+def test_a_job_drained_where_it_has_just_broken_is_taken_back_first_and_ends_bit_identical(blobs):
+    undisturbed = desks.train(BREAKING, blobs)
+    assert undisturbed.desk.of(RolledBack)
+    broken = 0
+    for steps in range(20, 26):
+        stopped = desks.train_until(BREAKING, blobs, desks.after_steps(steps, "drain"))
+        _, tensors, _ = decode(blobs.get(stopped.checkpoints[-1][0]))
+        weights = [tensor for name, tensor in tensors.items() if name.startswith("model.") and tensor.is_floating_point()]
+        assert all(torch.isfinite(tensor).all() for tensor in weights)
+        if stopped.of(RolledBack):
+            broken += 1
+            resumed = desks.train(BREAKING, blobs, resume_from=stopped.checkpoints[-1][0], resumed=1)
+            assert resumed.files["model.safetensors"] == undisturbed.files["model.safetensors"]
+    assert broken, "some stops were asked for while it was broken"
+
+
+def test_a_job_cancelled_where_it_has_just_broken_stops_at_once(blobs):
+    desk = desks.train_until(BREAKING, blobs, desks.after_steps(24, "cancel"))
+    assert not desk.of(RolledBack)
+
+
+def test_a_trial_is_abandoned_when_the_job_is_to_stop_and_run_anew_when_it_goes_on(blobs):
+    job = desks.growing_job(
+        budget={"epochs": 12}, gates={"proof": "trial", "trial_epochs": 1.0, "confidence": 0.6}, checkpoint_every_s=0.0
+    )
+    undisturbed = desks.train(job, blobs)
+    assert undisturbed.desk.of(TrialMeasured)
+    in_trial = "esperd/growth/trial.py"
+
+    def stop(desk):
+        frame = sys._getframe()
+        while frame is not None and not frame.f_code.co_filename.endswith(in_trial):
+            frame = frame.f_back
+        return None if frame is None else "pause"
+
+    stopped = desks.train_until(job, blobs, stop)
+    assert not stopped.of(TrialMeasured)
+    resumed = desks.train(job, blobs, resume_from=stopped.checkpoints[-1][0], resumed=1)
+    assert same_end(resumed, undisturbed)
