@@ -88,7 +88,8 @@ def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: flo
     with forked(start.device, start):
         while taken < steps and affords_another():
             before = twin.ledger.total
-            twin.train_step(*next(batches))
+            with twin.ranks.stepping():
+                twin.train_step(*next(batches))
             step_flops = twin.ledger.total - before
             taken += 1
     return taken
