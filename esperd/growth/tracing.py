@@ -286,5 +286,5 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidModel(f"{what}: {type(error).__name__}: {error}") from error

@@ -87,7 +87,7 @@ def _users_own(name: str) -> Schedule:
     for share in (0.0, 0.5, 1.0):
         try:
             factor = function(share)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidJob(
                 f"scheduler {name!r} raised {type(error).__name__} for {share}: {error}", key="scheduler.name"
             ) from error

@@ -77,7 +77,7 @@ class KernelSource:
                 entering = build_operator(operator, slot)
             except EsperError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise BlueprintRejected(
                     f"blueprint {blueprint!r} drew no weights for {slot.shape}: {type(error).__name__}: {error}",
                     blueprint=blueprint,

@@ -141,7 +141,7 @@ class Session:
             return find_slots(host, inputs, patterns=self.job.slots.patterns, limit=self.job.slots.limit)
         except EsperError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.hosts.does_not_run(inputs, error) from error
 
     def _check(self, host: nn.Module) -> None:

@@ -56,7 +56,7 @@ def _try(reference: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what
         return work()
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImportFailed(
             f"data function {reference!r} raised {type(error).__name__}: {error}",
             reference=reference,

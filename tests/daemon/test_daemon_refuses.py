@@ -96,7 +96,7 @@ async def test_a_malformed_job_file_is_refused_with_its_place(daemon, tmp_path, 
 
 MISTAKES = {
     "does not import": ({"host": "broken_import:network"}, "import_failed", ["no_such_package_anywhere"]),
-    "leaves the interpreter": ({"host": "networks:leaves"}, "job_failed", ["SystemExit", "usage: networks.py"]),
+    "leaves the interpreter": ({"host": "networks:leaves"}, "import_failed", ["SystemExit", "usage: networks.py"]),
     "does not fit the loss": ({"host": "networks:sequence_output"}, "invalid_model", ["cross_entropy", "(4, 12, 1)"]),
     "slot pattern": ({"growth": {}, "slots": {"patterns": ["features.*"]}}, "unknown_name", ["features.*", "second"]),
     "overlapping splits": ({"data": "samples:overlapping"}, "invalid_data", ["50", "train", "audit"]),

@@ -206,6 +206,21 @@ def raising():
     raise RuntimeError("out of ideas")
 
 
+def leaving(*_arguments, **_options):
+    """What a script does that was written to be run by hand."""
+    raise SystemExit(3)
+
+
+def leaving_within():
+    """A host whose first pass ends the interpreter."""
+
+    class Leaving(nn.Linear):
+        def forward(self, x):
+            return leaving(x)
+
+    return Leaving(36, 3)
+
+
 def unfit():
     """A module that does not run on images."""
     return nn.Linear(7, 3)

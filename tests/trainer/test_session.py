@@ -642,6 +642,17 @@ def test_without_a_governor_the_first_catastrophe_ends_the_job(blobs):
 MISFITS = {
     "a host that returns no module": ({"host": "desks:no_module"}, InvalidModel, "returned str"),
     "a host that raises": ({"host": "desks:raising"}, ImportFailed, "out of ideas"),
+    "a host that leaves the interpreter": ({"host": "desks:leaving"}, ImportFailed, "host .*leaving' raised SystemExit: 3"),
+    "a module that leaves the interpreter": ({"host": "leaves:net"}, ImportFailed, "could not be imported: SystemExit: 3"),
+    "a pass that leaves the interpreter": ({"host": "desks:leaving_within"}, InvalidModel, "does not run .* SystemExit: 3"),
+    "such a pass, ungrown": (
+        {"host": "desks:leaving_within", "growth": {"enabled": False}},
+        InvalidModel,
+        "does not run .* SystemExit: 3",
+    ),
+    "data that leaves the interpreter": ({"data": "desks:leaving"}, ImportFailed, "data function .* raised SystemExit: 3"),
+    "a loss that leaves the interpreter": ({"loss": "desks:leaving"}, InvalidModel, "raised SystemExit"),
+    "a schedule that leaves the interpreter": ({"scheduler": {"name": "desks:leaving"}}, InvalidJob, "raised SystemExit"),
     "a host that is not there": ({"host": "desks:nowhere"}, ImportFailed, "nowhere"),
     "a host nobody registered": ({"host": "resnet152"}, UnknownName, "cnn"),
     "a host that does not run on the data": ({"host": "desks:unfit"}, InvalidModel, "does not run"),
@@ -664,7 +675,9 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("changes", "error", "told"), MISFITS.values(), ids=MISFITS.keys())
-def test_what_does_not_fit_is_refused_before_anything_is_trained(blobs, changes, error, told):
+def test_what_does_not_fit_is_refused_before_anything_is_trained(blobs, changes, error, told, tmp_path, monkeypatch):
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
     desk = desks.InProcessDesk()
     with pytest.raises(error, match=told):
         desks.train(desks.growing_job(**changes), blobs, desk)
@@ -677,9 +690,10 @@ def test_a_device_that_is_not_there_is_refused(blobs, monkeypatch):
         desks.train(desks.growing_job(device="cuda"), blobs)
 
 
-def test_errors_in_the_users_code_carry_its_traceback(blobs):
+@pytest.mark.parametrize("host", ["desks:raising", "desks:leaving", "desks:leaving_within"])
+def test_errors_in_the_users_code_carry_its_traceback(blobs, host):
     with pytest.raises(EsperError) as failed:
-        desks.train(desks.growing_job(host="desks:raising"), blobs)
+        desks.train(desks.growing_job(host=host), blobs)
     assert "desks.py" in failed.value.fields["traceback"]
 
 
