@@ -9,12 +9,12 @@ import importlib
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from esperd.errors import ImportFailed
+from esperd.messages.growth import Topology
 
 Shape = tuple[int, ...]
-Topology = Literal["cnn", "mlp", "transformer"]
 
 GUARDED_STAGES = ("germinated", "training", "blending", "shadowing", "probationary", "fossilized")
 """Stages that are entered through a gate."""

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esperd.declarations import OPEN_DIMENSIONS, Blueprint, Shape, Topology, resolve
+from esperd.declarations import OPEN_DIMENSIONS, Blueprint, Shape, resolve
 from esperd.errors import BlueprintRejected
 from esperd.growth.flops import count_flops
 from esperd.growth.operators import OPERATORS, operator
 from esperd.growth.probe import move
-from esperd.messages.growth import SlotRecord
+from esperd.messages.growth import SlotRecord, Topology
 
 SHAPES: dict[Topology, tuple[Shape, ...]] = {
     "cnn": ((3, 8, 8), (16, 4, 4), (17, 5, 7)),
