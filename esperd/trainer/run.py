@@ -79,6 +79,8 @@ class Run:
         events: takes events as they happen.
         epoch_ended: called after each epoch, with the run between two epochs.
         chance_loss: loss of the best constant answer; None when there is no such number.
+        traced_flops: forward FLOPs of the host for one sample as they were counted before training: what a run that never came
+            to its first gate pass is measured with.
         clock: seconds, monotonic.
     """
 
@@ -107,6 +109,7 @@ class Run:
     """Losses of the steps since the governor was last shown any."""
     unavailable: UnavailableArms = field(default_factory=UnavailableArms)
     chance_loss: float | None = None
+    traced_flops: float = 0.0
     decision_points: int = 0
     """Times the policy was asked. It never goes back, not even with the network: an answer belongs to one question."""
 
@@ -371,7 +374,8 @@ class Run:
     def flops_per_sample(self) -> float:
         """Forward FLOPs of the network as it is: host and every seed with alpha above 0."""
         seeds = (seed.flops_per_sample for seed in self.grower.network.seeds() if seed.alpha > 0.0)
-        return self.host_flops_per_sample + sum(seeds)
+        host = self.grower.ledger.cost("gate", "host")
+        return (self.traced_flops if host is None else host) + sum(seeds)
 
     def audit(self) -> tuple[Measured, Metrics]:
         """Read the audit split. To be called once, when nothing will be decided any more."""

@@ -192,6 +192,7 @@ class Session:
             plugins=self.plugins,
             schedule=self.schedule,
             chance_loss=self.chance_loss,
+            traced_flops=self.host_flops_per_sample,
             device=self.device,
             events=self.events,
             epoch_ended=self._epoch_ended,
@@ -233,6 +234,9 @@ class Session:
             raise
 
     def _control_budget(self) -> Budget:
+        """As many FLOPs as growth took. None at all when the budget was spent before the first step: the control is then measured
+        as it is, and the report's verdict says that nothing was trained.
+        """
         assert self.finished is not None  # noqa: S101 - the control starts after growth has finished
         return Budget(flops=self.finished.metrics.training_flops)
 

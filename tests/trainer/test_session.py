@@ -34,6 +34,7 @@ from esperd.messages.telemetry import (
     CheckpointSaved,
     DecisionMade,
     EpochCompleted,
+    Event,
     ExportFailed,
     KernelLoaded,
     PolicyUnavailable,
@@ -43,6 +44,8 @@ from esperd.messages.telemetry import (
     TrainingStarted,
 )
 from esperd.policy.state import decode_state
+from esperd.report.html import render_html
+from esperd.report.verdict import judge
 from esperd.store.blobs import Blobs
 from esperd.trainer import checkpoint
 from esperd.trainer.attribution import attribution_of
@@ -802,6 +805,22 @@ def test_a_budget_of_seconds_counts_what_the_clock_says(blobs):
     Session(job, desks.PLUGINS, desk, blobs, clock=lambda: float(next(ticks))).train()
     assert 1 <= len(desk.of(EpochCompleted)) < 20
     assert desk.of(EpochCompleted)[-1].progress == 1.0
+
+
+def test_a_budget_that_is_spent_before_the_first_step_says_that_nothing_was_trained(blobs):
+    ticks = itertools.count()
+    job = desks.growing_job(budget={"seconds": 0.001}, control=True)
+    desk = desks.InProcessDesk()
+    session = Session(job, desks.PLUGINS, desk, blobs, clock=lambda: float(next(ticks)))
+    report = desks.Ended(session, session.train()).report
+    assert desk.of(EpochCompleted) == []
+    for metrics in (report.grown, report.control):
+        assert (metrics.epochs, metrics.training_flops) == (0.0, 0.0)
+        assert metrics.flops_per_sample == desk.of(TrainingStarted)[0].host_flops_per_sample > 0
+    assert (report.comparison.loss, report.comparison.loss_lower, report.comparison.loss_upper) == (0.0, 0.0, 0.0)
+    assert str(judge(report)).startswith("not known: nothing was trained: the budget was spent before the first step")
+    told = [Event(job=desk.job_id, sequence=number, at=0.0, body=body) for number, body in enumerate(desk.events, start=1)]
+    assert "nothing was trained" in render_html(report, told)
 
 
 def test_a_budget_that_ends_between_two_epochs_trains_no_empty_epoch(blobs):
