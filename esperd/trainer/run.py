@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from esperd.declarations import Blueprint
 from esperd.errors import EsperError, TrainingDiverged
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
@@ -118,6 +119,8 @@ class Run:
         self._ended: float | None = None
         self.grower.steps_per_epoch = self.steps_per_epoch
         self.grower.batches = TrialSamples(self.splits, self.job, self.device)
+        if self.grows:
+            self._refuse_broken()
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
@@ -292,6 +295,13 @@ class Run:
         self.refused = [r for r in self.refused if (r.slot, r.blueprint, r.by) != (arm.slot, arm.blueprint, by)]
         self.refused.append(RefusedArm(slot=arm.slot, blueprint=arm.blueprint, epoch=self.grower.epoch, by=by, reason=reason))
 
+    def _refuse_broken(self) -> None:
+        """Tell, once, of the arms that cannot be grown in this job because their blueprint does not import."""
+        for slot in self.grower.network.slots:
+            for blueprint, reason in self.source.broken.items():
+                if not self.source.unfit(blueprint, slot):
+                    self._refuse(Arm(slot=slot.slot, blueprint=blueprint), "gate", reason)
+
     def _observe(self, train_loss: float, measured: Measured) -> Observation:
         grower = self.grower
         epoch_flops = (grower.ledger.cost("train", grower.structure()) or 0.0) * self.splits.train.samples
@@ -324,19 +334,37 @@ class Run:
                 if self.source.unfit(blueprint.name, slot):
                     continue
                 arm = Arm(slot=slot.slot, blueprint=blueprint.name)
-                operator = self.job.growth.operator
-                parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
+                price = self._price(arm, blueprint, slot)
+                if price is None:
+                    continue
+                parameters, flops_per_sample = price
                 total = self.grower.network.effective_parameters + parameters
-                why_not = taken or self.unavailable.why_not(arm, self.grower.epoch)
+                broken = self.source.broken.get(blueprint.name, "")
+                why_not = broken or taken or self.unavailable.why_not(arm, self.grower.epoch)
                 if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
                     why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
                 yield ArmOption(
                     arm=arm,
                     parameters=parameters,
-                    flops_per_sample=blueprint.flops(slot.shape) + operator_flops(operator, slot),
+                    flops_per_sample=flops_per_sample,
                     available=not why_not,
                     why_not=why_not,
                 )
+
+    def _price(self, arm: Arm, blueprint: Blueprint, slot: SlotRecord) -> tuple[int, float] | None:
+        """Parameters and FLOPs of an arm, by the formulas of its blueprint. None when they fail: what has no price is not
+        offered, and that is told among the refused.
+        """
+        operator = self.job.growth.operator
+        try:
+            parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
+            flops_per_sample = blueprint.flops(slot.shape) + operator_flops(operator, slot)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin's formula raises costs its own arm
+            reason = f"a formula of blueprint {blueprint.name!r} fails for {slot.shape}: {type(error).__name__}: {error}"
+            if not any((told.slot, told.blueprint, told.reason) == (arm.slot, arm.blueprint, reason) for told in self.refused):
+                self._refuse(arm, "gate", reason)
+            return None
+        return parameters, flops_per_sample
 
     def _why_taken(self, slot: SlotRecord) -> str:
         for seed in self.grower.network.port(slot.slot):

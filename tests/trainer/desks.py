@@ -124,9 +124,9 @@ class Ended:
         return told
 
 
-def train(job, blobs, desk=None, *, resume_from=None, resumed=0, sleep=lambda _seconds: None):
+def train(job, blobs, desk=None, *, resume_from=None, resumed=0, sleep=lambda _seconds: None, plugins=PLUGINS):
     """One attempt at a job, to its end."""
-    session = Session(job, PLUGINS, desk or InProcessDesk(), blobs, resumed=resumed, sleep=sleep)
+    session = Session(job, plugins, desk or InProcessDesk(), blobs, resumed=resumed, sleep=sleep)
     return Ended(session, session.train(resume_from))
 
 

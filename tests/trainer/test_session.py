@@ -6,6 +6,8 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+import types
 
 import desks
 import msgspec
@@ -14,6 +16,7 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
+from esperd.declarations import Blueprint
 from esperd.errors import (
     ActorUnavailable,
     AskTimeout,
@@ -28,6 +31,7 @@ from esperd.errors import (
     UnknownName,
 )
 from esperd.growth.export import load
+from esperd.hookspecs import hookimpl
 from esperd.messages.growth import Stage
 from esperd.messages.telemetry import (
     AuditMeasured,
@@ -43,6 +47,7 @@ from esperd.messages.telemetry import (
     StageChanged,
     TrainingStarted,
 )
+from esperd.plugins import load_plugins
 from esperd.policy.state import decode_state
 from esperd.report.html import render_html
 from esperd.report.verdict import judge
@@ -691,6 +696,66 @@ def test_a_device_that_is_not_there_is_refused(blobs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InvalidModel, match="no CUDA device"):
         desks.train(desks.growing_job(device="cuda"), blobs)
+
+
+# --- blueprints that are broken ----------------------------------------------------------------------------------------------
+
+
+def with_blueprint(**changes):
+    """What is installed, and a package with one blueprint more."""
+    declared = {"name": "theirs", "topology": "cnn", "factory": "their_package:build", "description": "", "source": ""}
+    theirs = Blueprint(**{**declared, "parameters": lambda shape: 3 * shape[0], "flops": lambda _shape: 0.0, **changes})
+    plugin = types.ModuleType("their_plugin")
+    plugin.esperd_blueprints = hookimpl(lambda: [theirs], specname="esperd_blueprints")
+    plugins = load_plugins()
+    plugins.add("their_plugin", plugin, "their-package 1.0")
+    return plugins
+
+
+ANY_BLUEPRINT = desks.growing_job(budget={"epochs": 6}, growth={"blueprints": ["conv_light", "t*"], "incubation_epochs": 1})
+
+
+def test_a_blueprint_that_does_not_import_costs_its_own_arms_and_the_job_goes_on(blobs):
+    ended = desks.train(ANY_BLUEPRINT, blobs, plugins=with_blueprint())
+    told = "the factory of blueprint 'theirs', from their-package 1.0, does not import: .* No module named 'their_package'"
+    refused = [row for row in ended.report.refused if row.blueprint == "theirs"]
+    assert {row.slot for row in refused} == {slot.slot for slot in ended.report.slots if slot.topology == "cnn"}
+    assert {(row.epoch, row.by) for row in refused} == {(0, "gate")}
+    for observation in ended.desk.observations:
+        options = [option for option in observation.options if option.arm.blueprint == "theirs"]
+        assert len(options) == len(refused)
+        for option, row in zip(options, refused, strict=True):
+            assert not option.available
+            assert re.search(told, option.why_not)
+            assert row.reason == option.why_not
+            assert option.parameters > 0
+    assert any(event.applied and event.decision.action == "germinate" for event in ended.desk.of(DecisionMade))
+
+
+def test_a_job_that_names_such_a_blueprint_fails_with_its_name_and_package(blobs):
+    job = desks.growing_job(growth={"blueprints": ["theirs", "t*"]})
+    with pytest.raises(ImportFailed, match=r"'theirs', from their-package 1\.0, does not import: .*growth\.blueprints") as failed:
+        desks.train(job, blobs, plugins=with_blueprint())
+    assert failed.value.fields["blueprint"] == "theirs"
+    assert "ModuleNotFoundError" in failed.value.fields["traceback"]
+
+
+def test_a_blueprint_for_slots_that_the_host_does_not_have_is_not_imported(blobs):
+    job = desks.growing_job(budget={"epochs": 1}, growth={"blueprints": ["conv_light", "theirs"]})
+    assert desks.train(job, blobs, plugins=with_blueprint(topology="transformer")).report.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("formula", "told"), [(lambda shape: shape[7], "IndexError"), (desks.leaving, "SystemExit: 3"), (lambda _: None, "TypeError")]
+)
+def test_an_arm_whose_formula_fails_has_no_price_and_is_not_offered(blobs, formula, told):
+    ended = desks.train(ANY_BLUEPRINT, blobs, plugins=with_blueprint(factory="desks:host", parameters=formula))
+    offered = {option.arm.blueprint for observation in ended.desk.observations for option in observation.options}
+    assert "conv_light" in offered
+    assert "theirs" not in offered
+    refused = [row for row in ended.report.refused if row.blueprint == "theirs"]
+    assert len(refused) == sum(slot.topology == "cnn" for slot in ended.report.slots) > 0
+    assert all("a formula of blueprint 'theirs' fails" in row.reason and told in row.reason for row in refused)
 
 
 @pytest.mark.parametrize("host", ["desks:raising", "desks:leaving", "desks:leaving_within"])
