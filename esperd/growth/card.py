@@ -190,8 +190,8 @@ def _seeds(structure: GrowthFile) -> Iterator[str]:
         )
     if any(seed.slot.topology == "transformer" for seed in structure.seeds):
         yield (
-            "A seed keeps no key/value cache. Where the host generates token by token with one, as Hugging Face's `generate` does,"
-            " a seed that looks at other tokens (attention) would see the newest alone: generate with `use_cache=False`."
+            "A seed keeps no key/value cache. Where the host generates token by token with one, as Hugging Face's `generate`"
+            " does, a seed that looks at other tokens (attention) would see the newest alone: generate with `use_cache=False`."
         )
     if any(outcome.trial is not None for outcome in structure.history):
         yield (

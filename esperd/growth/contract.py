@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from esperd.declarations import OPEN_DIMENSIONS, Blueprint, Shape, Topology, resolve
+from esperd.declarations import OPEN_DIMENSIONS, Blueprint, Shape, resolve
 from esperd.errors import BlueprintRejected
 from esperd.growth.flops import count_flops
 from esperd.growth.operators import OPERATORS, operator
 from esperd.growth.probe import move
-from esperd.messages.growth import SlotRecord
+from esperd.messages.growth import SlotRecord, Topology
 
 SHAPES: dict[Topology, tuple[Shape, ...]] = {
     "cnn": ((3, 8, 8), (16, 4, 4), (17, 5, 7)),
@@ -133,7 +133,7 @@ def _check_shape(blueprint: Blueprint, factory: Callable[[Shape], nn.Module], sh
             passed, detail = True, promise()
         except _Broken as broken:
             detail = str(broken)
-        except Exception as error:  # noqa: BLE001 - whatever a foreign module raises is the result of its check
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a foreign module raises is the result of its check
             detail = f"{type(error).__name__}: {error}"
         checks.append(Check(name=name, shape=shape, operator=operator, passed=passed, detail=detail))
         return passed
@@ -240,7 +240,7 @@ def _pass(module: nn.Module, x: Tensor) -> object:
     """One forward pass; what it raises names the input."""
     try:
         return module(x)
-    except Exception as error:  # whatever a foreign module raises
+    except (Exception, SystemExit) as error:  # whatever a foreign module raises
         raise _Broken(f"it fails on {tuple(x.shape)}: {type(error).__name__}: {error}") from error
 
 

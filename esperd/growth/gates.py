@@ -272,7 +272,8 @@ def thresholds(settings: Gates, topology: str, blueprint: str, declared: float |
         blueprint: name.
         declared: the blueprint's ``min_gradient_ratio``.
     """
-    said = [Thresholds(min_gradient_ratio=declared), settings.topologies.get(topology), settings.blueprints.get(blueprint)]
+    for_topology = next((said for name, said in settings.topologies.items() if name == topology), None)
+    said = [Thresholds(min_gradient_ratio=declared), for_topology, settings.blueprints.get(blueprint)]
     chosen = {
         name: value
         for other in said

@@ -56,7 +56,7 @@ def _users_own(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim
         optimizer = function(groups, lr=settings.learning_rate, **settings.options)
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidOptimizer(
             f"optimizer {settings.name!r} raised {type(error).__name__}: {error}; it is called with a list of parameter groups, "
             f"lr={settings.learning_rate} and optimizer.options",
@@ -94,7 +94,7 @@ def require_carriable(optimizer: torch.optim.Optimizer, build: Any) -> None:  # 
         tried.add_param_group({"params": [second], "name": "seed", "scale": 1.0, "born": 1, "warmup": 0})
         first.grad, second.grad = torch.full((2, 2), 0.1), torch.full((2, 2), 0.1)
         tried.step()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidOptimizer(
             f"{name} cannot take a seed's parameters in mid-training: {type(error).__name__}: {error}; use sgd, adam or "
             "adamw, or one that steps without a closure and takes new parameter groups",

@@ -183,8 +183,8 @@ class Joined:
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
-        """A training step inside :meth:`together`: who raises there parts from the others without a word, which could not be heard
-        before they stop waiting for its gradients.
+        """A training step inside :meth:`together`: who raises there parts from the others without a word, because they
+        wait for its gradients and would not hear it.
         """
         try:
             yield

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from esperd.declarations import Topology
 from esperd.errors import EsperError, InvalidModel
 from esperd.growth.outputs import parts, predicted, told
 from esperd.growth.untouched import untouched
+from esperd.messages.growth import Topology
 
 TOPOLOGIES: Mapping[int, Topology] = {4: "cnn", 3: "transformer", 2: "mlp"}
 """By the number of a tensor's dimensions, batch included: (B, C, H, W), (B, T, D), (B, F)."""
@@ -286,5 +286,5 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidModel(f"{what}: {type(error).__name__}: {error}") from error

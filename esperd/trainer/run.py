@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from esperd.declarations import Blueprint
 from esperd.errors import EsperError, TrainingDiverged
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
@@ -86,6 +87,8 @@ class Run:
         events: takes events as they happen.
         epoch_ended: called after each epoch, with the run between two epochs.
         chance_loss: loss of the best constant answer; None when there is no such number.
+        traced_flops: forward FLOPs of the host for one sample as they were counted before training: what a run that never came
+            to its first gate pass is measured with.
         clock: seconds, monotonic.
     """
 
@@ -114,6 +117,7 @@ class Run:
     """Losses of the steps since the governor was last shown any."""
     unavailable: UnavailableArms = field(default_factory=UnavailableArms)
     chance_loss: float | None = None
+    traced_flops: float = 0.0
     decision_points: int = 0
     """Times the policy was asked. It never goes back, not even with the network: an answer belongs to one question."""
 
@@ -122,6 +126,8 @@ class Run:
         self._ended: float | None = None
         self.grower.steps_per_epoch = self.steps_per_epoch
         self.grower.batches = TrialSamples(self.splits, self.job, self.device, self.desk)
+        if self.grows:
+            self._refuse_broken()
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
@@ -305,6 +311,13 @@ class Run:
         self.refused = [r for r in self.refused if (r.slot, r.blueprint, r.by) != (arm.slot, arm.blueprint, by)]
         self.refused.append(RefusedArm(slot=arm.slot, blueprint=arm.blueprint, epoch=self.grower.epoch, by=by, reason=reason))
 
+    def _refuse_broken(self) -> None:
+        """Tell, once, of the arms that cannot be grown in this job because their blueprint does not import."""
+        for slot in self.grower.network.slots:
+            for blueprint, reason in self.source.broken.items():
+                if not self.source.unfit(blueprint, slot):
+                    self._refuse(Arm(slot=slot.slot, blueprint=blueprint), "gate", reason)
+
     def _observe(self, train_loss: float, measured: Measured) -> Observation:
         grower = self.grower
         epoch_flops = (grower.ledger.cost("train", grower.structure()) or 0.0) * self.splits.train.samples
@@ -337,19 +350,37 @@ class Run:
                 if self.source.unfit(blueprint.name, slot):
                     continue
                 arm = Arm(slot=slot.slot, blueprint=blueprint.name)
-                operator = self.job.growth.operator
-                parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
+                price = self._price(arm, blueprint, slot)
+                if price is None:
+                    continue
+                parameters, flops_per_sample = price
                 total = self.grower.network.effective_parameters + parameters
-                why_not = taken or self.unavailable.why_not(arm, self.grower.epoch)
+                broken = self.source.broken.get(blueprint.name, "")
+                why_not = broken or taken or self.unavailable.why_not(arm, self.grower.epoch)
                 if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
                     why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
                 yield ArmOption(
                     arm=arm,
                     parameters=parameters,
-                    flops_per_sample=blueprint.flops(slot.shape) + operator_flops(operator, slot),
+                    flops_per_sample=flops_per_sample,
                     available=not why_not,
                     why_not=why_not,
                 )
+
+    def _price(self, arm: Arm, blueprint: Blueprint, slot: SlotRecord) -> tuple[int, float] | None:
+        """Parameters and FLOPs of an arm, by the formulas of its blueprint. None when they fail: what has no price is not
+        offered, and that is told among the refused.
+        """
+        operator = self.job.growth.operator
+        try:
+            parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
+            flops_per_sample = blueprint.flops(slot.shape) + operator_flops(operator, slot)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin's formula raises costs its own arm
+            reason = f"a formula of blueprint {blueprint.name!r} fails for {slot.shape}: {type(error).__name__}: {error}"
+            if not any((told.slot, told.blueprint, told.reason) == (arm.slot, arm.blueprint, reason) for told in self.refused):
+                self._refuse(arm, "gate", reason)
+            return None
+        return parameters, flops_per_sample
 
     def _why_taken(self, slot: SlotRecord) -> str:
         for seed in self.grower.network.port(slot.slot):
@@ -387,7 +418,8 @@ class Run:
     def flops_per_sample(self) -> float:
         """Forward FLOPs of the network as it is: host and every seed with alpha above 0."""
         seeds = (seed.flops_per_sample for seed in self.grower.network.seeds() if seed.alpha > 0.0)
-        return self.host_flops_per_sample + sum(seeds)
+        host = self.grower.ledger.cost("gate", "host")
+        return (self.traced_flops if host is None else host) + sum(seeds)
 
     def audit(self) -> tuple[Measured, Metrics]:
         """Read the audit split. To be called once, when nothing will be decided any more."""

@@ -124,9 +124,9 @@ class Ended:
         return told
 
 
-def train(job, blobs, desk=None, *, resume_from=None, resumed=0, sleep=lambda _seconds: None):
+def train(job, blobs, desk=None, *, resume_from=None, resumed=0, sleep=lambda _seconds: None, plugins=PLUGINS):
     """One attempt at a job, to its end."""
-    session = Session(job, PLUGINS, desk or InProcessDesk(), blobs, resumed=resumed, sleep=sleep)
+    session = Session(job, plugins, desk or InProcessDesk(), blobs, resumed=resumed, sleep=sleep)
     return Ended(session, session.train(resume_from))
 
 
@@ -204,6 +204,21 @@ def no_module():
 
 def raising():
     raise RuntimeError("out of ideas")
+
+
+def leaving(*_arguments, **_options):
+    """What a script does that was written to be run by hand."""
+    raise SystemExit(3)
+
+
+def leaving_within():
+    """A host whose first pass ends the interpreter."""
+
+    class Leaving(nn.Linear):
+        def forward(self, x):
+            return leaving(x)
+
+    return Leaving(36, 3)
 
 
 def unfit():
