@@ -27,9 +27,9 @@ TOKENS = 11
 STIR = 0.1
 """Standard deviation of the noise on every parameter. Chosen, not measured."""
 TOLERANCE = 1e-4
-"""Largest difference taken for rounding, relative to the largest output. Chosen: a batch of another size runs other kernels, whose
-sums differ by up to 3e-7 of it for what is built in (measured on a CPU, in single precision); a mean over samples or tokens inside
-a stirred module moves it by 0.05 to 0.2."""
+"""Largest difference taken for rounding, relative to the largest output. Chosen: a batch of another size runs other kernels,
+whose sums differ by up to 3e-7 of it for what is built in (measured on a CPU, in single precision); a mean over samples or
+tokens inside a stirred module moves it by 0.05 to 0.2."""
 
 
 class Broken(Exception):
@@ -197,7 +197,7 @@ def causal(module: nn.Module, shape: Shape) -> str:
             if apart > TOLERANCE:
                 raise Broken(
                     f"with other tokens from place {place} of {length} on, outputs before it move by up to {apart:g} of the"
-                    f" largest (taken for rounding: {TOLERANCE:g}): a token hears later ones, which a language model is to predict;"
+                    f" largest (taken for rounding: {TOLERANCE:g}): a token hears later ones, which the network is to predict;"
                     " mask them (is_causal=True), pad a convolution on the left alone, compute no mean over tokens"
                 )
             furthest = max(furthest, apart)
