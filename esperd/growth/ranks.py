@@ -188,8 +188,8 @@ class Joined:
         """
         try:
             yield
-        except Exception:
-            self._parted = True
+        except Exception as error:
+            self._parted = f"rank {self.rank} raised {type(error).__name__} in a training step"
             raise
 
     def gather(self, what: str, value: ValueT) -> list[ValueT]:
