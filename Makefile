@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 help:
 	@echo "make demo        grow a network on scikit-learn's digits, live, and report (under a minute after the install)"
 	@echo "make test        lint, types and the whole test-suite"
-	@echo "make bench       quick forms of the benches; fails when a ratio leaves its recorded spread"
+	@echo "make bench       the quick form of the overhead bench; fails when a ratio leaves its recorded spread"
 	@echo "make bench-deps  install what the benches compare with"
 
 demo: $(INSTALLED)
