@@ -25,7 +25,7 @@ from esperd.growth.ledger import Ledger
 from esperd.growth.lifecycle import CheckGate, CullRequested, Entered, EpochEnded, GateAnswered, Life, Occurrence, Refused
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.nursery import choose, screenings
-from esperd.growth.optimizer import add_group, clip_gradients, host_group, remove_group
+from esperd.growth.optimizer import add_group, clip_gradients, follow_host, host_group, remove_group
 from esperd.growth.precision import Precision
 from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.records import outcome_of, record_of, screened
@@ -206,6 +206,7 @@ class Grower:
         self._sample_gradients()
         if self.max_gradient_norm is not None:
             clip_gradients(self.optimizer, self.max_gradient_norm)
+        follow_host(self.optimizer, self.step)
         self.precision.step(self.optimizer)
         self.step += 1
 
