@@ -1,5 +1,5 @@
-"""Whether an optimiser can be carried as esperd carries one: through growth, into a fork, into a checkpoint and out of it, through
-a rollback. Found out by doing it with two small tensors.
+"""Whether an optimiser can be carried as esperd carries one: through growth, into a fork, into a checkpoint and out of it,
+through a rollback. Found out by doing it with two small tensors.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 HOST, SEED = "host", "seed"
 BEFORE, AFTER = 2, 12
-"""Steps of the host alone, with a seed that is culled, and with one that stays, before the optimiser is carried; and steps compared
-afterwards, more than what counts to five or ten. Chosen, not measured."""
+"""Steps of the host alone, with a seed that is culled, and with one that stays, before the optimiser is carried; and steps
+compared afterwards, more than what counts to five or ten. Chosen, not measured."""
 
 FORK, CHECKPOINT, ROLLBACK = "in a fork (a deep copy)", "when it is resumed from a checkpoint", "after a rollback"
 

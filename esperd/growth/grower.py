@@ -15,7 +15,7 @@ import torch
 from esperd.errors import NotTraining, UnknownName
 from esperd.growth import lifecycle
 from esperd.growth.alpha import Curve, Ramp
-from esperd.growth.contribution import Measured, PerSample
+from esperd.growth.contribution import Measured, PerSample, per_sample
 from esperd.growth.decision_point import decision_point
 from esperd.growth.gate_pass import GatePass, is_isolated, switched_on, variants_due, without
 from esperd.growth.gates import Evidence, GateCheck, Probe, thresholds
@@ -142,6 +142,7 @@ class Grower:
 
         Raises:
             NotTraining: when the network is in eval mode: BatchNorm and dropout would not do what training needs.
+            InvalidModel: when the loss returns anything but one value per sample.
         """
         if not self.network.training:
             raise NotTraining("train_step was called on a network in eval mode; call network.train() first")
@@ -179,7 +180,7 @@ class Grower:
 
         def work() -> torch.Tensor:
             with self.precision.autocast():
-                value = self.loss(forward(inputs), targets).mean()
+                value = per_sample(self.loss, forward(inputs), targets, what="loss").mean()
             self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             return value.detach()
 
@@ -229,6 +230,7 @@ class Grower:
             batches: all of the gate split; of several ranks each measures a part of it, and all get what was found.
 
         Raises:
+            InvalidModel: when loss or metric return anything but one value per sample.
             TrainingDiverged: when the gate loss is not finite.
             RanksDisagree: ranks came here from different standings, or left it with different ones.
             RankFailed: another rank raised, or is not heard of.

@@ -492,7 +492,7 @@ class TrialSamples:
 
 
 def _lives_with_the_model(name: str) -> bool:
-    """The optimiser's tensors are brought to where each belongs by :func:`esperd.growth.snapshot.restore`: some stay on the CPU."""
+    """The optimiser's tensors are brought to their places by :func:`esperd.growth.snapshot.restore`: some stay on the CPU."""
     return not name.startswith("optimizer.")
 
 

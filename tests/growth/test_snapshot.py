@@ -59,8 +59,6 @@ class Counting(torch.optim.Optimizer):
                     parameter.sub_(parameter.grad, alpha=rate)
 
 
-
-
 @dataclass(frozen=True)
 class Standing:
     """What two growers must agree on."""
