@@ -128,7 +128,7 @@ def _require_settings(optimizer: object) -> None:
         kind = type(optimizer).__name__
         raise InvalidOptimizer(
             f"assemble builds the optimiser itself, over host and seeds, and was given a {kind}; give "
-            "settings: Optimizer(name='adam', learning_rate=1e-3) of esperd.messages.jobs, or name='module:function' for your own",
+            "settings: Optimizer(name='adam', learning_rate=1e-3) of esperd.messages.jobs, or name='module:function' for yours",
             optimizer=kind,
         )
 
