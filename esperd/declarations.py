@@ -9,12 +9,12 @@ import importlib
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from esperd.errors import ImportFailed
+from esperd.messages.growth import Topology
 
 Shape = tuple[int, ...]
-Topology = Literal["cnn", "mlp", "transformer"]
 
 GUARDED_STAGES = ("germinated", "training", "blending", "shadowing", "probationary", "fossilized")
 """Stages that are entered through a gate."""
@@ -132,14 +132,15 @@ def resolve(reference: str) -> Any:  # noqa: ANN401 - whatever the module holds 
     """Import what ``"module:name"`` names.
 
     Raises:
-        ImportFailed: when the reference is malformed, the module does not import, or it has no such name.
+        ImportFailed: when the reference is malformed, the module does not import, or it has no such name. A module that ends
+            the interpreter while it is imported (``SystemExit``: a script without a guard) does not import either.
     """
     module_name, separator, attribute = reference.partition(":")
     if not separator or not module_name or not attribute:
         raise ImportFailed(f"{reference!r} is not of the form 'module:function'", reference=reference)
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImportFailed(
             f"{reference!r} could not be imported: {type(error).__name__}: {error}",
             reference=reference,

@@ -15,12 +15,12 @@ import msgspec
 
 from esperd.errors import InvalidJob
 from esperd.messages.base import Value
-from esperd.messages.jobs import Job, Section
+from esperd.messages.jobs import BUILT_IN_OPTIMIZERS, Job, Section
 
 _UNKNOWN_KEY = re.compile(r"Object contains unknown field `(?P<key>.*)`", re.DOTALL)
 _MISSING_KEY = re.compile(r"Object missing required field `(?P<key>.*)`", re.DOTALL)
-_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `\$(?P<path>.*)`)?", re.DOTALL)
-_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]")
+_PLACE = re.compile(r"(?P<problem>.*?)(?: - at `(?P<key>key` in `)?\$(?P<path>.*)`)?", re.DOTALL)
+_STEP = re.compile(r"\.([^.\[\]]+)|\[(\d+|\.\.\.)\]")
 _ASSIGNMENT = re.compile(r"\s*([A-Za-z0-9_\-.\"' ]+?)\s*=")
 _HEADER = re.compile(r"\s*\[([A-Za-z0-9_\-.\"' ]+)\]\s*(?:#.*)?$")
 _TYPE_NAMES = {
@@ -47,7 +47,7 @@ def load_job(path: Path) -> Job:
 
     Raises:
         InvalidJob: when the file cannot be read, is not TOML, has an unknown key, lacks a required one, or a value is
-            mistyped or out of range.
+            mistyped, out of range or contradicts another one.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -93,6 +93,14 @@ def job_from(values: Mapping[str, Any], directory: Path, *, origin: str = "job",
     except msgspec.ValidationError as error:
         raise _explain(str(error), values, origin=origin, text=text) from error
     _check_budget(job, origin)
+    if contradiction := contradiction_in(job):
+        steps, told = contradiction
+        raise InvalidJob(
+            f"{_where(steps, origin, text)}: {_dotted(steps)}: {told}",
+            file=origin,
+            key=_dotted(steps),
+            line=_line_of(steps, text),
+        )
     for steps, number in _numbers(job):
         if not math.isfinite(number):
             raise InvalidJob(
@@ -132,12 +140,38 @@ def _check_budget(job: Job, origin: str) -> None:
         )
 
 
+def contradiction_in(job: Job) -> tuple[list[Step], str] | None:
+    """Values that are each in range and cannot hold together: the key to change, and what is wrong with it. None: no such.
+
+    The daemon asks this of every job too: not every client reads job files.
+    """
+    optimizer, gates, epochs = job.optimizer, job.gates, job.budget.epochs
+    if optimizer.name == "sgd" and optimizer.nesterov and optimizer.momentum == 0.0:
+        return ["optimizer", "nesterov"], "needs momentum; set optimizer.momentum above 0, or nesterov = false"
+    if optimizer.options and optimizer.name in BUILT_IN_OPTIMIZERS:
+        named = ", ".join(optimizer.options)
+        return ["optimizer", "options"], (
+            f"{named}: options are for an optimizer of your own, those of {optimizer.name!r} are keys of [optimizer]; remove "
+            "them, or set optimizer.name to a module:function that takes them"
+        )
+    if gates.proof == "trial" and epochs is not None and gates.trial_epochs > epochs:
+        return ["gates", "trial_epochs"], (
+            f"a trial of {gates.trial_epochs:g} epochs is longer than the whole job, budget.epochs = {epochs}; lower it, or "
+            "raise budget.epochs"
+        )
+    return None
+
+
 def _numbers(table: msgspec.Struct, steps: tuple[Step, ...] = ()) -> Iterator[tuple[list[Step], float]]:
     """Every floating-point number of a job and where it stands, options left out: those belong to the user's functions."""
     for field in msgspec.structs.fields(table):
         value = getattr(table, field.name)
         if isinstance(value, msgspec.Struct):
             yield from _numbers(value, (*steps, field.name))
+        elif isinstance(value, dict):
+            for name, inner in value.items():
+                if isinstance(inner, msgspec.Struct):
+                    yield from _numbers(inner, (*steps, field.name, name))
         elif isinstance(value, float):
             yield [*steps, field.name], value
 
@@ -151,9 +185,11 @@ def _explain(message: str, values: Mapping[str, Any], *, origin: str, text: str 
     """The error a person can act on, from msgspec's text and the values it was given."""
     place = _PLACE.fullmatch(message)
     problem, path = (place["problem"], place["path"] or "") if place else (message, "")
-    steps: list[Step] = [name or int(number) for name, number in _STEP.findall(path)]
-    if unknown := _UNKNOWN_KEY.fullmatch(problem):
-        key = unknown["key"]
+    steps = _steps(path, values)
+    misnamed = _misnamed(steps, values) if place and place["key"] else None
+    unknown = _UNKNOWN_KEY.fullmatch(problem)
+    if misnamed is not None or unknown:
+        key = misnamed if misnamed is not None else unknown["key"] if unknown else ""
         known = _keys_of(steps)
         told = f"unknown key {key!r}{_within(steps)}; {_suggest(key, known)}"
         steps = [*steps, key]
@@ -165,6 +201,32 @@ def _explain(message: str, values: Mapping[str, Any], *, origin: str, text: str 
         told = f"{_dotted(steps) or 'job'}: {_say(problem, steps, values)}"
     where = _where(steps, origin, text)
     return InvalidJob(f"{where}: {told}", file=origin, key=_dotted(steps), line=_line_of(steps, text))
+
+
+def _steps(path: str, values: Mapping[str, Any]) -> list[Step]:
+    """``.slots.patterns[1]`` → its steps. Of a table of tables msgspec says ``[...]``, and not which: the first that is wrong."""
+    steps: list[Step] = []
+    for name, inside in _STEP.findall(path):
+        if inside == "...":
+            kind = get_args(_type_at(steps))[1]
+            steps.append(next(key for key, value in _value_at(steps, values).items() if not _fits(value, kind)))
+        else:
+            steps.append(name or int(inside))
+    return steps
+
+
+def _fits(value: Any, kind: Any) -> bool:  # noqa: ANN401 - whatever the file holds, and a type annotation
+    try:
+        msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
+def _misnamed(steps: list[Step], values: Mapping[str, Any]) -> str:
+    """The first key of a table of tables that is none of the names it may hold."""
+    known = _keys_of(steps)
+    return next(str(key) for key in _value_at(steps, values) if key not in known)
 
 
 def _say(problem: str, steps: list[Step], values: Mapping[str, Any]) -> str:
@@ -216,6 +278,9 @@ def _type_at(steps: list[Step]) -> Any:  # noqa: ANN401 - a type annotation
     """The annotation of the place, without ``Annotated`` and optionality; None where the path leaves the Structs."""
     here: Any = Job
     for step in steps:
+        if get_origin(here) is dict:
+            here = get_args(here)[1]
+            continue
         if isinstance(step, int) or not (isinstance(here, type) and issubclass(here, (Section, Value))):
             return None
         here = get_type_hints(here).get(step)
@@ -229,6 +294,8 @@ def _type_at(steps: list[Step]) -> Any:  # noqa: ANN401 - a type annotation
 def _description_at(steps: list[Step]) -> str | None:
     """What a place may hold in words, where its annotation says so."""
     table, last = _type_at(steps[:-1]), steps[-1]
+    if not isinstance(table, type) or not issubclass(table, msgspec.Struct):
+        return None
     annotation = get_type_hints(table, include_extras=True).get(last) if isinstance(last, str) else None
     told = [meta.description for meta in get_args(annotation)[1:] if isinstance(meta, msgspec.Meta)]
     return told[0] if told else None
@@ -236,6 +303,8 @@ def _description_at(steps: list[Step]) -> str | None:
 
 def _keys_of(steps: list[Step]) -> list[str]:
     table = _type_at(steps)
+    if get_origin(table) is dict:
+        return list(get_args(get_args(table)[0]))
     return [field.encode_name for field in msgspec.structs.fields(table)] if table is not None else []
 
 

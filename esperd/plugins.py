@@ -6,6 +6,7 @@ whole hook call. Here every plugin is imported, and every hook of it called, on 
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import importlib
 import importlib.metadata
@@ -54,10 +55,12 @@ _KINDS: dict[str, type[Any]] = {
     "datasets": Dataset,
     "alpha_schedules": AlphaSchedule,
 }
+_SINGULAR = {"strategies": "strategy"}
+"""Kinds of which one is not called by the same word without its last letter."""
 
 
 class Registry(Mapping[str, DeclarationT], Generic[DeclarationT]):
-    """Declarations of one kind by name; a missing name is an error that lists what exists."""
+    """Declarations of one kind by name; a missing name is an error that suggests the nearest and lists what exists."""
 
     def __init__(self, kind: str, entries: Mapping[str, DeclarationT]) -> None:
         self.kind = kind
@@ -71,8 +74,11 @@ class Registry(Mapping[str, DeclarationT], Generic[DeclarationT]):
         """
         if name not in self._entries:
             available = sorted(self._entries)
+            nearest = difflib.get_close_matches(name, available, n=1)
+            listed = f"there are: {', '.join(available)}"
             raise UnknownName(
-                f"no {self.kind.replace('_', ' ').removesuffix('s')} is called {name!r}; there are: {', '.join(available)}",
+                f"no {_SINGULAR.get(self.kind, self.kind.removesuffix('s')).replace('_', ' ')} is called {name!r}; "
+                + (f"did you mean {nearest[0]!r}? ({listed})" if nearest else listed),
                 kind=self.kind,
                 name=name,
                 available=available,

@@ -86,7 +86,7 @@ def build(blueprint: Blueprint, shape: tuple[int, ...]) -> nn.Module:
     factory = resolve(blueprint.factory)
     try:
         module = factory(shape)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BlueprintRejected(
             f"blueprint {blueprint.name!r} does not build for shape {shape}: {type(error).__name__}: {error}",
             blueprint=blueprint.name,
@@ -124,7 +124,7 @@ def check_formulas(blueprint: Blueprint, shape: tuple[int, ...], module: nn.Modu
         claimed_parameters, claimed_flops = blueprint.parameters(shape), blueprint.flops(shape)
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BlueprintRejected(
             f"blueprint {name!r} fails for shape {shape}: {type(error).__name__}: {error}", blueprint=name
         ) from error
@@ -218,7 +218,7 @@ def _compare(
         itself = difference
         if not difference <= TOLERANCE[key.device]:  # also when it is not a number
             itself = _difference((module, module), weights, x, training=training)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BlueprintRejected(
             f"blueprint {name!r} fails its self-test at {place}: {type(error).__name__}: {error}", blueprint=name
         ) from error

@@ -35,7 +35,7 @@ def kernel_key(
     """
     try:
         formulas = msgspec.json.encode([blueprint.parameters(shape), blueprint.flops(shape)])
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BlueprintRejected(
             f"a formula of blueprint {blueprint.name!r} fails for shape {shape}: {type(error).__name__}: {error}",
             blueprint=blueprint.name,

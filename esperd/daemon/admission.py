@@ -9,6 +9,7 @@ import anyio
 
 import esperd
 from esperd.errors import InvalidJob
+from esperd.jobfile import contradiction_in
 from esperd.messages.jobs import Job
 from esperd.plugins import Plugins
 
@@ -22,13 +23,18 @@ def check_job(job: Job, plugins: Plugins) -> None:
     """Refuse a job that cannot run whatever its model and data are.
 
     Raises:
-        InvalidJob: no limit in the budget, a split that leaves nothing, a workdir or data file that does not exist.
+        InvalidJob: no limit in the budget, a split that leaves nothing, a workdir or data file that does not exist, values that
+            contradict each other.
         UnknownName: a host, data set, blueprint, strategy or alpha schedule that nothing registered; lists what exists.
     """
     if job.budget.epochs is None and job.budget.flops is None and job.budget.seconds is None:
         raise InvalidJob("a job needs a limit: set budget.epochs, budget.flops or budget.seconds", key="budget")
     if job.split.gate + job.split.audit >= 1.0:
         raise InvalidJob(f"split.gate {job.split.gate} and split.audit {job.split.audit} leave nothing to train on", key="split")
+    if contradiction := contradiction_in(job):
+        steps, told = contradiction
+        key = ".".join(map(str, steps))
+        raise InvalidJob(f"{key}: {told}", key=key)
     workdir = Path(job.workdir)
     if not workdir.is_absolute() or not workdir.is_dir():
         raise InvalidJob(f"workdir {job.workdir!r} is not a directory on the daemon's machine", key="workdir")
@@ -40,6 +46,8 @@ def check_job(job: Job, plugins: Plugins) -> None:
     elif ":" not in job.data:
         plugins.datasets[job.data]
     plugins.blueprints.matching(job.growth.blueprints)
+    for blueprint in job.gates.blueprints:
+        plugins.blueprints[blueprint]
     plugins.strategies[job.policy.strategy]
     plugins.alpha_schedules[job.growth.alpha_schedule]
 

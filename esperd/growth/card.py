@@ -188,6 +188,11 @@ def _seeds(structure: GrowthFile) -> Iterator[str]:
             " interval. Its known limit: the host adapts to its seeds, so it overstates what a seed brought. It does not say"
             " that the network would be worse had the seed never been grown; only the control does."
         )
+    if any(seed.slot.topology == "transformer" for seed in structure.seeds):
+        yield (
+            "A seed keeps no key/value cache. Where the host generates token by token with one, as Hugging Face's `generate`"
+            " does, a seed that looks at other tokens (attention) would see the newest alone: generate with `use_cache=False`."
+        )
     if any(outcome.trial is not None for outcome in structure.history):
         yield (
             "A trial is what the network with the seed has over its twin without it after both trained on, from one state, for"

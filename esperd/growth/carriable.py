@@ -140,7 +140,7 @@ def _grown(kind: str, build: Build, like: torch.Tensor) -> _Tried:
         tried.cull(passing)
         tried.germinate(tried.seed)
         tried.steps(2 * BEFORE, BEFORE)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidOptimizer(
             f"{kind} cannot take a seed's parameters in mid-training: {type(error).__name__}: {error}; use sgd, adam or "
             "adamw, or one that steps without a closure and takes new parameter groups",
@@ -154,7 +154,7 @@ def _carried(optimizer: torch.optim.Optimizer, way: str, carry: Callable[[], Car
         return carry()
     except InvalidOptimizer:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(optimizer).__name__
         raise InvalidOptimizer(
             f"{kind} cannot go on {way}: {type(error).__name__}: {error}; {_advice(optimizer)}", optimizer=kind

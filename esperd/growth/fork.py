@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+from esperd.errors import InvalidModel
 from esperd.growth.grower import Grower
 from esperd.growth.ledger import Ledger
 from esperd.messages.telemetry import Body
@@ -20,10 +21,18 @@ def fork(grower: Grower) -> Grower:
     makes modules, checks and operations is shared. The fork has a ledger of its own that starts at nothing and knows what work
     costs, and tells its events to nobody. The RNG streams are the process's: whoever runs a fork runs it under
     :func:`esperd.growth.streams.forked`.
+
+    Raises:
+        InvalidModel: something in the network cannot be copied.
     """
-    network, optimizer, precision, gathered = copy.deepcopy(
-        (grower.network, grower.optimizer, grower.precision, grower.incubator.gathered)
-    )
+    parts = (grower.network, grower.optimizer, grower.precision, grower.incubator.gathered)
+    try:
+        network, optimizer, precision, gathered = copy.deepcopy(parts)
+    except Exception as error:
+        raise InvalidModel(
+            f"the network cannot be copied, as a fork and a controlled trial need it: {type(error).__name__}: {error}; a module"
+            " that keeps what it computed on itself must detach it"
+        ) from error
     ledger = Ledger()
     ledger.costs = dict(grower.ledger.costs)
     twin = dataclasses.replace(

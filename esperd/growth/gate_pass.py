@@ -8,6 +8,7 @@ import msgspec
 import torch
 
 from esperd.errors import TrainingDiverged
+from esperd.growth.checksum import checksum
 from esperd.growth.contribution import Alphas, Batches, CostOf, Measured, PerSample, flops_of, fuses, measure, samples_tried
 from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork, Seed
@@ -23,7 +24,7 @@ def variants_due(seeds: Iterable[Seed], growth: Growth) -> dict[str, dict[str, f
     """
     due: dict[str, dict[str, float]] = {}
     for seed in seeds:
-        if seed.stage is Stage.PROBATIONARY:
+        if seed.stage is Stage.PROBATIONARY and seed.life.epochs_in_stage < growth.probation_epochs:  # else its time is up
             due[without(seed)] = {seed.name: 0.0}
         stay = growth.screening_epochs if seed.screening else growth.incubation_epochs
         ending = seed.life.epochs_in_stage + 1 >= stay
@@ -93,7 +94,10 @@ class GatePass:
             TrainingDiverged: when the loss of the network as it is is not finite.
             InvalidData: the split has fewer samples than there are ranks.
         """
-        kept = shard(list(batches), self.ranks.rank, self.ranks.size)
+        split = list(batches)
+        if self.ranks.size > 1:
+            self.ranks.agree("the gate split", _fingerprint(split))
+        kept = shard(split, self.ranks.rank, self.ranks.size)
         samples = sum(len(inputs) for inputs, _ in kept)
         if not variants:
             measured = self.ledger.charge("gate", structure, samples, lambda: measure(self.network, kept, self.loss, self.metric))
@@ -146,7 +150,7 @@ class GatePass:
         Args:
             plain: of the network as it is.
         """
-        host = plain - sum(seed.flops_per_sample for seed in self.network.seeds() if seed.presence != "silent")
+        host = plain - sum(seed.flops_per_sample for seed in self.network.seeds() if seed.presence in ("blended", "whole"))
         return lambda running: host + sum(self.network.seed(name).flops_per_sample for name in running)
 
     def contribution(self, measured: Measured, variant: str, epoch: int) -> Contribution:
@@ -165,3 +169,9 @@ class GatePass:
             upper=-lost.lower,
             metric=None if lost.metric is None else -lost.metric,
         )
+
+
+def _fingerprint(split: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> tuple[int, str]:
+    """How many samples it has, and a checksum of inputs and targets."""
+    parts = ((f"{number}.{name}", part) for number, batch in enumerate(split) for name, part in zip("xy", batch, strict=True))
+    return sum(len(inputs) for inputs, _ in split), checksum(parts)

@@ -15,7 +15,7 @@ from esperd.messages.growth import Contribution, Stage, Trial, Verdict
 from esperd.messages.jobs import Gates, Thresholds
 
 NEAR = 0.1
-"""A number within this share of its threshold is near it."""
+"""A number within this share of its threshold is near it; the end of an interval, within this share of the interval's width."""
 
 LARGEST_BIRTH_ERROR = 1e-4
 """G1, joint incubation: how far from the identity a seed may start, relative. Chosen, not measured."""
@@ -172,9 +172,9 @@ def fitness(evidence: Evidence, _settings: Gates) -> Verdict:
 
 def readiness(evidence: Evidence, settings: Gates) -> Verdict:
     """G2: the seed still learns, relative to its host, and would not harm the network at its target alpha."""
-    rise = None
-    if evidence.isolated and evidence.prospect is not None and evidence.gate_loss is not None:
-        rise = _relative_rise(evidence.gate_loss, evidence.gate_loss - evidence.prospect.loss)
+    rise, prospect = None, evidence.prospect
+    if evidence.isolated and prospect is not None and prospect.epoch == evidence.epoch and evidence.gate_loss is not None:
+        rise = _relative_rise(evidence.gate_loss, evidence.gate_loss - prospect.loss)
     ratio, vanished, exploded = evidence.gradient_ratio, evidence.vanished_share, evidence.exploded_share
     numbers = {
         "gradient_ratio": ratio,
@@ -184,11 +184,16 @@ def readiness(evidence: Evidence, settings: Gates) -> Verdict:
         "switched_on_rise": rise,
         "max_loss_drift": settings.max_loss_drift,
     }
-    near = _near(ratio, settings.min_gradient_ratio) or _near(rise, settings.max_loss_drift)
+    near = (
+        _near(ratio, settings.min_gradient_ratio)
+        or _near(vanished, settings.max_vanished_share)
+        or _near(exploded, settings.max_exploded_share)
+        or _near(rise, settings.max_loss_drift)
+    )
     if vanished is None or exploded is None or (ratio is None and evidence.host_learns):
         reason, passed = "its gradients were never measured", False
     elif evidence.isolated and rise is None:
-        reason, passed = "the network with it switched on was never measured", False
+        reason, passed = "the network with it switched on was not measured at this decision point", False
     elif ratio is not None and not ratio >= settings.min_gradient_ratio:  # also when it is not a number
         reason, passed = f"gradient ratio {ratio:.3g} is below {settings.min_gradient_ratio:.3g}", False
     elif not vanished <= settings.max_vanished_share:
@@ -252,7 +257,8 @@ def proof(evidence: Evidence, settings: Gates) -> Verdict:
         reason, passed = f"{what} {interval} is not above {settings.min_contribution:g}", False
     else:
         reason, passed = f"{what} {interval}", True
-    near = _near(measured.lower, settings.min_contribution)
+    # the threshold is 0 unless the job says otherwise: what is near it follows from how wide the interval is
+    near = abs(measured.lower - settings.min_contribution) <= NEAR * (measured.upper - measured.lower)
     return Verdict(gate="G5", passed=passed, reason=reason, near=near, numbers=numbers)
 
 
@@ -266,7 +272,8 @@ def thresholds(settings: Gates, topology: str, blueprint: str, declared: float |
         blueprint: name.
         declared: the blueprint's ``min_gradient_ratio``.
     """
-    said = [Thresholds(min_gradient_ratio=declared), settings.topologies.get(topology), settings.blueprints.get(blueprint)]
+    for_topology = next((said for name, said in settings.topologies.items() if name == topology), None)
+    said = [Thresholds(min_gradient_ratio=declared), for_topology, settings.blueprints.get(blueprint)]
     chosen = {
         name: value
         for other in said

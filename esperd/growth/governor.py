@@ -137,13 +137,6 @@ class StepsObserved:
 
 
 @dataclass(frozen=True)
-class GradientsObserved:
-    """Whether the gradients of a step were finite. Under loss scaling, which skips steps that are not, say nothing."""
-
-    finite: bool
-
-
-@dataclass(frozen=True)
 class GateObserved:
     """The gate pass of a decision point; ``epoch`` counts the epochs completed."""
 
@@ -168,7 +161,7 @@ class Resumed:
     live_seeds: int
 
 
-Occurrence = StepsObserved | GradientsObserved | GateObserved | SnapshotTaken | Resumed
+Occurrence = StepsObserved | GateObserved | SnapshotTaken | Resumed
 
 
 @dataclass(frozen=True)
@@ -240,9 +233,6 @@ def advance(
     match occurrence:
         case StepsObserved():
             return _steps_observed(watch, occurrence, settings, chance_loss)
-        case GradientsObserved(finite):
-            where = f"in epoch {watch.epoch + 1}"
-            return (watch, []) if finite else _trip(watch, _Finding(f"a gradient is not finite {where}", {}), settings)
         case GateObserved():
             return _gate_observed(msgspec.structs.replace(watch, epoch=occurrence.epoch), occurrence.loss, settings, chance_loss)
         case SnapshotTaken(epoch, live_seeds):

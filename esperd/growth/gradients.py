@@ -84,7 +84,7 @@ class GradientRatio:
         host_norm = torch.zeros((), device=seed.device) if host is None else host.norm()
         scale = (self.host_parameters / max(sum(self.sizes), 1)) ** 0.5
         ratio = (seed.norm() / host_norm.clamp_min(HOST_FLOOR) * scale).clamp_max(RATIO_CEILING)
-        usable = (host_norm > HOST_FLOOR) & torch.isfinite(ratio)
+        usable = (host_norm > HOST_FLOOR) & torch.isfinite(host_norm) & torch.isfinite(ratio)
         self._root_sizes = self._root_sizes.to(seed.device, non_blocking=True)  # a blocking copy waits for the device
         host_rms = host_norm / self.host_parameters**0.5
         exploded = ~torch.isfinite(seed) | ((seed / self._root_sizes > EXPLODING * host_rms) & (host_norm > HOST_FLOOR))

@@ -117,6 +117,9 @@ class Grower:
     windows: dict[str, list[float]] = field(default_factory=dict)
     """Gate losses since each shadowing seed reached its target alpha."""
     gate_loss: float | None = None
+    """As last measured."""
+    measured_at: int | None = None
+    """Epoch of that."""
     sample: tuple[torch.Tensor, torch.Tensor] | None = None
     """A batch of the train split, for probing new seeds."""
     step: int = 0
@@ -146,10 +149,12 @@ class Grower:
         """
         if not self.network.training:
             raise NotTraining("train_step was called on a network in eval mode; call network.train() first")
-        self._move_alphas()
-        self.optimizer.zero_grad(set_to_none=True)
         behind = self.incubating()
-        if behind and self.growth.incubation == "frozen_input":
+        still = bool(behind) and self.growth.incubation == "frozen_input"
+        if not still:
+            self._move_alphas()
+        self.optimizer.zero_grad(set_to_none=True)
+        if still:
             value = self._frozen_passes(behind, inputs, targets)
         else:
             with self.incubator.beside(behind, inputs, record=self.runner.records):
@@ -176,7 +181,8 @@ class Grower:
 
     def _host_pass(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         structure = self.structure()
-        forward = self.runner.forward(self.network, structure, counted=self.ledger.cost("train", structure) is None)
+        shape = tuple(inputs.shape[1:])
+        forward = self.runner.forward(self.network, structure, counted=self.ledger.cost("train", structure, shape) is None)
 
         def work() -> torch.Tensor:
             with self.precision.autocast():
@@ -184,7 +190,7 @@ class Grower:
             self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             return value.detach()
 
-        value = self.ledger.charge("train", structure, len(inputs), work)
+        value = self.ledger.charge("train", structure, len(inputs), work, shape=shape)
         for seed in self.network.seeds():
             if seed.presence == "taught":
                 self.runner.taught(seed)
@@ -203,22 +209,23 @@ class Grower:
     def _take_step(self) -> None:
         training = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING]
         isolated = [seed for seed in training if is_isolated(seed, self.growth)]
+        due = self._due_for_sampling()
+        overflowed = self.precision.overflowed(parameter for seed in due for parameter in seed.parameters())
         self.precision.unscale(self.optimizer, (parameter for seed in isolated for parameter in seed.parameters()))
-        self._sample_gradients()
+        if due:
+            self.incubator.sample_gradients(due, gradient_norms(host_group(self.optimizer)["params"]), overflowed)
         if self.max_gradient_norm is not None:
             clip_gradients(self.optimizer, self.max_gradient_norm)
         follow_host(self.optimizer, self.step)
         self.precision.step(self.optimizer)
         self.step += 1
 
-    def _sample_gradients(self) -> None:
+    def _due_for_sampling(self) -> list[Seed]:
         """Every so many steps of a seed's own: what stands before its zero-initialised layer has no gradient in its first
         ones.
         """
         ages = {group["name"]: self.step - group["born"] for group in self.optimizer.param_groups}
-        due = [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING and ages[seed.name] % STRIDE == STRIDE - 1]
-        if due:
-            self.incubator.sample_gradients(due, gradient_norms(host_group(self.optimizer)["params"]))
+        return [seed for seed in self.network.seeds() if seed.stage is Stage.TRAINING and ages[seed.name] % STRIDE == STRIDE - 1]
 
     # --- one decision point ----------------------------------------------------------------------------------------------
 
@@ -239,7 +246,7 @@ class Grower:
             seeds = {seed.name: seed for seed in self.network.seeds()}
             due = variants_due(seeds.values(), self.growth)
             measured = self.gate_pass.run(batches, self.structure(), due, self.epoch)
-            self.gate_loss = self.ranks.first("the gate loss", measured.mean_loss)
+            self.gate_loss, self.measured_at = self.ranks.first("the gate loss", measured.mean_loss), self.epoch
             for seed in seeds.values():
                 if without(seed) in due:
                     found = self.gate_pass.contribution(measured, without(seed), self.epoch)
@@ -262,10 +269,13 @@ class Grower:
             self._move_on()
 
     def _move_on(self) -> None:
+        still = self.growth.incubation == "frozen_input" and bool(self.incubating())
         resting = list(self.resting.values())  # before any is culled now: that one's rest begins with the next epoch
         for seed in list(self.network.seeds()):
-            if seed.name in self.windows and self.gate_loss is not None:
-                self.windows[seed.name].append(self.gate_loss)
+            if still and seed.lives and seed.stage is not Stage.TRAINING:
+                continue  # the network stood still: for a seed that it hears, no time has passed
+            if seed.name in self.windows and (loss := self._gate_loss_now()) is not None:
+                self.windows[seed.name].append(loss)
             if seed.stage is Stage.TRAINING:
                 self.incubator.end_epoch(seed)
             if seed.screening:
@@ -276,11 +286,16 @@ class Grower:
             self.occur(seed, EpochEnded())
         self._end_screenings()
 
+    def _gate_loss_now(self) -> float | None:
+        """The gate loss where it was measured at this decision point: an older one says nothing about it."""
+        return self.gate_loss if self.measured_at == self.epoch else None
+
     def _end_screenings(self) -> None:
+        loss = self._gate_loss_now()
         for name, candidates in screenings(self.network.seeds()).items():
-            if min(seed.life.epochs_in_stage for seed in candidates) < self.growth.screening_epochs or self.gate_loss is None:
+            if min(seed.life.epochs_in_stage for seed in candidates) < self.growth.screening_epochs or loss is None:
                 continue
-            choice = choose(candidates, gate_loss=self.gate_loss, largest_rise=self.settings.max_loss_drift)
+            choice = choose(candidates, gate_loss=loss, largest_rise=self.settings.max_loss_drift)
             winner = None if choice.winner is None else choice.winner.name
             told = tuple(screened(seed) for seed in candidates)
             self.emit(ScreeningEnded(epoch=self.epoch, screening=name, winner=winner, candidates=told))
@@ -363,7 +378,8 @@ class Grower:
             case Stage.BLENDING:
                 self._begin_blending(seed, before)
             case Stage.SHADOWING:
-                self.windows[seed.name] = [] if self.gate_loss is None else [self.gate_loss]
+                loss = self._gate_loss_now()
+                self.windows[seed.name] = [] if loss is None else [loss]
             case Stage.PROBATIONARY:
                 self.windows.pop(seed.name, None)
             case Stage.FOSSILIZED:
@@ -457,7 +473,7 @@ class Grower:
             host_learns=self.growth.incubation != "frozen_input",
             isolated=is_isolated(seed, self.growth),
             prospect=seed.prospect,
-            gate_loss=self.gate_loss,
+            gate_loss=self._gate_loss_now(),
             alpha=seed.alpha,
             alpha_target=seed.alpha_target,
             alpha_at_rest=seed.ramp.at_rest,

@@ -15,7 +15,7 @@ its target alpha. Host weights, buffers and RNG stream stay to the bit because n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -132,6 +132,8 @@ class Incubator:
     """How the second passes of each slot run, once it was tried."""
     settled: set[str] = field(default_factory=set)
     """Slots for which the ranks have settled it."""
+    _draws: bool = True
+    """Whether the host draws from Python's or numpy's stream, as far as its trace showed."""
     _plans: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     _recording: Recording | None = None
     _start: Streams | None = None
@@ -153,16 +155,16 @@ class Incubator:
         if not seeds:
             yield
             return
-        self._start = Streams.take(device_of(self.network))
         slots = dict.fromkeys(seed.record.slot for seed in seeds)
         if not record:
             self.sharing.update(dict.fromkeys(slots, "whole"))
         for slot in slots:
             self._plan(slot, inputs)
+        self._start = Streams.take(device_of(self.network), everybodys=self._draws)
         shared = [slot for slot in slots if self.sharing.get(slot) != "whole"]
         # copies are kept as long as it is not known whether they are needed
         copies = any(self.sharing.get(slot) != "shared" for slot in shared)
-        recording = Recording(self.network, {slot: self._plans[slot] for slot in shared}, copies=copies)
+        recording = Recording(self.network, {slot: self._plans[slot] for slot in shared}, copies=copies, everybodys=self._draws)
         try:
             with recording.running():
                 yield
@@ -177,9 +179,11 @@ class Incubator:
             return
 
         def trace() -> dict[str, tuple[Call, ...]]:
-            return calls_before(self.network, inputs, [slot])
+            found, self._draws = calls_before(self.network, inputs, [slot])
+            return found
 
-        found = trace() if slot in self.sharing else self.ledger.charge("incubation", "trace", len(inputs), trace)
+        shape = tuple(inputs.shape[1:])
+        found = trace() if slot in self.sharing else self.ledger.charge("incubation", "trace", len(inputs), trace, shape=shape)
         if slot in found:
             self._plans[slot] = found[slot]
         else:
@@ -247,7 +251,8 @@ class Incubator:
 
     def _charged(self, seed: Seed, structure: str, inputs: torch.Tensor, targets: torch.Tensor, way: Sharing) -> SecondPass:
         name = f"{structure}+{seed.name}" + (" whole" if way == "whole" else "")
-        return self.ledger.charge("incubation", name, len(inputs), lambda: self._pass(seed, inputs, targets, way))
+        shape = tuple(inputs.shape[1:])
+        return self.ledger.charge("incubation", name, len(inputs), lambda: self._pass(seed, inputs, targets, way), shape=shape)
 
     def _pass(self, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor, way: Sharing) -> SecondPass:
         slot = seed.record.slot
@@ -280,10 +285,23 @@ class Incubator:
             self.gathered[seed.name] = Incubation(ratio=GradientRatio(self.host_parameters, sizes))
         return self.gathered[seed.name]
 
-    def sample_gradients(self, seeds: Sequence[Seed], host: torch.Tensor | None) -> None:
-        """Take in the gradients of seeds in TRAINING against the host's norms."""
+    def sample_gradients(
+        self, seeds: Sequence[Seed], host: torch.Tensor | None, overflowed: Mapping[torch.nn.Parameter, torch.Tensor]
+    ) -> None:
+        """Take in the gradients of seeds in TRAINING against the host's norms.
+
+        Args:
+            seeds: due.
+            host: norms, as from :func:`~esperd.growth.gradients.gradient_norms`.
+            overflowed: by parameter, whether its gradient was not finite before the scaler's sake made it so.
+        """
         for seed in seeds:
-            self.incubation(seed).ratio.observe(host, gradient_norms(seed.parameters()))
+            norms = gradient_norms(seed.parameters())
+            flags = [overflowed.get(parameter) for parameter in seed.parameters()]
+            if norms is not None and any(flag is not None for flag in flags):
+                finite = torch.zeros((), dtype=torch.bool, device=norms.device)
+                norms = torch.where(torch.stack([finite if flag is None else flag for flag in flags]), torch.inf, norms)
+            self.incubation(seed).ratio.observe(host, norms)
 
     def health(self, seed: Seed) -> GradientHealth:
         """Gradient statistics so far; waits for the device."""

@@ -32,7 +32,9 @@ class Ledger:
         """FLOPs spent so far."""
         return sum(self.spent.values())
 
-    def charge(self, purpose: str, structure: Hashable, samples: int, work: Callable[[], ResultT]) -> ResultT:
+    def charge(
+        self, purpose: str, structure: Hashable, samples: int, work: Callable[[], ResultT], *, shape: tuple[int, ...] = ()
+    ) -> ResultT:
         """Do the work and charge it.
 
         Args:
@@ -40,8 +42,9 @@ class Ledger:
             structure: what the work runs on; work of one purpose on one structure costs the same for each sample.
             samples: samples in this piece of work.
             work: does it.
+            shape: of a sample, where it may differ from batch to batch, as the length of a sequence does.
         """
-        key = f"{purpose}:{structure}"
+        key = _key(purpose, structure, shape)
         if key in self.costs:
             result = work()
         else:
@@ -63,6 +66,19 @@ class Ledger:
         self.spent = {purpose: sum(spent[purpose] for spent in told) / ranks.size for purpose in self.spent}
         self.costs = ranks.first("FLOPs of each kind of work", self.costs)
 
-    def cost(self, purpose: str, structure: Hashable) -> float | None:
-        """FLOPs per sample of this work on this structure; None when it never ran."""
-        return self.costs.get(f"{purpose}:{structure}")
+    def cost(self, purpose: str, structure: Hashable, shape: tuple[int, ...] | None = None) -> float | None:
+        """FLOPs per sample of this work on this structure; None when it never ran.
+
+        Args:
+            purpose: as for :meth:`charge`.
+            structure: as for :meth:`charge`.
+            shape: of a sample; None: of the one that cost most.
+        """
+        if shape is not None:
+            return self.costs.get(_key(purpose, structure, shape))
+        start = _key(purpose, structure, ())
+        return max((cost for key, cost in self.costs.items() if key == start or key.startswith(f"{start} of ")), default=None)
+
+
+def _key(purpose: str, structure: Hashable, shape: tuple[int, ...]) -> str:
+    return f"{purpose}:{structure}" + (f" of {'x'.join(map(str, shape))}" if shape else "")

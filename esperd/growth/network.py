@@ -204,7 +204,9 @@ class SlotPort(nn.Module):
 
     def _overridden(self, seed: Seed, output: torch.Tensor, alpha: float | torch.Tensor) -> torch.Tensor:
         if isinstance(alpha, torch.Tensor):
-            return seed.enter(output, alpha.to(output.dtype).view(-1, *[1] * (output.dim() - 1)))
+            share = alpha.to(output.dtype).view(-1, *[1] * (output.dim() - 1))
+            # where a sample does not hear the seed, not even a seed gone NaN may reach it: 0 · NaN is NaN
+            return torch.where(share == 0.0, output, seed.enter(output, share))
         if alpha == 0.0:
             return output
         self._check_shape(output)

@@ -57,7 +57,7 @@ def _users_own(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim
         optimizer = function(groups, lr=settings.learning_rate, **settings.options)
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidOptimizer(
             f"optimizer {settings.name!r} raised {type(error).__name__}: {error}; it is called with a list of parameter groups, "
             f"lr={settings.learning_rate} and optimizer.options",

@@ -38,6 +38,14 @@ class Precision:
         """The loss to take gradients of."""
         return loss if self.scaler is None else self.scaler.scale(loss)
 
+    def overflowed(self, parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, torch.Tensor]:
+        """For each parameter with a gradient, whether that is not finite while it is scaled: () bool, on the device. Empty
+        without a scaler, where gradients show it themselves.
+        """
+        if self.scaler is None:
+            return {}
+        return {each: ~torch.isfinite(each.grad).all() for each in parameters if each.grad is not None}
+
     def unscale(self, optimizer: torch.optim.Optimizer, isolated: Iterable[nn.Parameter]) -> None:
         """Bring gradients back to their size before anything looks at them.
 

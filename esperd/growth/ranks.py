@@ -41,6 +41,12 @@ class Ranks(Protocol):
         """All ranks do the same inside; one that raises tells the others, which then raise :class:`RankFailed`."""
         ...
 
+    def stepping(self) -> AbstractContextManager[None]:
+        """A training step inside :meth:`together`: one that raises there tells nobody, because the others may be waiting for its
+        gradients and not at a meeting; its end is what they hear of.
+        """
+        ...
+
     def gather(self, what: str, value: ValueT) -> list[ValueT]:
         """What each rank says, by rank."""
         ...
@@ -80,6 +86,10 @@ class Alone:
 
     def together(self, what: str) -> AbstractContextManager[None]:  # noqa: ARG002 - as in Ranks
         """Nobody has to be told."""
+        return nullcontext()
+
+    def stepping(self) -> AbstractContextManager[None]:
+        """Nobody waits."""
         return nullcontext()
 
     def gather(self, what: str, value: ValueT) -> list[ValueT]:  # noqa: ARG002 - as in Ranks
@@ -170,6 +180,17 @@ class Joined:
             self._meet(f"the end of {what}")
         finally:
             self._inside = False
+
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """A training step inside :meth:`together`: who raises there parts from the others without a word, because they
+        wait for its gradients and would not hear it.
+        """
+        try:
+            yield
+        except Exception as error:
+            self._parted = f"rank {self.rank} raised {type(error).__name__} in a training step"
+            raise
 
     def gather(self, what: str, value: ValueT) -> list[ValueT]:
         """What each rank says, by rank.

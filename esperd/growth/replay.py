@@ -41,8 +41,9 @@ class _Node:
     children: list[_Node] = field(default_factory=list)
 
 
-def calls_before(network: GrowingNetwork, inputs: torch.Tensor, slots: Sequence[str]) -> dict[str, tuple[Call, ...]]:
-    """For each slot, the largest calls of the host that end before the slot's module does, in order, that module's own last.
+def calls_before(network: GrowingNetwork, inputs: torch.Tensor, slots: Sequence[str]) -> tuple[dict[str, tuple[Call, ...]], bool]:
+    """For each slot, the largest calls of the host that end before the slot's module does, in order, that module's own last; and
+    whether the pass drew from Python's or numpy's RNG stream.
 
     Args:
         network: runs once, without a trace.
@@ -71,11 +72,13 @@ def calls_before(network: GrowingNetwork, inputs: torch.Tensor, slots: Sequence[
     handles += [module.register_forward_hook(leave) for module in modules]
     try:
         with untouched(network), torch.no_grad():
+            before = Streams.take(device_of(network))
             network(inputs)
+            draws = before.everybodys_moved()
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return found, draws
 
 
 @dataclass(frozen=True)
@@ -96,12 +99,16 @@ class Recording:
         network: the pass goes through it inside :meth:`running`.
         plan: from :func:`calls_before`.
         copies: keep copies as well: for hosts that write into tensors in place.
+        everybodys: keep where Python's and numpy's RNG streams stood, too.
     """
 
-    def __init__(self, network: GrowingNetwork, plan: Mapping[str, Sequence[Call]], *, copies: bool) -> None:
+    def __init__(
+        self, network: GrowingNetwork, plan: Mapping[str, Sequence[Call]], *, copies: bool, everybodys: bool = True
+    ) -> None:
         self._network = network
         self._plan = plan
         self._copies = copies
+        self._everybodys = everybodys
         self._kept: dict[Call, _Kept] = {}
         self._at_slot: dict[str, _Kept] = {}
         self._streams: dict[str, Streams] = {}
@@ -141,7 +148,7 @@ class Recording:
 
         def tap(tensor: torch.Tensor) -> None:
             self._at_slot[slot] = self._keep(tensor)
-            self._streams[slot] = Streams.take(device)
+            self._streams[slot] = Streams.take(device, everybodys=self._everybodys)
 
         return tap
 

@@ -9,13 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import nn
 
-from esperd.declarations import Topology
 from esperd.errors import InvalidSlot, UnknownName
 from esperd.growth.blocks import block_ends, inside
 from esperd.growth.flops import LOOKUPS
 from esperd.growth.outputs import prediction
 from esperd.growth.tracing import Traced, trace
-from esperd.messages.growth import SlotRecord
+from esperd.messages.growth import SlotRecord, Topology
 
 WILDCARDS = "*?["
 MOST_LISTED = 40

@@ -137,7 +137,7 @@ def _built(declaration: Blueprint, slot: SlotRecord) -> nn.Module:
         module: object = resolve(declaration.factory)(slot.shape)
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BlueprintRejected(
             f"blueprint {declaration.name!r} does not build for shape {slot.shape}: {type(error).__name__}: {error}",
             blueprint=declaration.name,

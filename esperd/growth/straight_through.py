@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from esperd.growth.streams import forked
+from esperd.growth.streams import Streams, forked
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -39,7 +39,7 @@ def straight_through(host: Tensor, enter: Callable[[Tensor], Tensor]) -> Tensor:
     Returns:
         (B, ...) equal to ``host``.
     """
-    with forked(host.device):
+    with forked(host.device, Streams.take(host.device, everybodys=False)):  # a seed draws from torch's streams alone
         entered = enter(host.detach())
     result: Tensor = _StraightThrough.apply(host, entered)  # type: ignore[no-untyped-call]  # torch does not annotate it
     return result

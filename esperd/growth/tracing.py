@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from esperd.declarations import Topology
 from esperd.errors import EsperError, InvalidData, InvalidModel
 from esperd.growth.host import require_plain
 from esperd.growth.outputs import parts, predicted, told
-from esperd.growth.untouched import streams_kept, untouched
+from esperd.growth.untouched import untouched
+from esperd.messages.growth import Topology
 
 TOPOLOGIES: Mapping[int, Topology] = {4: "cnn", 3: "transformer", 2: "mlp"}
 """By the number of a tensor's dimensions, batch included: (B, C, H, W), (B, T, D), (B, F)."""
@@ -143,12 +143,12 @@ def trace(host: nn.Module, batch: torch.Tensor) -> Trace:
     require_plain(host)
     _require_batch(batch)
     more = torch.cat([batch, batch[:1]])
-    with untouched(host), streams_kept(), torch.no_grad():
+    with untouched(host), torch.no_grad():
         try:
             first = _run(host, batch)
         except EsperError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a model that exits must not end the worker without a word
             raise does_not_run(type(host).__name__, batch, error) from error
         with _explained(f"the model runs on {len(batch)} samples, but not on {len(more)}; batches differ in size"):
             second = _run(host, more)
@@ -183,7 +183,7 @@ def _require_batch(batch: object) -> None:
     )
 
 
-def does_not_run(host: str, batch: torch.Tensor, error: Exception, *, of: str = "") -> InvalidModel:
+def does_not_run(host: str, batch: torch.Tensor, error: BaseException, *, of: str = "") -> InvalidModel:
     """The error of a host that does not take its own data.
 
     Args:
@@ -325,5 +325,5 @@ def _explained(what: str) -> Iterator[None]:
         yield
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidModel(f"{what}: {type(error).__name__}: {error}") from error

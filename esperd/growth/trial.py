@@ -64,19 +64,20 @@ def controlled_trial(
     twins = {"with": fork(grower), "without": fork(grower)}
     remove_group(twins["without"].optimizer, seed)
     twins["without"].network.remove(seed)
-    taken = {"with": _train(twins["with"], train(), start, steps=steps)}
-    taken["without"] = _train(twins["without"], train(), start, flops=twins["with"].ledger.total)
-    outcome = {name: _measured(twin, gate, name, seed) for name, twin in twins.items()}
-    spent = sum(twin.ledger.total for twin in twins.values())
-    grower.ledger.spent["trial"] += spent
-    for twin in twins.values():
-        grower.ledger.costs |= twin.ledger.costs  # what work costs is known now
+    try:
+        taken = {"with": _train(twins["with"], train(), start, steps=steps)}
+        taken["without"] = _train(twins["without"], train(), start, flops=twins["with"].ledger.total)
+        outcome = {name: _measured(twin, gate, name, seed) for name, twin in twins.items()}
+    finally:  # a trial that fails was not for free
+        spent = sum(twin.ledger.total for twin in twins.values())
+        grower.ledger.spent["trial"] += spent
+        for twin in twins.values():
+            grower.ledger.costs |= twin.ledger.costs  # what work costs is known now
     return grower.ranks.first(f"the trial of {seed}", _compared(grower, outcome, taken, spent))
 
 
 def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: float = math.inf, flops: float = math.inf) -> int:
     """Train a twin for so many steps, or as long as another step costs no more than ``flops`` in all, as rank 0 counts them."""
-    twin.network.train()
     taken, step_flops = 0, 0.0
 
     def affords_another() -> bool:
@@ -87,7 +88,8 @@ def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: flo
     with forked(start.device, start):
         while taken < steps and affords_another():
             before = twin.ledger.total
-            twin.train_step(*next(batches))
+            with twin.ranks.stepping():
+                twin.train_step(*next(batches))
             step_flops = twin.ledger.total - before
             taken += 1
     return taken

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -45,7 +43,7 @@ class Buffers:
 def untouched(
     network: nn.Module, *, but: nn.Module | None = None, streams: Streams | None = None, buffers: Buffers | None = None
 ) -> Iterator[None]:
-    """Run passes through ``network`` and leave its buffers and torch's RNG streams as they were, to the bit.
+    """Run passes through ``network`` and leave its buffers and the RNG streams as they were, to the bit.
 
     BatchNorm moves its running statistics in every training pass and dropout draws from the global stream; a second pass
     per step that did either would change what the host learns. A buffer that a pass replaces by another tensor, instead of
@@ -63,17 +61,3 @@ def untouched(
             yield
         finally:
             kept.put_back()
-
-
-@contextmanager
-def streams_kept() -> Iterator[None]:
-    """Leave the global RNG streams of Python and numpy as they were: some models draw from them.
-
-    Takes some 0.4 ms, which is why :func:`untouched` does not do it at every training step.
-    """
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

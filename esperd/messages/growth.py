@@ -9,6 +9,9 @@ from typing import Literal
 
 from esperd.messages.base import Value
 
+Topology = Literal["cnn", "mlp", "transformer"]
+"""What kind of tensor flows at a slot."""
+
 
 class Stage(enum.StrEnum):
     """Where a seed stands in its life. Values are stored on disk: never rename one, only add or retire."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
-from esperd.messages.growth import Attribution, Contribution, IntervalMethod, SlotRecord, Stage, Trial
+from esperd.messages.growth import Attribution, Contribution, IntervalMethod, SlotRecord, Stage, Topology, Trial
 from esperd.messages.policy import PolicySettings
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -28,6 +28,8 @@ USERS_OWN = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 OptimizerName = Annotated[
     str, msgspec.Meta(pattern=f"^(sgd|adam|adamw|{USERS_OWN})$", description="'sgd', 'adam', 'adamw' or your own module:function")
 ]
+BUILT_IN_OPTIMIZERS = ("sgd", "adam", "adamw")
+"""Those whose settings are keys of ``[optimizer]``."""
 SchedulerName = Annotated[
     str,
     msgspec.Meta(
@@ -54,7 +56,7 @@ class Optimizer(Section, frozen=True, kw_only=True):
     momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9
     """``sgd`` only."""
     nesterov: bool = False
-    """``sgd`` only."""
+    """``sgd`` only, with a momentum above 0."""
     betas: tuple[Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)], Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)]] = (0.9, 0.999)
     """``adam`` and ``adamw``."""
     implementation: Literal["auto", "foreach", "fused", "single"] = "auto"
@@ -62,7 +64,8 @@ class Optimizer(Section, frozen=True, kw_only=True):
     max_gradient_norm: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
     """Gradients are scaled down to this norm: the host's as a whole, each seed's as a whole. None: never."""
     options: dict[str, Any] = {}
-    """Keyword arguments of the user's own optimiser; those of the others are the keys above."""
+    """Keyword arguments of the user's own optimiser; those of the others are the keys above, and with them any here is an
+    error."""
 
 
 class Scheduler(Section, frozen=True, kw_only=True):
@@ -194,11 +197,11 @@ class Gates(Section, frozen=True, kw_only=True):
     """What G5 looks at: the contribution, or a controlled trial: twins with and without the seed, trained on for the same
     FLOPs."""
     trial_epochs: Annotated[float, msgspec.Meta(gt=0.0)] = 1.0
-    """Length of a controlled trial, in epochs of the network with the seed."""
-    topologies: dict[str, Thresholds] = {}
+    """Length of a controlled trial, in epochs of the network with the seed; at most ``budget.epochs``."""
+    topologies: dict[Topology, Thresholds] = {}
     """Other thresholds by topology of the slot: ``cnn``, ``mlp``, ``transformer``."""
     blueprints: dict[str, Thresholds] = {}
-    """Other thresholds by blueprint."""
+    """Other thresholds by blueprint: its name, no pattern."""
 
 
 class Governor(Section, frozen=True, kw_only=True):

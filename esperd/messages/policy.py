@@ -30,7 +30,8 @@ class ArmOption(Value, frozen=True, kw_only=True):
     """Forward FLOPs for one sample."""
     available: bool
     why_not: str = ""
-    """Why it may not be germinated now (slot taken, embargoed, over a budget); empty when available."""
+    """Why it may not be germinated now (slot taken, embargoed, over a budget, its blueprint does not import); empty when
+    available."""
 
 
 class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -55,7 +55,7 @@ class PolicyActor(Actor):
             answer = await anyio.to_thread.run_sync(_call, strategy.decide, request, abandon_on_cancel=True)
         except EsperError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise HandlerFailed(
                 f"strategy {name!r} raised {type(error).__name__} at point {request.point}: {error}",
                 strategy=name,

@@ -37,6 +37,8 @@ def judge(report: Report) -> Judgement:
     Accuracy decides where the job measured it, else the loss: of any other metric esperd does not know which direction is
     better. An interval that holds 0 shows no difference, whatever its mean.
     """
+    if report.grown.epochs == 0.0:
+        return Judgement(Paid.UNKNOWN, "nothing was trained: the budget was spent before the first step; raise it")
     if report.control is None:
         return Judgement(Paid.UNKNOWN, "the job ran no control (control = true adds one)")
     if report.comparison is None:

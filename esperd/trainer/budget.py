@@ -23,12 +23,14 @@ class Spent:
 
 
 def progress(budget: Budget, spent: Spent) -> float:
-    """Share of the budget that is gone: the largest over its limits, 1 or more when the run is over."""
+    """Share of the budget that is gone: the largest over its limits, 1 or more when the run is over. A limit of 0 is reached from
+    the beginning: the control of a network that was not trained at all has it.
+    """
     shares = []
     if budget.epochs is not None:
         shares.append(spent.steps / (budget.epochs * spent.steps_per_epoch))
     if budget.flops is not None:
-        shares.append(spent.flops / budget.flops)
+        shares.append(spent.flops / budget.flops if budget.flops > 0.0 else 1.0)
     if budget.seconds is not None:
         shares.append(spent.seconds / budget.seconds)
     return max(shares)
@@ -87,7 +89,7 @@ def _users_own(name: str) -> Schedule:
     for share in (0.0, 0.5, 1.0):
         try:
             factor = function(share)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidJob(
                 f"scheduler {name!r} raised {type(error).__name__} for {share}: {error}", key="scheduler.name"
             ) from error

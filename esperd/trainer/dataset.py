@@ -55,7 +55,7 @@ class DatasetSplit:
         try:
             samples = [self._dataset[row] for row in rows]
             stacked = default_collate(samples)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidData(
                 f"{self._where} could not deliver rows {rows[:5]}…: {type(error).__name__}: {error}",
                 split=self.name,

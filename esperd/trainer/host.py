@@ -53,7 +53,7 @@ class HostFactory:
             host = factory(**self.reference.options)
         except EsperError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ImportFailed(
                 f"host {self.job.host!r} raised {type(error).__name__}: {error}",
                 reference=self.reference.factory,
@@ -122,7 +122,7 @@ class HostFactory:
         try:
             with untouched(host), torch.no_grad():
                 output: object = host(inputs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self.does_not_run(inputs, error) from error
         return prediction(output)
 
@@ -143,6 +143,6 @@ class HostFactory:
             )
         return total / len(inputs)
 
-    def does_not_run(self, inputs: torch.Tensor, error: Exception) -> InvalidModel:
+    def does_not_run(self, inputs: torch.Tensor, error: BaseException) -> InvalidModel:
         """The error of a host that does not take its own data."""
         return does_not_run(f"host {self.job.host!r}", inputs, error, of=" of the train split")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 
@@ -35,16 +36,24 @@ class KernelSource:
         device: where seeds live.
         rng_seed: the job's; a seed's weights depend on it and on the seed's name alone, never on the host's RNG stream.
         sleep: waits so many seconds.
+        broken: blueprint → why it cannot be grown, see :func:`~esperd.trainer.factories.broken_factories`.
     """
 
     def __init__(
-        self, plugins: Plugins, desk: Desk, device: torch.device, rng_seed: int, sleep: Callable[[float], None] = time.sleep
+        self,
+        plugins: Plugins,
+        desk: Desk,
+        device: torch.device,
+        rng_seed: int,
+        sleep: Callable[[float], None] = time.sleep,
+        broken: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._plugins = plugins
         self._desk = desk
         self._device = device
         self._rng_seed = rng_seed
         self._sleep = sleep
+        self.broken = broken
         self.loaded: list[KernelLoaded] = []
         """Kernels loaded since this list was last emptied."""
 
@@ -77,7 +86,7 @@ class KernelSource:
                 entering = build_operator(operator, slot)
             except EsperError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise BlueprintRejected(
                     f"blueprint {blueprint!r} drew no weights for {slot.shape}: {type(error).__name__}: {error}",
                     blueprint=blueprint,

@@ -178,7 +178,7 @@ def _check_tokens(measure: PerSample, output: torch.Tensor, target: torch.Tensor
 def _check_values(measure: PerSample, output: torch.Tensor, target: torch.Tensor) -> None:
     try:
         values = measure(output, target)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InvalidModel(
             f"{measure.name!r} raised {type(error).__name__} on output {tuple(output.shape)} {output.dtype} and target "
             f"{tuple(target.shape)} {target.dtype}: {error}",

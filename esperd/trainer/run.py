@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from esperd.declarations import Blueprint
 from esperd.errors import EsperError, TrainingDiverged
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
@@ -54,11 +55,18 @@ TRIAL_EPOCHS = 500_000
 
 
 class Stopped(Exception):
-    """The run was asked to stop and did, after a whole step."""
+    """The run was asked to stop and did.
 
-    def __init__(self, why: StopReason) -> None:
+    Args:
+        why: as the daemon said.
+        between_steps: whether it stands after a whole step, where it can be saved. In the middle of a decision point it does not,
+            and the job goes on from its last checkpoint.
+    """
+
+    def __init__(self, why: StopReason, *, between_steps: bool = True) -> None:
         super().__init__(why)
         self.why: StopReason = why
+        self.between_steps = between_steps
 
 
 @dataclass
@@ -79,6 +87,8 @@ class Run:
         events: takes events as they happen.
         epoch_ended: called after each epoch, with the run between two epochs.
         chance_loss: loss of the best constant answer; None when there is no such number.
+        traced_flops: forward FLOPs of the host for one sample as they were counted before training: what a run that never came
+            to its first gate pass is measured with.
         clock: seconds, monotonic.
     """
 
@@ -107,6 +117,7 @@ class Run:
     """Losses of the steps since the governor was last shown any."""
     unavailable: UnavailableArms = field(default_factory=UnavailableArms)
     chance_loss: float | None = None
+    traced_flops: float = 0.0
     decision_points: int = 0
     """Times the policy was asked. It never goes back, not even with the network: an answer belongs to one question."""
 
@@ -114,7 +125,9 @@ class Run:
         self._started = self.clock()
         self._ended: float | None = None
         self.grower.steps_per_epoch = self.steps_per_epoch
-        self.grower.batches = TrialSamples(self.splits, self.job, self.device)
+        self.grower.batches = TrialSamples(self.splits, self.job, self.device, self.desk)
+        if self.grows:
+            self._refuse_broken()
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
@@ -162,7 +175,7 @@ class Run:
             TrainingDiverged: when the governor has nothing left to try.
         """
         if self.guard.snapshot is None:
-            self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None)
+            self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None, midway=self.batch > 0)
         while self.batch > 0 or self.progress < 1.0:  # an epoch that was begun is brought to its decision point
             try:
                 self._one_epoch()
@@ -200,7 +213,7 @@ class Run:
         batches = torch.split(order, self.job.batch_size)
         for index in range(self.batch, len(batches)):
             why = self.desk.stop_requested()
-            if why is not None:
+            if why is not None and (why == "cancel" or self._stands_well()):
                 raise Stopped(why)
             share = self.progress
             if share >= 1.0 and self.batch > 0:
@@ -223,6 +236,15 @@ class Run:
         self.batch, self.loss_sum, self.loss_samples = 0, None, 0
         self.grower.epoch += 1
         return mean
+
+    def _stands_well(self) -> bool:
+        """Whether this is a point to go on from later. One that the governor is about to leave is not: a job resumed there would
+        have nothing else to go back to. It will have left within :attr:`Governor.steps` steps. Waits for the device.
+        """
+        if not self.job.governor.enabled:
+            return True
+        whole = all(bool(torch.isfinite(parameter).all()) for parameter in self.grower.network.parameters())
+        return whole and not (self.look and self.guard.would_go_back(float(torch.stack(self.look).mean()), len(self.look)))
 
     def _look(self) -> None:
         """Show the governor the latest steps: here the device is waited for."""
@@ -289,6 +311,13 @@ class Run:
         self.refused = [r for r in self.refused if (r.slot, r.blueprint, r.by) != (arm.slot, arm.blueprint, by)]
         self.refused.append(RefusedArm(slot=arm.slot, blueprint=arm.blueprint, epoch=self.grower.epoch, by=by, reason=reason))
 
+    def _refuse_broken(self) -> None:
+        """Tell, once, of the arms that cannot be grown in this job because their blueprint does not import."""
+        for slot in self.grower.network.slots:
+            for blueprint, reason in self.source.broken.items():
+                if not self.source.unfit(blueprint, slot):
+                    self._refuse(Arm(slot=slot.slot, blueprint=blueprint), "gate", reason)
+
     def _observe(self, train_loss: float, measured: Measured) -> Observation:
         grower = self.grower
         epoch_flops = (grower.ledger.cost("train", grower.structure()) or 0.0) * self.splits.train.samples
@@ -321,19 +350,37 @@ class Run:
                 if self.source.unfit(blueprint.name, slot):
                     continue
                 arm = Arm(slot=slot.slot, blueprint=blueprint.name)
-                operator = self.job.growth.operator
-                parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
+                price = self._price(arm, blueprint, slot)
+                if price is None:
+                    continue
+                parameters, flops_per_sample = price
                 total = self.grower.network.effective_parameters + parameters
-                why_not = taken or self.unavailable.why_not(arm, self.grower.epoch)
+                broken = self.source.broken.get(blueprint.name, "")
+                why_not = broken or taken or self.unavailable.why_not(arm, self.grower.epoch)
                 if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
                     why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
                 yield ArmOption(
                     arm=arm,
                     parameters=parameters,
-                    flops_per_sample=blueprint.flops(slot.shape) + operator_flops(operator, slot),
+                    flops_per_sample=flops_per_sample,
                     available=not why_not,
                     why_not=why_not,
                 )
+
+    def _price(self, arm: Arm, blueprint: Blueprint, slot: SlotRecord) -> tuple[int, float] | None:
+        """Parameters and FLOPs of an arm, by the formulas of its blueprint. None when they fail: what has no price is not
+        offered, and that is told among the refused.
+        """
+        operator = self.job.growth.operator
+        try:
+            parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
+            flops_per_sample = blueprint.flops(slot.shape) + operator_flops(operator, slot)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin's formula raises costs its own arm
+            reason = f"a formula of blueprint {blueprint.name!r} fails for {slot.shape}: {type(error).__name__}: {error}"
+            if not any((told.slot, told.blueprint, told.reason) == (arm.slot, arm.blueprint, reason) for told in self.refused):
+                self._refuse(arm, "gate", reason)
+            return None
+        return parameters, flops_per_sample
 
     def _why_taken(self, slot: SlotRecord) -> str:
         for seed in self.grower.network.port(slot.slot):
@@ -371,7 +418,8 @@ class Run:
     def flops_per_sample(self) -> float:
         """Forward FLOPs of the network as it is: host and every seed with alpha above 0."""
         seeds = (seed.flops_per_sample for seed in self.grower.network.seeds() if seed.alpha > 0.0)
-        return self.host_flops_per_sample + sum(seeds)
+        host = self.grower.ledger.cost("gate", "host")
+        return (self.traced_flops if host is None else host) + sum(seeds)
 
     def audit(self) -> tuple[Measured, Metrics]:
         """Read the audit split. To be called once, when nothing will be decided any more."""
@@ -477,12 +525,20 @@ class TrialSamples:
     splits: Splits
     job: Job
     device: torch.device
+    desk: Desk
 
     def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches without end: passes over the train split in orders that no training epoch has."""
+        """Batches without end: passes over the train split in orders that no training epoch has.
+
+        Raises:
+            Stopped: the daemon asked for it. The trial is abandoned, and run anew when the job goes on.
+        """
         for passes in itertools.count():
             order = epoch_order(self.job.rng_seed, TRIAL_EPOCHS + epoch + passes, self.splits.train.samples)
             for indices in torch.split(order, self.job.batch_size):
+                why = self.desk.stop_requested()
+                if why is not None:
+                    raise Stopped(why, between_steps=False)
                 inputs, targets = self.splits.train.batch(indices)
                 yield inputs.to(self.device), targets.to(self.device)
 

@@ -42,6 +42,7 @@ from esperd.trainer.budget import resolve_schedule
 from esperd.trainer.checkpoint import FinishedGrowth, SessionState
 from esperd.trainer.data import check_labels, check_sizes, load_splits
 from esperd.trainer.desk import Desk
+from esperd.trainer.factories import broken_factories
 from esperd.trainer.guard import rollbacks
 from esperd.trainer.host import HostFactory
 from esperd.trainer.kernel_source import KernelSource
@@ -77,7 +78,8 @@ class Session:
         sleep: waits so many seconds.
 
     Raises:
-        EsperError: model, data, slots, loss, metric or export directory do not fit; each with its own class.
+        EsperError: model, data, slots, loss, metric or export directory do not fit, or a blueprint that the job names does not
+            import; each with its own class.
     """
 
     def __init__(
@@ -111,8 +113,7 @@ class Session:
             _require_writable(self.export_directory)
         torch.set_num_threads(job.threads)
         torch.backends.mha.set_fastpath_enabled(False)  # its products would be hidden from the ledger
-        for blueprint in plugins.blueprints.matching(job.growth.blueprints):
-            resolve(blueprint.factory)
+        plugins.blueprints.matching(job.growth.blueprints)  # refuses a name that nothing registered
         self.strategy = plugins.strategies[job.policy.strategy]
         self.schedule = resolve_schedule(job.scheduler)
         self.curve = resolve(plugins.alpha_schedules[job.growth.alpha_schedule].curve)
@@ -122,6 +123,7 @@ class Session:
         self.hosts = HostFactory(job, plugins, self.device)
         host = self.hosts.build()
         self.slots = self._find_slots(host)
+        self.broken = broken_factories(plugins, job.growth.blueprints, {slot.topology for slot in self.slots})
         self._check(host)
         self.host_flops_per_sample = self.hosts.flops(host, self._batch(TRACE_SAMPLES)[0])
         self._first_host: nn.Module | None = host
@@ -158,7 +160,7 @@ class Session:
         else:
             host = self.hosts.build()
         network = GrowingNetwork(host, self.slots if phase == "growth" else ())
-        source = KernelSource(self.plugins, self.desk, self.device, self.job.rng_seed, self.sleep)
+        source = KernelSource(self.plugins, self.desk, self.device, self.job.rng_seed, self.sleep, self.broken)
         grower = Grower(
             network=network,
             optimizer=build_optimizer(self.job.optimizer, network.host.parameters()),
@@ -187,6 +189,7 @@ class Session:
             plugins=self.plugins,
             schedule=self.schedule,
             chance_loss=self.chance_loss,
+            traced_flops=self.host_flops_per_sample,
             device=self.device,
             events=self.events,
             epoch_ended=self._epoch_ended,
@@ -222,12 +225,15 @@ class Session:
                 return self._conclude(run)
             return self._conclude(None)
         except Stopped as stopped:
-            if stopped.why != "cancel":
+            if stopped.why != "cancel" and stopped.between_steps:
                 self._checkpoint(run)
             self._flush()
             raise
 
     def _control_budget(self) -> Budget:
+        """As many FLOPs as growth took. None at all when the budget was spent before the first step: the control is then measured
+        as it is, and the report's verdict says that nothing was trained.
+        """
         assert self.finished is not None  # noqa: S101 - the control starts after growth has finished
         return Budget(flops=self.finished.metrics.training_flops)
 

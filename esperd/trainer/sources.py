@@ -56,7 +56,7 @@ def _try(reference: str, work: Callable[[], Any]) -> Any:  # noqa: ANN401 - what
         return work()
     except EsperError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ImportFailed(
             f"data function {reference!r} raised {type(error).__name__}: {error}",
             reference=reference,
@@ -105,9 +105,7 @@ def _read_npz(path: Path, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
     if unknown:
         raise InvalidData(f"an .npz file takes the options mean and std, not {', '.join(unknown)}", key="data_options")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise InvalidData(f"{path} is a single array, not an .npz archive", path=str(path))
+        with _archive(path) as file:
             names = set(file.files)
             if {"x", "y"} <= names:
                 return _normalised("the data set", file["x"], options), file["y"]
@@ -126,6 +124,16 @@ def _read_npz(path: Path, options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - 
         raise InvalidData(f"cannot read {path}: {error.strerror or error}", path=str(path)) from error
     except (ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InvalidData(f"{path} is not an .npz file of plain arrays: {error}", path=str(path)) from error
+
+
+def _archive(path: Path) -> np.lib.npyio.NpzFile:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):  # numpy goes by content: an .npy file of any name is an array
+        raise InvalidData(
+            f"{path} is a single array (an .npy file), not an .npz archive; write it with np.savez(path, x=..., y=...)",
+            path=str(path),
+        )
+    return file
 
 
 def _normalised(where: str, values: npt.NDArray[Any], options: Mapping[str, Any]) -> Any:  # noqa: ANN401 - array or tensor

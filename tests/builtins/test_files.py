@@ -65,10 +65,12 @@ def test_the_vocabulary_is_that_of_the_whole_file_or_the_one_given(tmp_path):
     ("content", "options", "message"),
     [
         (b"abc\xffdef", {}, "not UTF-8 text: byte 3 is 0xff"),
+        (b"\xef\xbb\xbfabc\xffdef", {}, "not UTF-8 text: byte 6 is 0xff"),
         (b"", {}, "is empty"),
         (b"abcabz", {"vocabulary": "abc"}, "character 'z' at place 5 .* not in the vocabulary of 3"),
         (b"abc", {"vocabulary": "aba"}, "different characters"),
         (b"abc", {"vocabulary": ["a"]}, "different characters"),
+        (b"abc", {"vocabulary": "ab\ud800"}, r"half a character, '.ud800' at place 2: .*a\.txt"),
         (b"abc", {"context": 0}, "'context' of data 'text' must be a whole number"),
         (b"abc", {"stride": 1.5}, "'stride'"),
     ],
@@ -79,6 +81,14 @@ def test_a_text_that_cannot_be_read_says_why(tmp_path, content, options, message
 
     with pytest.raises(InvalidData, match=message):
         text(str(file), **options)
+
+
+def test_a_byte_order_mark_is_no_character(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_bytes(b"\xef\xbb\xbfabba")
+
+    assert text(str(file), context=1).tokens.tolist() == [0, 1, 1, 0]
+    assert text(str(file), context=1, vocabulary="ba").tokens.tolist() == [1, 0, 0, 1]
 
 
 def test_a_part_too_short_for_a_window_is_named(book):
@@ -92,6 +102,9 @@ def test_a_path_that_leads_nowhere_is_named(load, tmp_path):
         load(str(tmp_path / "absent"))
     with pytest.raises(InvalidData, match="must be a path, not 3"):
         load(3)
+    for name in ("nul\0", "half\ud800"):
+        with pytest.raises(InvalidData, match=rf"cannot be a path: .*{name[:3]}"):
+            load(name)
 
 
 # --- idx -------------------------------------------------------------------------------------------------------------------
@@ -150,6 +163,7 @@ def test_idx_test_files_become_the_audit_split(mnist):
         (idx_bytes(PIXELS, shape=(2**32 - 1, 2**32 - 1)), "truncated"),
         (gzip.compress(idx_bytes(PIXELS))[:-4], "cannot be unpacked: .*ended"),
         (gzip.compress(idx_bytes(PIXELS))[:20] + b"x" * 30, "cannot be unpacked"),
+        (idx_bytes(PIXELS, shape=(5, 3, 2, *[1] * 62)), "has 65 dimensions; at most 32"),
         (idx_bytes(PIXELS[:4]), "holds 4 samples and .* 5 labels"),
     ],
 )
@@ -210,8 +224,10 @@ def test_cifar_100_has_fine_and_coarse_labels(cifar100):
 
 
 def test_labels_that_cifar_10_does_not_have_are_refused(cifar10):
-    with pytest.raises(InvalidData, match=r"must be fine for CIFAR-10, not 'coarse'"):
+    with pytest.raises(InvalidData, match=r"must be fine for CIFAR-10 in .*, not 'coarse'"):
         cifar(str(cifar10), labels="coarse")
+    with pytest.raises(InvalidData, match=rf"must be fine for CIFAR-10 in {cifar10}, not \['fine'\]"):
+        cifar(str(cifar10), labels=["fine"])
 
 
 @pytest.mark.parametrize("names", [("data_batch_1", "batches.meta"), ("train", "meta")])

@@ -94,6 +94,66 @@ def test_a_wrong_element_of_a_list_is_named_with_its_index():
     assert error.message == "job.toml, line 9: slots.patterns[1]: expected a string, got 3"
 
 
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        (
+            "[gates.topologies.cn]\nmin_gradient_ratio = 0.1\n",
+            "line 8: unknown key 'cn' in [gates.topologies]; did you mean 'cnn'? (known keys: cnn, mlp, transformer)",
+        ),
+        (
+            "[gates.topologies.mlp]\n[gates.topologies.cnn]\nmin_gradient_ratio = 'x'\n",
+            "line 10: gates.topologies.cnn.min_gradient_ratio: expected a number, got 'x'",
+        ),
+        (
+            "[gates.blueprints.norm]\nmin_gradient = 0.1\n",
+            "line 9: unknown key 'min_gradient' in [gates.blueprints.norm]; did you mean 'min_gradient_ratio'? (known keys: ",
+        ),
+        (
+            "[gates.topologies.cnn]\nmin_contribution = nan\n",
+            "line 9: gates.topologies.cnn.min_contribution: expected a finite number, got nan",
+        ),
+        ("[gates.topologies]\ncnn = 3\n", "line 9: gates.topologies.cnn: expected a table, got 3"),
+    ],
+)
+def test_thresholds_for_some_seeds_are_checked_as_strictly_as_any_table(tables, told):
+    assert refusal(GOOD + tables).message.startswith(f"job.toml, {told}")
+
+
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        (
+            "[optimizer]\nname = 'sgd'\nmomentum = 0.0\nnesterov = true\n",
+            "line 11: optimizer.nesterov: needs momentum; set optimizer.momentum above 0, or nesterov = false",
+        ),
+        (
+            "[optimizer]\nname = 'adam'\n[optimizer.options]\namsgrad = true\n",
+            "line 10: optimizer.options: amsgrad: options are for an optimizer of your own, those of 'adam' are keys",
+        ),
+        (
+            "[gates]\nproof = 'trial'\ntrial_epochs = 20.5\n",
+            "line 10: gates.trial_epochs: a trial of 20.5 epochs is longer than the whole job, budget.epochs = 20; lower it",
+        ),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused_with_what_to_change(tables, told):
+    error = refusal(GOOD + tables)
+    assert error.message.startswith(f"job.toml, {told}")
+    assert error.fields["key"] == told.split(": ")[1]
+
+
+def test_values_that_only_look_like_a_contradiction_are_taken(tmp_path):
+    for tables in (
+        "[optimizer]\nname = 'sgd'\nnesterov = true\n",
+        "[optimizer]\nname = 'mine:optimizer'\noptions = {amsgrad = true}\n",
+        "[gates]\nproof = 'trial'\ntrial_epochs = 20.0\n",
+        "[gates]\ntrial_epochs = 30.0\n",
+        "[gates.topologies.cnn]\nmin_contribution = 0.1\n[gates.blueprints.'their own']\n",
+    ):
+        assert parse_job(GOOD + tables, tmp_path, origin="job.toml").budget.epochs == 20
+
+
 def test_a_value_where_a_table_belongs_is_refused():
     assert refusal("budget = 3\nhost = 'a'\ndata = 'b'").message == "job.toml, line 1: budget: expected a table, got 3"
 

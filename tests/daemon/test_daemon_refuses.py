@@ -31,6 +31,7 @@ async def refusal(daemon, changes, error_class=InvalidJob):
         ({"growth": {"blueprints": ["conv_hevy*"]}}, "conv_hevy*", "conv_heavy"),
         ({"growth": {"alpha_schedule": "steep"}}, "steep", "cosine"),
         ({"policy": {"strategy": "oracle"}}, "oracle", "ucb"),
+        ({"gates": {"blueprints": {"conv_ligth": {}}}}, "conv_ligth", "did you mean 'conv_light'?"),
     ],
 )
 @pytest.mark.asyncio
@@ -46,6 +47,9 @@ async def test_a_name_that_nothing_registered_is_refused_with_those_that_exist(d
         ({"budget": {}}, "budget", "needs a limit"),
         ({"split": {"gate": 0.6, "audit": 0.5}}, "split", "leave nothing to train on"),
         ({"workdir": "/no/such/folder"}, "workdir", "/no/such/folder"),
+        ({"optimizer": {"name": "sgd", "momentum": 0.0, "nesterov": True}}, "optimizer.nesterov", "needs momentum"),
+        ({"optimizer": {"options": {"amsgrad": True}}}, "optimizer.options", "amsgrad"),
+        ({"gates": {"proof": "trial", "trial_epochs": 3.0}}, "gates.trial_epochs", "budget.epochs = 2"),
         ({"workdir": "relative"}, "workdir", "relative"),
         ({"data": "missing.npz"}, "data", "missing.npz"),
         ({"python": "/no/such/python"}, "python", "No such file"),
@@ -96,7 +100,7 @@ async def test_a_malformed_job_file_is_refused_with_its_place(daemon, tmp_path, 
 
 MISTAKES = {
     "does not import": ({"host": "broken_import:network"}, "import_failed", ["no_such_package_anywhere"]),
-    "leaves the interpreter": ({"host": "networks:leaves"}, "job_failed", ["SystemExit", "usage: networks.py"]),
+    "leaves the interpreter": ({"host": "networks:leaves"}, "import_failed", ["SystemExit", "usage: networks.py"]),
     "does not fit the loss": ({"host": "networks:sequence_output"}, "invalid_model", ["cross_entropy", "(4, 12, 1)"]),
     "slot pattern": ({"growth": {}, "slots": {"patterns": ["features.*"]}}, "unknown_name", ["features.*", "second"]),
     "overlapping splits": ({"data": "samples:overlapping"}, "invalid_data", ["50", "train", "audit"]),

@@ -18,6 +18,7 @@ from esperd.growth.lifecycle import Life
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.operators import operator as build_operator
 from esperd.growth.optimizer import build_optimizer
+from esperd.growth.precision import Precision
 from esperd.growth.slots import find_slots
 from esperd.growth.source import GrownModule
 from esperd.messages.growth import SlotRecord, Stage
@@ -128,9 +129,11 @@ class Kernels:
 
 
 def grower(events: list | None = None, *, optimizer: Optimizer | None = None, seed: int = 0, **options) -> Grower:
-    """A grower at its very beginning. ``options``: source, settings, dropout, or fields of Growth."""
+    """A grower at its very beginning. ``options``: source, settings, dropout, precision, criterion, or fields of Growth."""
     net = network(seed, options.pop("dropout", 0.2))
     source, settings = options.pop("source", None), options.pop("settings", Gates())
+    precision, criterion = Precision(options.pop("precision", "float32")), options.pop("criterion", loss)
+    optimizer = optimizer or Optimizer(learning_rate=2e-2)
     durations = {
         "incubation": "lookahead",
         "incubation_epochs": 1,
@@ -140,8 +143,8 @@ def grower(events: list | None = None, *, optimizer: Optimizer | None = None, se
     }
     grown = Grower(
         network=net,
-        optimizer=build_optimizer(optimizer or Optimizer(learning_rate=2e-2), net.host.parameters()),
-        loss=loss,
+        optimizer=build_optimizer(optimizer, net.host.parameters()),
+        loss=criterion,
         metric=accuracy,
         growth=Growth(**{**durations, **options}),
         settings=settings,
@@ -151,6 +154,8 @@ def grower(events: list | None = None, *, optimizer: Optimizer | None = None, se
         source=source or Kernels(),
         ledger=Ledger(),
         emit=(events if events is not None else []).append,
+        precision=precision,
+        max_gradient_norm=optimizer.max_gradient_norm,
     )
     grown.steps_per_epoch = SAMPLES // BATCH
     grown.sample = (TRAIN[0][:BATCH], TRAIN[1][:BATCH])

@@ -18,7 +18,6 @@ from esperd.growth.governor import (
     SMALLEST_SHARE,
     Fail,
     GateObserved,
-    GradientsObserved,
     Resumed,
     Rollback,
     SnapshotTaken,
@@ -72,12 +71,6 @@ def test_a_loss_that_is_not_finite_trips_at_once(loss, before):
         (rollback,) = rollbacks(follow(watch, [occurrence])[1])
         assert "is not finite" in rollback.reason
         assert rollback.numbers == {"loss": None}
-
-
-def test_a_gradient_that_is_not_finite_trips_at_once():
-    assert follow(trained(), [GradientsObserved(finite=True)])[1] == []
-    (rollback,) = follow(trained(), [GradientsObserved(finite=False)])[1]
-    assert rollback.reason == "a gradient is not finite in epoch 4"
 
 
 def test_a_training_loss_far_above_its_level_trips_when_it_stays_there():
@@ -431,10 +424,6 @@ class Governs(RuleBasedStateMachine):
     @rule(loss=st.sampled_from(NOT_FINITE))
     def gate_is_not_finite(self, loss):
         self.see(GateObserved(loss, self.epoch + 1), must_trip=True)
-
-    @rule(are_finite=st.booleans())
-    def gradients_are_seen(self, are_finite):
-        self.see(GradientsObserved(are_finite), must_trip=not are_finite)
 
     @precondition(lambda self: not self.failed)
     @rule(live_seeds=st.integers(0, 2))

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from small_growth import batches, germinate, grower, steps
 from torch import nn
 
-from esperd.growth.gradients import DECAY, EXPLODING, RATIO_CEILING, GradientHealth, GradientRatio, gradient_norms
+from esperd.growth.gradients import DECAY, EXPLODING, RATIO_CEILING, STRIDE, GradientHealth, GradientRatio, gradient_norms
+from esperd.growth.optimizer import set_learning_rate
+from esperd.messages.jobs import Optimizer
 
 
 def ratio(host: int = 100, *sizes: int) -> GradientRatio:
@@ -101,3 +104,22 @@ def test_a_gradient_that_is_not_a_number_gives_no_ratio_and_hides_none():
     assert gathered.read().ratio is None
     gathered.observe(torch.ones(1), torch.ones(1))
     assert gathered.read() == GradientHealth(ratio=pytest.approx(2.0), vanished_share=0.0, exploded_share=0.5)
+
+
+def test_a_host_whose_norm_is_not_finite_says_nothing_of_the_ratio():
+    ratio = GradientRatio(10, [4])
+    ratio.observe(torch.tensor([torch.inf]), torch.tensor([1.0]))
+    assert ratio.read().ratio is None
+
+
+def test_statistics_are_of_gradients_as_they_are_and_not_as_they_are_clipped():
+    plain, clipped = (grower(optimizer=Optimizer(max_gradient_norm=limit), dropout=0.0) for limit in (None, 1e-3))
+    for grown in (plain, clipped):
+        assert grown.apply(germinate("conv_light", "first")) is None
+        set_learning_rate(grown.optimizer, 0.0, 0)  # so that both have the same gradients at every step
+        steps(grown, batches(0)[:STRIDE])
+    norms = [gradient_norms(grown.network.seed("first#0").parameters()).norm() for grown in (plain, clipped)]
+    assert norms[0] > 1e-3 >= norms[1] * (1 - 1e-3)
+    health = [grown.incubator.health(grown.network.seed("first#0")) for grown in (plain, clipped)]
+    assert health[0].ratio is not None
+    assert health[0] == health[1]

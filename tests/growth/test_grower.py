@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
-from small_growth import BATCH, GATE, SAMPLES, batches, end, epoch, germinate, grower, same, steps, tensors_of, until
+from small_growth import BATCH, GATE, SAMPLES, batches, end, epoch, germinate, grower, loss, same, steps, tensors_of, until
 
 from esperd.errors import InvalidSlot, NotTraining, TrainingDiverged
 from esperd.growth.alpha import cosine
+from esperd.growth.contribution import measure
 from esperd.growth.optimizer import set_learning_rate
 from esperd.messages.growth import Stage
 from esperd.messages.jobs import Gates
@@ -190,3 +193,50 @@ def test_the_hosts_learning_rate_can_be_read_back():
     set_learning_rate(grown.optimizer, 0.125, 0)
     assert grown.host_learning_rate() == 0.125
     assert grown.host_parameters == sum(parameter.numel() for parameter in grown.network.host.parameters())
+
+
+def test_a_gate_loss_of_an_earlier_decision_point_proves_nothing():
+    grown = grower(incubation="joint", shadowing_epochs=2)
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    until(grown, "first#0", Stage.SHADOWING)
+    for _ in range(3):
+        steps(grown, batches(grown.epoch))
+        grown.epoch += 1
+        grown.end_epoch()
+    seed = grown.network.seed("first#0")
+    assert seed.stage is Stage.SHADOWING
+    assert seed.verdict.reason == "the gate loss was not measured over the window"
+
+
+def test_while_the_host_stands_still_no_time_passes_for_a_seed_that_it_hears():
+    grown = grower(incubation="frozen_input", incubation_epochs=2)
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    heard = until(grown, "first#0", Stage.BLENDING)
+    steps(grown, batches(7)[:1])
+    alpha = heard.alpha
+    grown.apply(germinate("squeeze_excite", "second"))
+    epoch(grown)
+    epoch(grown)
+    assert (heard.stage, heard.alpha) == (Stage.BLENDING, alpha)
+    epoch(grown)
+    assert heard.alpha > alpha
+
+
+def test_a_seed_gone_wrong_behind_the_host_does_not_reach_the_loss_of_the_network_as_it_is():
+    grown = grower(dropout=0.0, incubation_epochs=2, settings=Gates(min_gradient_ratio=9.9))
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    epoch(grown)
+    epoch(grown)
+    assert grown.gate_pass.fused, "its passes are stacked"
+    seed = grown.network.seed("first#0")
+    assert seed.stage is Stage.TRAINING, "G2 refused, it gets as long again"
+    with torch.no_grad():
+        for parameter in seed.parameters():
+            parameter.fill_(math.nan)
+    grown.epoch += 1
+    measured = grown.measure([GATE])
+    assert measured.mean_loss == pytest.approx(measure(grown.network, [GATE], loss).mean_loss, rel=1e-5)
+    assert math.isnan(seed.prospect.loss)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from small_growth import BATCH, GATE, SAMPLES, TRAIN, epoch, germinate, grower, loss, network, same, tensors_of
+from small_growth import BATCH, GATE, SAMPLES, TRAIN, batches, epoch, germinate, grower, loss, network, same, steps, tensors_of
 from torch import nn
 
+from esperd.growth import BlueprintSource, GrowingNetwork, assemble, find_slots, measure
 from esperd.growth.flops import count_flops
+from esperd.growth.gate_pass import variants_due
 from esperd.growth.ledger import Ledger
 from esperd.messages.growth import Stage
 
@@ -98,8 +101,8 @@ def test_being_counted_changes_no_bit():
     counted, plain = grower(), grower()
     for grown in (counted, plain):
         grown.apply(germinate("bottleneck", "second"))
-    plain.ledger.charge = lambda purpose, structure, samples, work: work()
-    plain.ledger.cost = lambda purpose, structure: 1.0
+    plain.ledger.charge = lambda purpose, structure, samples, work, shape=(): work()
+    plain.ledger.cost = lambda purpose, structure, shape=None: 1.0
     for grown in (counted, plain):
         torch.manual_seed(3)
         for _ in range(5):
@@ -132,3 +135,43 @@ def test_a_split_of_several_batches_is_charged_once():
     halves = [(GATE[0][:40], GATE[1][:40]), (GATE[0][40:], GATE[1][40:])]
     grown.measure(halves)
     assert grown.ledger.spent["gate"] == SAMPLES * FORWARD
+
+
+class Sequences(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.mix, self.head = nn.Embedding(9, 16), nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x):
+        return self.head(self.mix(self.embed(x)).mean(1))
+
+
+def test_sequences_of_another_length_cost_what_they_cost():
+    short, long = torch.zeros(8, 4, dtype=torch.int64), torch.zeros(8, 64, dtype=torch.int64)
+    host, targets = Sequences(), torch.zeros(8, dtype=torch.int64)
+    network = GrowingNetwork(host, find_slots(host, short, patterns=("mix",)))
+    grown = assemble(network, BlueprintSource(()), loss=loss, steps_per_epoch=4)
+    network.train()
+    for _ in range(2):
+        grown.train_step(short, targets)
+        before = grown.ledger.total
+        grown.train_step(long, targets)
+        _, true = count_flops(lambda: loss(network(long), targets).mean().backward())
+        assert grown.ledger.total - before == true
+    assert grown.ledger.cost("train", "host") == grown.ledger.cost("train", "host", (64,))
+
+
+def test_what_is_taught_straight_through_is_in_no_gate_pass_and_not_taken_off_its_price():
+    grown = grower(incubation="straight_through", dropout=0.0, incubation_epochs=1)
+    epoch(grown)
+    grown.apply(germinate("conv_heavy", "first"))
+    steps(grown, batches(1))
+    grown.gate_pass.fused, grown.gate_pass.tried = False, {"first#0"}
+    due = variants_due(grown.network.seeds(), grown.growth)
+    _, true = count_flops(lambda: measure(grown.network, [GATE], loss, variants=due))
+    grown.gate_pass.run([GATE], grown.structure(), {}, 1)
+    before = dict(grown.ledger.spent)
+    grown.gate_pass.run([GATE], grown.structure(), due, 1)
+    spent = {purpose: grown.ledger.spent[purpose] - before[purpose] for purpose in before}
+    assert spent["ablation"] > 0
+    assert spent["gate"] + spent["ablation"] == pytest.approx(true)

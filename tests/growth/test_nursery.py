@@ -23,6 +23,7 @@ from small_growth import (
 from torch import nn
 
 from esperd.growth.contribution import measure
+from esperd.growth.gradients import GradientHealth
 from esperd.growth.nursery import choose, screenings
 from esperd.messages.growth import Contribution, Stage
 from esperd.messages.jobs import Gates
@@ -130,6 +131,20 @@ def test_the_winner_goes_on_in_the_jobs_own_mode_with_what_it_has_learned(incuba
     assert winner.life.epochs_in_stage == 0
     assert same(dict(winner.state_dict()), learned[winner.name])
     assert until(grown, winner.name, Stage.PROBATIONARY)
+
+
+def test_what_was_gathered_in_a_screening_says_nothing_of_the_winners_own_incubation():
+    grown = screening(incubation_epochs=9, dropout=0.0)
+    steps(grown, batches(grown.epoch))
+    screened = {seed.name: grown.incubator.health(seed) for seed in grown.network.seeds()}
+    assert all(health.ratio is not None for health in screened.values())
+    end(grown)
+    (winner,) = grown.network.seeds()
+    assert winner.gradient_ratio == screened[winner.name].ratio
+    assert grown.incubator.gathered == {}
+    assert grown.incubator.health(winner) == GradientHealth()
+    steps(grown, batches(grown.epoch))
+    assert float(grown.incubator.incubation(winner).ratio.sums[-1]) == 1.0, "one sample: that of its own incubation"
 
 
 def prospect(loss_saved: float) -> Contribution:

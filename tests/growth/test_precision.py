@@ -7,9 +7,11 @@ import torch
 from small_growth import TRAIN, batches, epoch, germinate, grower, same, seed_of, steps, tensors_of, until
 from torch import nn
 
+from esperd.growth import incubation
+from esperd.growth.incubation import SecondPass, lookahead_gradients
 from esperd.growth.precision import Precision
 from esperd.messages.growth import Stage
-from esperd.messages.jobs import Optimizer
+from esperd.messages.jobs import Gates, Optimizer
 
 
 def in_precision(name: str, **options):
@@ -89,3 +91,20 @@ def test_a_seed_answers_in_the_dtype_of_its_slot():
     grown.network.insert(seed_of(nn.Conv2d(4, 4, 3, padding=1), grown.network.slots[0], alpha=0.5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert grown.network(TRAIN[0][:2]).isfinite().all()
+
+
+def test_a_gradient_that_overflows_at_every_step_is_seen_although_the_scaler_never_meets_it(monkeypatch):
+    def overflowing(*args, **options):
+        second = lookahead_gradients(*args, **options)
+        return SecondPass(second.loss, (torch.full_like(second.gradients[0], torch.inf), *second.gradients[1:]))
+
+    shares = []
+    monkeypatch.setattr(incubation, "lookahead_gradients", overflowing)
+    for name in ("float32", "float16"):
+        grown = in_precision(name, incubation_epochs=9)
+        epoch(grown)
+        assert grown.apply(germinate("conv_light", "first")) is None
+        steps(grown, batches(1))
+        shares.append(grown.incubator.health(grown.network.seed("first#0")).exploded_share)
+        assert all(torch.isfinite(parameter).all() for parameter in grown.network.host.parameters())
+    assert min(shares) > Gates().max_exploded_share

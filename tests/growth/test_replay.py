@@ -179,7 +179,7 @@ def test_a_host_is_the_same_to_the_bit_whether_a_seed_learns_beside_it_or_not(ho
 
 def test_a_pass_from_the_slot_runs_nothing_that_stands_before_it():
     net = grown_host(ResNet(), "blocks.2")
-    recording = Recording(net, calls_before(net, X, ["blocks.2"]), copies=False)
+    recording = Recording(net, calls_before(net, X, ["blocks.2"])[0], copies=False)
     with recording.running():
         net(X)
     seed = next(iter(net.seeds()))
@@ -198,7 +198,7 @@ def test_a_host_that_takes_another_way_is_noticed_and_served_by_whole_passes():
     host = Moody()
     net = GrowingNetwork(host, find_slots(host, X[:4], patterns=("first",))).train()
     host.passes = 0
-    plan = calls_before(net, X, ["first"])
+    plan, _ = calls_before(net, X, ["first"])
     recording = Recording(net, {"first": (*plan["first"], (host.second, 5))}, copies=False)
     with pytest.raises(OrderChanged), recording.running():
         net(X)

@@ -19,8 +19,8 @@ from esperd.growth.network import GrowingNetwork
 from esperd.growth.optimizer import build_optimizer, set_learning_rate
 from esperd.growth.snapshot import GrowerState, restore, take
 from esperd.messages.growth import SeedRecord, Stage
-from esperd.messages.jobs import Gates, Optimizer, SeedOutcome
-from esperd.messages.policy import Decision
+from esperd.messages.jobs import CoAdaptation, Gates, Optimizer, SeedOutcome
+from esperd.messages.policy import Arm, Decision
 
 EPOCHS = 16
 CONTINUED = 2
@@ -38,6 +38,30 @@ MODES = {
     "adamw-lookahead": (Optimizer(name="adamw", learning_rate=0.02), "lookahead"),
     "adamw-joint": (Optimizer(name="adamw", learning_rate=0.02), "joint"),
     "counting-lookahead": (Optimizer(name=f"{__name__}:Counting", learning_rate=0.02), "lookahead"),
+}
+SHARE_OF_PLACES = {"sgd-lookahead": slice(0, None, 2), "adamw-lookahead": slice(1, None, 2), "adamw-joint": slice(0, None, 2)}
+"""Where each mode is restored: at every second place, together everywhere. What a place is made of differs little by mode."""
+OTHER_MODES = {
+    "straight_through, warm-up, multiply": {
+        "incubation": "straight_through",
+        "operator": "multiply",
+        "warmup_epochs": 1.5,
+        "optimizer": Optimizer(name="sgd", learning_rate=0.02, nesterov=True),
+    },
+    "frozen_input": {"incubation": "frozen_input"},
+    "float16": {"incubation": "lookahead", "precision": "float16"},
+    "float16, gate, no co-adaptation": {
+        "incubation": "joint",
+        "precision": "float16",
+        "operator": "gate",
+        "co_adaptation": CoAdaptation(cnn=False),
+    },
+    "fused, clipped": {
+        "incubation": "joint",
+        "optimizer": Optimizer(name="adamw", learning_rate=0.02, implementation="fused", max_gradient_norm=0.5),
+    },
+    "screening, frozen_input": {"incubation": "frozen_input", "screening": "a"},
+    "screening, joint": {"incubation": "joint", "screening": "a"},
 }
 
 
@@ -114,6 +138,7 @@ def standing(grown: Grower) -> Standing:
             {name: (part.ratio.read(), part.passes) for name, part in grown.incubator.gathered.items()},
             grown.network.germinated,
             sorted(grown.resting),
+            grown.precision.state(),
             [group["name"] for group in grown.optimizer.param_groups],
         ),
     )
@@ -134,7 +159,10 @@ def save(grown: Grower, batch: int = 0, losses: tuple[float, ...] = ()) -> Saved
 
 
 def load(saved: Saved, mode: str) -> Grower:
-    grown = fresh(mode)
+    return load_into(fresh(mode), saved)
+
+
+def load_into(grown: Grower, saved: Saved) -> Grower:
     state = msgspec.msgpack.decode(saved.state, type=GrowerState)
     restore(grown, state, safetensors.torch.load(saved.tensors), lambda graph: load_kernel(graph.encode(), None))
     torch.set_rng_state(saved.rng)
@@ -180,7 +208,7 @@ def test_the_script_passes_through_every_stage(mode):
 def test_a_grower_restored_anywhere_goes_on_to_the_bit(mode):
     standings, snapshots = undisturbed(mode)
     assert len(snapshots) == 1 + EPOCHS + EPOCHS // 2
-    for saved in snapshots:
+    for saved in snapshots[SHARE_OF_PLACES[mode]]:
         torch.manual_seed(12345)
         grown = load(saved, mode)
         run_epoch(grown, batch=saved.batch, losses=saved.losses) if saved.batch else None
@@ -198,10 +226,50 @@ def test_a_restored_grower_stands_where_the_saved_one_stood():
             assert equal(standing(load(saved, "adamw-lookahead")), standings[saved.epoch])
 
 
+def other(mode: str) -> Grower:
+    options = dict(OTHER_MODES[mode])
+    options.pop("screening", None)
+    optimizer = options.pop("optimizer", Optimizer(name="adamw", learning_rate=0.02))
+    tolerant = Gates(min_contribution=-100.0, max_loss_drift=10.0, max_loss_spike=10.0, min_gradient_ratio=0.0)
+    return grower(optimizer=optimizer, settings=tolerant, screening_epochs=2, blending_epochs=2, **options)
+
+
+@pytest.mark.parametrize("mode", OTHER_MODES)
+def test_in_every_mode_a_grower_restored_in_the_middle_of_an_epoch_goes_on_to_the_bit(mode):
+    """First when a seed incubates, or a screening is on; then two epochs later, when it is heard, or the winner incubates."""
+    screening = OTHER_MODES[mode].get("screening", "")
+    arms = [("conv_light", "first"), ("norm", "first"), ("squeeze_excite", "second")][: 3 if screening else 1]
+    torch.manual_seed(7)
+    grown, seen = other(mode), []
+    run_other_epoch(grown)
+    for blueprint, slot in arms:
+        arm = Arm(slot=slot, blueprint=blueprint)
+        assert grown.apply(Decision(action="germinate", arm=arm, screening=screening, reason="a test wants it")) is None
+    for place in (1, 2, 3):
+        steps(grown, batches(grown.epoch)[:2])
+        saved = save(grown, 2)
+        seen.append({(str(record.stage), bool(record.screening)) for record in grown.records()})
+        run_other_epoch(grown, 2)
+        if place != 2:
+            expected, stream = standing(grown), torch.get_rng_state()
+            torch.manual_seed(12345)
+            again = load_into(other(mode), saved)
+            run_other_epoch(again, 2)
+            assert equal(standing(again), expected), f"{place}: {seen[-1]}"
+            torch.set_rng_state(stream)
+    later = "training" if screening else "shadowing" if OTHER_MODES[mode]["incubation"] == "joint" else "blending"
+    assert (seen[0], seen[2]) == ({("training", bool(screening))}, {(later, False)})
+
+
+def run_other_epoch(grown: Grower, batch: int = 0) -> None:
+    steps(grown, batches(grown.epoch)[batch:])
+    end(grown)
+
+
 def test_a_state_is_not_moved_by_what_the_grower_does_next():
-    grown = fresh("adamw-lookahead")
-    for _ in range(8):
-        run_epoch(grown)
+    (saved,) = [saved for saved in undisturbed("adamw-lookahead")[1] if (saved.epoch, saved.batch) == (7, 0)]
+    grown = load(saved, "adamw-lookahead")
+    assert grown.windows, "one seed is in SHADOWING"
     state, _ = take(grown)
     written = msgspec.json.encode(state)
     run_epoch(grown)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from small_growth import (
 )
 from torch import nn
 
-from esperd.errors import IllegalTransition, InvalidSlot, TrainingDiverged
+from esperd.errors import IllegalTransition, InvalidModel, InvalidSlot, TrainingDiverged
 from esperd.growth.fork import fork
 from esperd.growth.lifecycle import Life
 from esperd.growth.streams import Streams, forked
@@ -252,3 +253,56 @@ def test_a_plain_module_can_be_tried_too():
     grown.apply(germinate("conv_light", "first"))
     until(grown, "first#0", Stage.PROBATIONARY)
     assert tried(grown, "first#0", length=2).steps_with == 2
+
+
+def probationary(**options):
+    grown = grower(**{"incubation": "joint", **options})
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    until(grown, "first#0", Stage.PROBATIONARY)
+    grown.network.train()
+    return grown
+
+
+def test_a_trial_that_fails_is_charged_what_it_spent():
+    grown = probationary()
+    good = [batch for index in range(5) for batch in batches(index)]
+    broken = (torch.full_like(good[0][0], math.nan), good[0][1])
+    with pytest.raises(TrainingDiverged):
+        controlled_trial(grown, "first#0", lambda: itertools.chain(good, itertools.repeat(broken)), lambda: [GATE], steps=22)
+    assert grown.ledger.spent["trial"] > 20 * BATCH * grown.ledger.cost("train", "host")
+
+
+modes: list[bool] = []
+
+
+class TellsItsMode(nn.Module):
+    def forward(self, x):
+        modes.append(self.training)
+        return x
+
+
+def test_the_twins_of_a_trial_keep_what_the_user_froze():
+    grown = probationary()
+    grown.network.host.dropout = TellsItsMode().eval()
+    modes.clear()
+    tried(grown, "first#0", 2)
+    assert modes
+    assert not any(modes)
+
+
+class KeepsItsLoss(nn.Module):
+    """Keeps a term for the loss on itself while it trains, graph and all."""
+
+    def forward(self, x):
+        if self.training:
+            self.kept = x.square().mean() * nn.Parameter(torch.ones(()))
+        return x
+
+
+def test_a_network_that_cannot_be_copied_says_so():
+    grown = probationary()
+    grown.network.host.dropout = KeepsItsLoss()
+    grown.train_step(*batches(0)[0])
+    with pytest.raises(InvalidModel, match=r"cannot be copied, as a fork and a controlled trial need it.*must detach it"):
+        controlled_trial(grown, "first#0", lambda: iter(batches(3) * 9), lambda: [GATE], steps=2)

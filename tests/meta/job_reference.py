@@ -89,6 +89,8 @@ def _table(table: type, fields: list[Any]) -> str:
 
 
 def _kind(kind: Any) -> str:
+    if isinstance(kind, msgspec.inspect.Metadata):  # around what carries a description
+        kind = kind.type
     if isinstance(kind, msgspec.inspect.UnionType):
         (kind,) = (part for part in kind.types if not isinstance(part, msgspec.inspect.NoneType))
     if isinstance(kind, msgspec.inspect.LiteralType):

@@ -231,10 +231,25 @@ def test_what_is_built_in_comes_through_the_same_door():
 
 def test_an_unknown_name_is_an_error_that_lists_what_exists():
     plugins = loaded(esperd_blueprints=lambda: [BLUEPRINT])
-    with pytest.raises(UnknownName, match="no blueprint is called 'nine'; there are: mine"):
-        plugins.blueprints["nine"]
+    with pytest.raises(UnknownName, match="no blueprint is called 'yours'; there are: mine"):
+        plugins.blueprints["yours"]
     with pytest.raises(UnknownName, match="no blueprint is called 'no"):
         plugins.blueprints.matching(["m*", "no*"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "told"),
+    [
+        ("strategies", "ucbb", "no strategy is called 'ucbb'; did you mean 'ucb'? (there are: "),
+        ("alpha_schedules", "cosin", "no alpha schedule is called 'cosin'; did you mean 'cosine'? (there are: "),
+        ("surgery_operations", "amputate", "no surgery operation is called 'amputate'; there are: "),
+        ("blueprints", "conv_ligth", "no blueprint is called 'conv_ligth'; did you mean 'conv_light'? (there are: "),
+    ],
+)
+def test_an_unknown_name_is_told_in_the_singular_with_the_nearest_that_exists(kind, name, told):
+    with pytest.raises(UnknownName) as caught:
+        getattr(load_plugins(), kind)[name]
+    assert caught.value.message.startswith(told)
 
 
 def test_patterns_choose_in_order_and_once():

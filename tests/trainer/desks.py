@@ -124,9 +124,9 @@ class Ended:
         return told
 
 
-def train(job, blobs, desk=None, *, resume_from=None, resumed=0, sleep=lambda _seconds: None):
+def train(job, blobs, desk=None, *, resume_from=None, resumed=0, sleep=lambda _seconds: None, plugins=PLUGINS):
     """One attempt at a job, to its end."""
-    session = Session(job, PLUGINS, desk or InProcessDesk(), blobs, resumed=resumed, sleep=sleep)
+    session = Session(job, plugins, desk or InProcessDesk(), blobs, resumed=resumed, sleep=sleep)
     return Ended(session, session.train(resume_from))
 
 
@@ -145,10 +145,10 @@ def in_stage(stage, *, step=2, why="drain"):
     return lambda desk: why if stage in desk.stages.values() and desk.steps_in_epoch == step else None
 
 
-def after_steps(steps):
-    """A reason to stop: after so many steps of this attempt."""
+def after_steps(steps, why="drain"):
+    """A reason to stop: from so many steps of this attempt on."""
     taken = itertools.count()
-    return lambda _desk: "drain" if next(taken) == steps else None
+    return lambda _desk: why if next(taken) >= steps else None
 
 
 def in_control(desk):
@@ -204,6 +204,21 @@ def no_module():
 
 def raising():
     raise RuntimeError("out of ideas")
+
+
+def leaving(*_arguments, **_options):
+    """What a script does that was written to be run by hand."""
+    raise SystemExit(3)
+
+
+def leaving_within():
+    """A host whose first pass ends the interpreter."""
+
+    class Leaving(nn.Linear):
+        def forward(self, x):
+            return leaving(x)
+
+    return Leaving(36, 3)
 
 
 def unfit():

@@ -26,6 +26,7 @@ def spent(**fields):
         (Budget(epochs=12, flops=1200.0, seconds=8.0), 0.75),
         (Budget(epochs=3), 1.0),
         (Budget(flops=300.0), 2.0),
+        (Budget(flops=0.0), 1.0),
     ],
 )
 def test_the_limit_that_is_nearest_says_how_much_is_gone(budget, share):

@@ -413,12 +413,16 @@ def test_an_unreadable_npz_says_why(tmp_path):
     (tmp_path / "text.npz").write_text("no archive")
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     np.savez(tmp_path / "pickled.npz", x=np.array([{}] * 3, dtype=object), y=np.zeros(3))
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
 
     for name, message in (
         ("absent.npz", "No such file"),
         ("text.npz", "not an .npz"),
         ("other.npz", "must hold x and y"),
         ("pickled.npz", "plain arrays"),
+        ("array.npz", r"array\.npz is a single array .* np\.savez"),
+        ("nul\0.npz", "null byte"),
     ):
         with pytest.raises(InvalidData, match=message):
             load_splits(job(data=name, workdir=str(tmp_path)), DATASETS)

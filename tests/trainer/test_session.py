@@ -6,6 +6,9 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+import sys
+import types
 
 import desks
 import msgspec
@@ -14,6 +17,7 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
+from esperd.declarations import Blueprint
 from esperd.errors import (
     ActorUnavailable,
     AskTimeout,
@@ -28,12 +32,14 @@ from esperd.errors import (
     UnknownName,
 )
 from esperd.growth.export import load
+from esperd.hookspecs import hookimpl
 from esperd.messages.growth import Stage
 from esperd.messages.telemetry import (
     AuditMeasured,
     CheckpointSaved,
     DecisionMade,
     EpochCompleted,
+    Event,
     ExportFailed,
     KernelLoaded,
     PolicyUnavailable,
@@ -41,8 +47,12 @@ from esperd.messages.telemetry import (
     ScreeningEnded,
     StageChanged,
     TrainingStarted,
+    TrialMeasured,
 )
+from esperd.plugins import load_plugins
 from esperd.policy.state import decode_state
+from esperd.report.html import render_html
+from esperd.report.verdict import judge
 from esperd.store.blobs import Blobs
 from esperd.trainer import checkpoint
 from esperd.trainer.attribution import attribution_of
@@ -642,6 +652,17 @@ def test_without_a_governor_the_first_catastrophe_ends_the_job(blobs):
 MISFITS = {
     "a host that returns no module": ({"host": "desks:no_module"}, InvalidModel, "returned str"),
     "a host that raises": ({"host": "desks:raising"}, ImportFailed, "out of ideas"),
+    "a host that leaves the interpreter": ({"host": "desks:leaving"}, ImportFailed, "host .*leaving' raised SystemExit: 3"),
+    "a module that leaves the interpreter": ({"host": "leaves:net"}, ImportFailed, "could not be imported: SystemExit: 3"),
+    "a pass that leaves the interpreter": ({"host": "desks:leaving_within"}, InvalidModel, "does not run .* SystemExit: 3"),
+    "such a pass, ungrown": (
+        {"host": "desks:leaving_within", "growth": {"enabled": False}},
+        InvalidModel,
+        "does not run .* SystemExit: 3",
+    ),
+    "data that leaves the interpreter": ({"data": "desks:leaving"}, ImportFailed, "data function .* raised SystemExit: 3"),
+    "a loss that leaves the interpreter": ({"loss": "desks:leaving"}, InvalidModel, "raised SystemExit"),
+    "a schedule that leaves the interpreter": ({"scheduler": {"name": "desks:leaving"}}, InvalidJob, "raised SystemExit"),
     "a host that is not there": ({"host": "desks:nowhere"}, ImportFailed, "nowhere"),
     "a host nobody registered": ({"host": "resnet152"}, UnknownName, "cnn"),
     "a host that does not run on the data": ({"host": "desks:unfit"}, InvalidModel, "does not run"),
@@ -664,7 +685,9 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("changes", "error", "told"), MISFITS.values(), ids=MISFITS.keys())
-def test_what_does_not_fit_is_refused_before_anything_is_trained(blobs, changes, error, told):
+def test_what_does_not_fit_is_refused_before_anything_is_trained(blobs, changes, error, told, tmp_path, monkeypatch):
+    (tmp_path / "leaves.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.syspath_prepend(tmp_path)
     desk = desks.InProcessDesk()
     with pytest.raises(error, match=told):
         desks.train(desks.growing_job(**changes), blobs, desk)
@@ -677,9 +700,70 @@ def test_a_device_that_is_not_there_is_refused(blobs, monkeypatch):
         desks.train(desks.growing_job(device="cuda"), blobs)
 
 
-def test_errors_in_the_users_code_carry_its_traceback(blobs):
+# --- blueprints that are broken ----------------------------------------------------------------------------------------------
+
+
+def with_blueprint(**changes):
+    """What is installed, and a package with one blueprint more."""
+    declared = {"name": "theirs", "topology": "cnn", "factory": "their_package:build", "description": "", "source": ""}
+    theirs = Blueprint(**{**declared, "parameters": lambda shape: 3 * shape[0], "flops": lambda _shape: 0.0, **changes})
+    plugin = types.ModuleType("their_plugin")
+    plugin.esperd_blueprints = hookimpl(lambda: [theirs], specname="esperd_blueprints")
+    plugins = load_plugins()
+    plugins.add("their_plugin", plugin, "their-package 1.0")
+    return plugins
+
+
+ANY_BLUEPRINT = desks.growing_job(budget={"epochs": 6}, growth={"blueprints": ["conv_light", "t*"], "incubation_epochs": 1})
+
+
+def test_a_blueprint_that_does_not_import_costs_its_own_arms_and_the_job_goes_on(blobs):
+    ended = desks.train(ANY_BLUEPRINT, blobs, plugins=with_blueprint())
+    told = "the factory of blueprint 'theirs', from their-package 1.0, does not import: .* No module named 'their_package'"
+    refused = [row for row in ended.report.refused if row.blueprint == "theirs"]
+    assert {row.slot for row in refused} == {slot.slot for slot in ended.report.slots if slot.topology == "cnn"}
+    assert {(row.epoch, row.by) for row in refused} == {(0, "gate")}
+    for observation in ended.desk.observations:
+        options = [option for option in observation.options if option.arm.blueprint == "theirs"]
+        assert len(options) == len(refused)
+        for option, row in zip(options, refused, strict=True):
+            assert not option.available
+            assert re.search(told, option.why_not)
+            assert row.reason == option.why_not
+            assert option.parameters > 0
+    assert any(event.applied and event.decision.action == "germinate" for event in ended.desk.of(DecisionMade))
+
+
+def test_a_job_that_names_such_a_blueprint_fails_with_its_name_and_package(blobs):
+    job = desks.growing_job(growth={"blueprints": ["theirs", "t*"]})
+    with pytest.raises(ImportFailed, match=r"'theirs', from their-package 1\.0, does not import: .*growth\.blueprints") as failed:
+        desks.train(job, blobs, plugins=with_blueprint())
+    assert failed.value.fields["blueprint"] == "theirs"
+    assert "ModuleNotFoundError" in failed.value.fields["traceback"]
+
+
+def test_a_blueprint_for_slots_that_the_host_does_not_have_is_not_imported(blobs):
+    job = desks.growing_job(budget={"epochs": 1}, growth={"blueprints": ["conv_light", "theirs"]})
+    assert desks.train(job, blobs, plugins=with_blueprint(topology="transformer")).report.refused == ()
+
+
+@pytest.mark.parametrize(
+    ("formula", "told"), [(lambda shape: shape[7], "IndexError"), (desks.leaving, "SystemExit: 3"), (lambda _: None, "TypeError")]
+)
+def test_an_arm_whose_formula_fails_has_no_price_and_is_not_offered(blobs, formula, told):
+    ended = desks.train(ANY_BLUEPRINT, blobs, plugins=with_blueprint(factory="desks:host", parameters=formula))
+    offered = {option.arm.blueprint for observation in ended.desk.observations for option in observation.options}
+    assert "conv_light" in offered
+    assert "theirs" not in offered
+    refused = [row for row in ended.report.refused if row.blueprint == "theirs"]
+    assert len(refused) == sum(slot.topology == "cnn" for slot in ended.report.slots) > 0
+    assert all("a formula of blueprint 'theirs' fails" in row.reason and told in row.reason for row in refused)
+
+
+@pytest.mark.parametrize("host", ["desks:raising", "desks:leaving", "desks:leaving_within"])
+def test_errors_in_the_users_code_carry_its_traceback(blobs, host):
     with pytest.raises(EsperError) as failed:
-        desks.train(desks.growing_job(host="desks:raising"), blobs)
+        desks.train(desks.growing_job(host=host), blobs)
     assert "desks.py" in failed.value.fields["traceback"]
 
 
@@ -790,6 +874,22 @@ def test_a_budget_of_seconds_counts_what_the_clock_says(blobs):
     assert desk.of(EpochCompleted)[-1].progress == 1.0
 
 
+def test_a_budget_that_is_spent_before_the_first_step_says_that_nothing_was_trained(blobs):
+    ticks = itertools.count()
+    job = desks.growing_job(budget={"seconds": 0.001}, control=True)
+    desk = desks.InProcessDesk()
+    session = Session(job, desks.PLUGINS, desk, blobs, clock=lambda: float(next(ticks)))
+    report = desks.Ended(session, session.train()).report
+    assert desk.of(EpochCompleted) == []
+    for metrics in (report.grown, report.control):
+        assert (metrics.epochs, metrics.training_flops) == (0.0, 0.0)
+        assert metrics.flops_per_sample == desk.of(TrainingStarted)[0].host_flops_per_sample > 0
+    assert (report.comparison.loss, report.comparison.loss_lower, report.comparison.loss_upper) == (0.0, 0.0, 0.0)
+    assert str(judge(report)).startswith("not known: nothing was trained: the budget was spent before the first step")
+    told = [Event(job=desk.job_id, sequence=number, at=0.0, body=body) for number, body in enumerate(desk.events, start=1)]
+    assert "nothing was trained" in render_html(report, told)
+
+
 def test_a_budget_that_ends_between_two_epochs_trains_no_empty_epoch(blobs):
     """The clock passes the limit after the loop looked and before the first step: the epoch has one step, and a loss."""
     readings = itertools.chain([0.0] * 6, itertools.repeat(10.0))
@@ -809,3 +909,54 @@ def test_a_budget_of_parameters_refuses_arms_that_would_exceed_it(blobs):
     assert ended.report.grown.parameters == started.host_parameters
     reasons = " ".join(event.decision.reason for event in ended.desk.of(DecisionMade))
     assert f"would exceed the budget's {started.host_parameters + 10}" in reasons
+
+
+BREAKING = desks.growing_job(
+    host="desks:fragile",
+    host_options={"limit": 0.045, "since": 12},
+    optimizer={"learning_rate": 6e-2},
+    scheduler={"name": "constant"},
+    growth={"enabled": False},
+)
+"""Breaks between two looks of the governor, and ends well because it is taken back."""
+
+
+def test_a_job_drained_where_it_has_just_broken_is_taken_back_first_and_ends_bit_identical(blobs):
+    undisturbed = desks.train(BREAKING, blobs)
+    assert undisturbed.desk.of(RolledBack)
+    broken = 0
+    for steps in range(20, 26):
+        stopped = desks.train_until(BREAKING, blobs, desks.after_steps(steps, "drain"))
+        _, tensors, _ = decode(blobs.get(stopped.checkpoints[-1][0]))
+        weights = [tensor for name, tensor in tensors.items() if name.startswith("model.") and tensor.is_floating_point()]
+        assert all(torch.isfinite(tensor).all() for tensor in weights)
+        if stopped.of(RolledBack):
+            broken += 1
+            resumed = desks.train(BREAKING, blobs, resume_from=stopped.checkpoints[-1][0], resumed=1)
+            assert resumed.files["model.safetensors"] == undisturbed.files["model.safetensors"]
+    assert broken, "some stops were asked for while it was broken"
+
+
+def test_a_job_cancelled_where_it_has_just_broken_stops_at_once(blobs):
+    desk = desks.train_until(BREAKING, blobs, desks.after_steps(24, "cancel"))
+    assert not desk.of(RolledBack)
+
+
+def test_a_trial_is_abandoned_when_the_job_is_to_stop_and_run_anew_when_it_goes_on(blobs):
+    job = desks.growing_job(
+        budget={"epochs": 12}, gates={"proof": "trial", "trial_epochs": 1.0, "confidence": 0.6}, checkpoint_every_s=0.0
+    )
+    undisturbed = desks.train(job, blobs)
+    assert undisturbed.desk.of(TrialMeasured)
+    in_trial = "esperd/growth/trial.py"
+
+    def stop(desk):
+        frame = sys._getframe()
+        while frame is not None and not frame.f_code.co_filename.endswith(in_trial):
+            frame = frame.f_back
+        return None if frame is None else "pause"
+
+    stopped = desks.train_until(job, blobs, stop)
+    assert not stopped.of(TrialMeasured)
+    resumed = desks.train(job, blobs, resume_from=stopped.checkpoints[-1][0], resumed=1)
+    assert same_end(resumed, undisturbed)

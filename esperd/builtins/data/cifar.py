@@ -52,10 +52,10 @@ def cifar(path: str, labels: str = "fine") -> dict[str, Pair]:
     """
     folder = path_of("cifar", "path", path)
     version = _version(folder)
-    if labels not in version.classes:
+    if labels not in tuple(version.classes):  # a list of the job file has no hash
         known = " or ".join(sorted(version.classes))
         raise InvalidData(
-            f"option 'labels' of data 'cifar' must be {known} for {version.name}, not {labels!r}",
+            f"option 'labels' of data 'cifar' must be {known} for {version.name} in {folder}, not {labels!r}",
             key="data_options",
             option="labels",
         )

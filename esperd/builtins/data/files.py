@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from esperd.errors import InvalidData
@@ -15,7 +16,21 @@ def path_of(data: str, option: str, value: object) -> Path:
     """
     if not isinstance(value, str) or not value:
         raise InvalidData(f"option {option!r} of data {data!r} must be a path, not {value!r}", key="data_options", option=option)
+    if not _can_be_a_name(value):
+        raise InvalidData(
+            f"option {option!r} of data {data!r} cannot be a path: no file name holds what {value!r} holds",
+            key="data_options",
+            option=option,
+        )
     return Path(value)
+
+
+def _can_be_a_name(path: str) -> bool:
+    """Whether the operating system can be asked for it: no NUL, and nothing the file system's encoding lacks."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def whole_number(data: str, option: str, value: object) -> int:

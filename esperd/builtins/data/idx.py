@@ -20,6 +20,8 @@ KINDS = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: 
 GZIP_MAGIC = b"\x1f\x8b"
 HEADER_BYTES = 4
 DIMENSION_BYTES = 4
+MOST_DIMENSIONS = 32
+"""That an array can have in every numpy: 64 from numpy 2 on, 32 before."""
 
 Pair = tuple[npt.NDArray[Any], npt.NDArray[Any]]
 
@@ -70,6 +72,12 @@ def read_idx(path: Path) -> npt.NDArray[Any]:
             path=str(path),
         )
     kind, dimensions = np.dtype(KINDS[data[2]]), data[3]
+    if dimensions > MOST_DIMENSIONS:
+        raise InvalidData(
+            f"{path} says it has {dimensions} dimensions; at most {MOST_DIMENSIONS} can be read: is it an idx file?",
+            path=str(path),
+            dimensions=dimensions,
+        )
     start = HEADER_BYTES + DIMENSION_BYTES * dimensions
     if len(data) < start:
         raise InvalidData(f"{path} ends within its header: it is truncated", path=str(path))

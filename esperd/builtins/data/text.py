@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +68,7 @@ class Text:
 
 
 def text(path: str, context: int = 64, stride: int | None = None, vocabulary: str | None = None) -> Text:
-    """Read a UTF-8 text file as tokens, one for each character.
+    """Read a UTF-8 text file as tokens, one for each character; a byte order mark at its beginning is none of them.
 
     Args:
         path: of the file.
@@ -86,12 +87,12 @@ def text(path: str, context: int = 64, stride: int | None = None, vocabulary: st
     file = path_of("text", "path", path)
     context = whole_number("text", "context", context)
     stride = context if stride is None else whole_number("text", "stride", stride)
+    data = read(file)
     try:
-        characters = read(file).decode("utf-8")
+        characters = data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidData(
-            f"{file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}", path=path
-        ) from error
+        place = len(data) - len(error.object) + error.start
+        raise InvalidData(f"{file} is not UTF-8 text: byte {place} is {data[place]:#04x}", path=path) from error
     points = np.frombuffer(characters.encode("utf-32-le"), dtype=np.uint32)  # (N,) code points
     if len(points) == 0:
         raise InvalidData(f"{file} is empty", path=path)
@@ -110,7 +111,15 @@ def _tokens(file: Path, points: npt.NDArray[np.uint32], vocabulary: object) -> n
             key="data_options",
             option="vocabulary",
         )
-    known = np.frombuffer(vocabulary.encode("utf-32-le"), dtype=np.uint32)
+    try:
+        known = np.frombuffer(vocabulary.encode("utf-32-le"), dtype=np.uint32)
+    except UnicodeEncodeError as error:
+        raise InvalidData(
+            f"option 'vocabulary' of data 'text' holds half a character, {vocabulary[error.start]!r} at place {error.start}: a "
+            f"surrogate, which cannot stand in {file} or any other UTF-8 text",
+            key="data_options",
+            option="vocabulary",
+        ) from error
     order = np.argsort(known)
     found = order[np.minimum(np.searchsorted(known, points, sorter=order), len(known) - 1)]
     foreign = known[found] != points
