@@ -37,7 +37,6 @@ MODES = {
     "sgd-lookahead": (Optimizer(name="sgd", learning_rate=0.05), "lookahead"),
     "adamw-lookahead": (Optimizer(name="adamw", learning_rate=0.02), "lookahead"),
     "adamw-joint": (Optimizer(name="adamw", learning_rate=0.02), "joint"),
-    "counting-lookahead": (Optimizer(name=f"{__name__}:Counting", learning_rate=0.02), "lookahead"),
 }
 SHARE_OF_PLACES = {"sgd-lookahead": slice(0, None, 2), "adamw-lookahead": slice(1, None, 2), "adamw-joint": slice(0, None, 2)}
 """Where each mode is restored: at every second place, together everywhere. What a place is made of differs little by mode."""
@@ -60,6 +59,7 @@ OTHER_MODES = {
         "incubation": "joint",
         "optimizer": Optimizer(name="adamw", learning_rate=0.02, implementation="fused", max_gradient_norm=0.5),
     },
+    "counting": {"incubation": "lookahead", "optimizer": Optimizer(name=f"{__name__}:Counting", learning_rate=0.02)},
     "screening, frozen_input": {"incubation": "frozen_input", "screening": "a"},
     "screening, joint": {"incubation": "joint", "screening": "a"},
 }
