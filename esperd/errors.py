@@ -76,7 +76,7 @@ class InvalidModel(EsperError):
 
 
 class InvalidOptimizer(EsperError):
-    """An optimiser that cannot be carried through growth: state that is kept by no parameter, no new groups, a closure."""
+    """An optimiser that cannot be carried through growth: state kept by no parameter or group, no new groups, a closure."""
 
     code = "invalid_optimizer"
     exit_status = 2

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from esperd.growth.grower import Grower
     from esperd.growth.network import GrowingNetwork, Seed
     from esperd.growth.onnx import export_onnx
+    from esperd.growth.optimizer import set_learning_rate
     from esperd.growth.plain import plain_module
     from esperd.growth.portable import export_program
     from esperd.growth.ranks import Joined
@@ -44,6 +45,7 @@ _PUBLIC = {
     "load": "export",
     "measure": "contribution",
     "plain_module": "plain",
+    "set_learning_rate": "optimizer",
 }
 
 __all__ = [
@@ -63,6 +65,7 @@ __all__ = [
     "load",
     "measure",
     "plain_module",
+    "set_learning_rate",
 ]
 
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar, get_args, get_type_hints
 
-from esperd.errors import UnknownName
+import msgspec
+import torch
+
+from esperd.errors import InvalidJob, InvalidOptimizer, UnknownName
 from esperd.growth import alpha, gates, surgery
 from esperd.growth.alpha import Curve
 from esperd.growth.contribution import PerSample
@@ -21,6 +25,8 @@ from esperd.growth.source import SeedSource
 from esperd.growth.streams import device_of
 from esperd.messages.jobs import Gates, Growth, Optimizer
 from esperd.messages.telemetry import Body
+
+SettingsT = TypeVar("SettingsT", bound=Growth | Gates | Optimizer)
 
 GATE_CHECKS: dict[str, GateCheck] = {
     "G0": gates.existence,
@@ -84,18 +90,24 @@ def assemble(
         ranks: the processes that grow this network together, :class:`~esperd.growth.ranks.Joined`; None: this one alone.
 
     Raises:
+        InvalidJob: a setting is mistyped or out of range; names its key.
         InvalidModel: no parameter of the host requires a gradient.
-        InvalidOptimizer: the user's own optimiser cannot be carried through growth.
+        InvalidOptimizer: the user's own optimiser cannot be carried through growth, or an optimiser was given in place of its
+            settings.
         UnknownName: no alpha schedule has this name.
     """
-    growth, optimizer = growth or Growth(), optimizer or Optimizer()
+    _require_settings(optimizer)
+    if steps_per_epoch < 1:
+        raise InvalidJob(f"steps_per_epoch is {steps_per_epoch}; an epoch has at least one step", key="steps_per_epoch")
+    growth, settings = _checked("growth", growth, Growth), _checked("settings", settings, Gates)
+    optimizer = _checked("optimizer", optimizer, Optimizer)
     return Grower(
         network=network,
         optimizer=build_optimizer(optimizer, network.host.parameters()),
         loss=loss,
         metric=metric,
         growth=growth,
-        settings=settings or Gates(),
+        settings=settings,
         gates=GATE_CHECKS,
         operations=OPERATIONS,
         curve=_curve(growth.alpha_schedule),
@@ -109,6 +121,42 @@ def assemble(
         ranks=ranks or Alone(),
         steps_per_epoch=steps_per_epoch,
     )
+
+
+def _require_settings(optimizer: object) -> None:
+    if isinstance(optimizer, torch.optim.Optimizer):
+        kind = type(optimizer).__name__
+        raise InvalidOptimizer(
+            f"assemble builds the optimiser itself, over host and seeds, and was given a {kind}; give "
+            "settings: Optimizer(name='adam', learning_rate=1e-3) of esperd.messages.jobs, or name='module:function' for yours",
+            optimizer=kind,
+        )
+
+
+def _checked(argument: str, given: SettingsT | None, kind: type[SettingsT]) -> SettingsT:
+    """Settings as strictly as a job file's are read: Structs do not check what they are made of."""
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise InvalidJob(
+            f"{argument} is a {type(given).__name__}; it takes {kind.__name__}(...) of esperd.messages.jobs", key=argument
+        )
+    # what a user's own optimiser takes need be no plain data in a program of one's own
+    own = {"options": given.options} if isinstance(given, Optimizer) else {}
+    try:
+        values = msgspec.to_builtins(msgspec.structs.replace(given, **{key: {} for key in own}))
+        return msgspec.structs.replace(msgspec.convert(values, kind), **own)
+    except (TypeError, msgspec.ValidationError) as error:
+        problem, _, path = str(error).partition(" - at `$.")
+        path = path.rstrip("`")
+        key = path.partition(".")[0].partition("[")[0]
+        took = f"{kind.__name__}({key}={getattr(given, key)!r})" if key else kind.__name__
+        choices = get_args(get_type_hints(kind).get(key)) if problem.startswith("Invalid enum value") else ()
+        listed = f"; there are: {', '.join(map(repr, choices))}" if choices else f" at {path}" if path != key else ""
+        raise InvalidJob(
+            f"{argument}={took}: {problem[:1].lower()}{problem[1:]}{listed} (docs/job.md says what each key takes)",
+            key=f"{argument}.{path}" if path else argument,
+        ) from error
 
 
 def _curve(name: str) -> Curve:

@@ -7,7 +7,8 @@ batch is marked as a size that varies. A structure that comes back (the host's o
 A pass is one graph or none. Where the compiler cannot look through the host, where it fails, or where the limit is reached, the
 passes of that structure run eager from then on; :class:`Compiled` says so with the reason, once for each structure.
 
-All of torch's private compiler API that esperd uses stands in this module.
+All of torch's private compiler API that esperd uses stands in this module, but for the marks by which
+:mod:`esperd.growth.host` tells a module that was compiled elsewhere.
 """
 
 from __future__ import annotations

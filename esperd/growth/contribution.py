@@ -13,6 +13,7 @@ from types import MappingProxyType
 
 import torch
 
+from esperd.errors import InvalidModel
 from esperd.growth.interval import mean_interval
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.untouched import untouched
@@ -89,6 +90,36 @@ class Measured:
         )
 
 
+def per_sample(function: PerSample, output: torch.Tensor, targets: torch.Tensor, *, what: str) -> torch.Tensor:
+    """Ask a loss or a metric. What it returned is looked at by its shape alone, which waits for no device.
+
+    Args:
+        function: the loss or the metric.
+        output: (B, ...) what the network predicted.
+        targets: (B, ...).
+        what: ``loss`` or ``metric``, for the message.
+
+    Returns:
+        (B,).
+
+    Raises:
+        InvalidModel: it returned anything but one floating-point value for each sample.
+    """
+    values: object = function(output, targets)
+    samples = tuple(output.shape[:1])
+    if isinstance(values, torch.Tensor) and tuple(values.shape) == samples and samples and values.is_floating_point():
+        return values
+    came = f"{tuple(values.shape)} {values.dtype}" if isinstance(values, torch.Tensor) else f"a {type(values).__name__}"
+    hint = "metric=lambda output, target: (output.argmax(1) == target).float()"
+    if what == "loss":
+        hint = 'loss=lambda output, target: torch.nn.functional.cross_entropy(output, target, reduction="none")'
+    raise InvalidModel(
+        f"the {what} must return one floating-point value per sample, shape {samples}, not {came}, because seeds are judged "
+        f"sample by sample; for example {hint}, averaged over a sample's own positions only",
+        returned=came,
+    )
+
+
 def ablations(seeds: Iterable[str]) -> dict[str, Alphas]:
     """Variants that each switch one seed off, called like it."""
     return {name: {name: 0.0} for name in seeds}
@@ -119,6 +150,7 @@ def measure(
         Per-sample values, on the CPU.
 
     Raises:
+        InvalidModel: loss or metric return anything but one value per sample.
         InvalidSlot: a variant names a seed that is not in the network.
         ValueError: an alpha is not between 0 and 1.
     """
@@ -155,6 +187,7 @@ def evaluate(
         Values of each configuration, in order.
 
     Raises:
+        InvalidModel: loss or metric return anything but one value per sample.
         InvalidSlot: a configuration names a seed that is not in the network.
         ValueError: an alpha is not between 0 and 1.
     """
@@ -166,9 +199,9 @@ def evaluate(
             for part in _stacks(len(configurations), len(inputs), fused=fused, largest_pass=largest_pass):
                 with untouched(network):
                     for index, output in zip(part, _outputs(network, inputs, [configurations[i] for i in part]), strict=True):
-                        losses[index].append(loss(output, targets).cpu())
+                        losses[index].append(per_sample(loss, output, targets, what="loss").cpu())
                         if metric is not None:
-                            metrics[index].append(metric(output, targets).cpu())
+                            metrics[index].append(per_sample(metric, output, targets, what="metric").cpu())
     return [
         (torch.cat(losses[index]), None if metric is None else torch.cat(metrics[index])) for index in range(len(configurations))
     ]

@@ -15,7 +15,7 @@ import torch
 from esperd.errors import NotTraining, UnknownName
 from esperd.growth import lifecycle
 from esperd.growth.alpha import Curve, Ramp
-from esperd.growth.contribution import Measured, PerSample
+from esperd.growth.contribution import Measured, PerSample, per_sample
 from esperd.growth.decision_point import decision_point
 from esperd.growth.gate_pass import GatePass, is_isolated, switched_on, variants_due, without
 from esperd.growth.gates import Evidence, GateCheck, Probe, thresholds
@@ -25,7 +25,7 @@ from esperd.growth.ledger import Ledger
 from esperd.growth.lifecycle import CheckGate, CullRequested, Entered, EpochEnded, GateAnswered, Life, Occurrence, Refused
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.nursery import choose, screenings
-from esperd.growth.optimizer import add_group, clip_gradients, host_group, remove_group
+from esperd.growth.optimizer import add_group, clip_gradients, follow_host, host_group, remove_group
 from esperd.growth.precision import Precision
 from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.records import outcome_of, record_of, screened
@@ -145,6 +145,7 @@ class Grower:
 
         Raises:
             NotTraining: when the network is in eval mode: BatchNorm and dropout would not do what training needs.
+            InvalidModel: when the loss returns anything but one value per sample.
         """
         if not self.network.training:
             raise NotTraining("train_step was called on a network in eval mode; call network.train() first")
@@ -185,7 +186,7 @@ class Grower:
 
         def work() -> torch.Tensor:
             with self.precision.autocast():
-                value = self.loss(forward(inputs), targets).mean()
+                value = per_sample(self.loss, forward(inputs), targets, what="loss").mean()
             self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             return value.detach()
 
@@ -215,6 +216,7 @@ class Grower:
             self.incubator.sample_gradients(due, gradient_norms(host_group(self.optimizer)["params"]), overflowed)
         if self.max_gradient_norm is not None:
             clip_gradients(self.optimizer, self.max_gradient_norm)
+        follow_host(self.optimizer, self.step)
         self.precision.step(self.optimizer)
         self.step += 1
 
@@ -235,6 +237,7 @@ class Grower:
             batches: all of the gate split; of several ranks each measures a part of it, and all get what was found.
 
         Raises:
+            InvalidModel: when loss or metric return anything but one value per sample.
             TrainingDiverged: when the gate loss is not finite.
             RanksDisagree: ranks came here from different standings, or left it with different ones.
             RankFailed: another rank raised, or is not heard of.

@@ -23,7 +23,7 @@ from typing import Literal
 import msgspec
 import torch
 
-from esperd.growth.contribution import PerSample
+from esperd.growth.contribution import PerSample, per_sample
 from esperd.growth.gradients import GradientHealth, GradientRatio, gradient_norms
 from esperd.growth.ledger import Ledger
 from esperd.growth.network import GrowingNetwork, Seed
@@ -85,7 +85,7 @@ def lookahead_gradients(
     alone = untouched(network, but=seed, streams=streams, buffers=buffers)
     with alone, network.alphas({seed.name: alpha}, detached=seed.name):
         with precision.autocast():
-            value = loss(network(inputs), targets).mean()
+            value = per_sample(loss, network(inputs), targets, what="loss").mean()
         gradients = torch.autograd.grad(precision.scaled(value), list(seed.parameters()), allow_unused=True)
     return SecondPass(value.detach(), gradients)
 

@@ -16,6 +16,7 @@ from torch import nn
 from esperd.errors import InvalidSlot
 from esperd.growth.alpha import Ramp
 from esperd.growth.grown_layer import answered, settled
+from esperd.growth.host import require_plain
 from esperd.growth.lifecycle import Life
 from esperd.growth.operators import Add, Alpha
 from esperd.growth.outputs import prediction
@@ -233,11 +234,13 @@ class GrowingNetwork(nn.Module):
         slots: where seeds may be placed; see :func:`esperd.growth.slots.find_slots`.
 
     Raises:
+        InvalidModel: the host is no module, or a scripted or compiled one.
         InvalidSlot: a slot names a module the host does not have, or the host carries slots of another network already: the
             seeds of both would be blended in.
     """
 
     def __init__(self, host: nn.Module, slots: Sequence[SlotRecord]) -> None:
+        require_plain(host)
         super().__init__()
         self.host = host
         self.ports = nn.ModuleDict()

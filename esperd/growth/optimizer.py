@@ -15,6 +15,7 @@ from torch import nn
 
 from esperd.declarations import resolve
 from esperd.errors import EsperError, InvalidModel, InvalidOptimizer
+from esperd.growth.carriable import require_carriable
 from esperd.messages.jobs import Optimizer
 
 HOST_GROUP = "host"
@@ -72,46 +73,6 @@ def _users_own(settings: Optimizer, groups: list[dict[str, Any]]) -> torch.optim
     return optimizer
 
 
-def require_carriable(optimizer: torch.optim.Optimizer, build: Any) -> None:  # noqa: ANN401 - whatever builds one like it
-    """Refuse an optimiser whose state cannot be carried through growth, resume and rollback: all of it must be tensors and
-    numbers kept by parameter, groups must come and go, and a step must need no closure. Tried on two small parameters.
-
-    Args:
-        optimizer: the one to be used.
-        build: called with parameter groups, builds another one like it.
-
-    Raises:
-        InvalidOptimizer: says what it does that cannot be carried.
-    """
-    name = type(optimizer).__name__
-    if not all(isinstance(group.get("name"), str) for group in optimizer.param_groups):
-        raise InvalidOptimizer(f"{name} does not keep the parameter groups it is given, with their names", optimizer=name)
-    first, second = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
-    try:
-        tried = build([{"params": [first], "name": HOST_GROUP, "scale": 1.0, "born": 0, "warmup": 0}])
-        first.grad = torch.full((2, 2), 0.1)
-        tried.step()
-        tried.add_param_group({"params": [second], "name": "seed", "scale": 1.0, "born": 1, "warmup": 0})
-        first.grad, second.grad = torch.full((2, 2), 0.1), torch.full((2, 2), 0.1)
-        tried.step()
-    except (Exception, SystemExit) as error:
-        raise InvalidOptimizer(
-            f"{name} cannot take a seed's parameters in mid-training: {type(error).__name__}: {error}; use sgd, adam or "
-            "adamw, or one that steps without a closure and takes new parameter groups",
-            optimizer=name,
-        ) from error
-    for parameter, state in tried.state.items():
-        odd = not (parameter is first or parameter is second) or not isinstance(state, dict)
-        held = {} if odd else {key: value for key, value in state.items() if not _is_plain(value)}
-        if odd or held:
-            what = "state that belongs to no parameter" if odd else f"{', '.join(map(repr, held))} that is no tensor or number"
-            raise InvalidOptimizer(f"{name} keeps {what}; it could not be carried through growth and resume", optimizer=name)
-
-
-def _is_plain(value: object) -> bool:
-    return value is None or isinstance(value, (torch.Tensor, int, float))
-
-
 def add_group(
     optimizer: torch.optim.Optimizer,
     name: str,
@@ -164,8 +125,21 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float, st
         learning_rate: the host's.
         step: optimiser steps taken so far.
     """
+    host_group(optimizer)["lr"] = learning_rate
+    follow_host(optimizer, step)
+
+
+def follow_host(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Give each seed's group the host's learning rate times its own scale and warm-up. Every step of a grower begins with it.
+
+    Args:
+        optimizer: of a grower.
+        step: optimiser steps taken so far.
+    """
+    learning_rate = host_group(optimizer)["lr"]
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["scale"] * warmth(group, step)
+        if group["name"] != HOST_GROUP:
+            group["lr"] = learning_rate * group["scale"] * warmth(group, step)
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, largest: float) -> None:

@@ -27,6 +27,7 @@ from esperd.errors import CheckpointRejected
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import CullRequested
 from esperd.growth.network import GrowingNetwork, Seed, SlotPort
+from esperd.growth.optimizer_state import Kept
 from esperd.messages.growth import Stage
 from esperd.messages.jobs import SeedOutcome
 
@@ -129,51 +130,6 @@ class _Module:
 
 
 @dataclass(frozen=True)
-class _Optimizer:
-    """Groups and per-parameter state of an optimiser."""
-
-    groups: list[tuple[dict[str, Any], dict[str, Any]]]
-    """Each group, and a copy of what was in it."""
-    state: list[tuple[torch.Tensor, dict[str, Any]]]
-
-    @classmethod
-    def of(cls, optimizer: torch.optim.Optimizer, references: dict[int, Any]) -> Self:
-        return cls(
-            groups=[(group, copy.deepcopy(group, dict(references))) for group in optimizer.param_groups],
-            state=[(key, {name: _kept(value) for name, value in held.items()}) for key, held in optimizer.state.items()],
-        )
-
-    def put_back(self, optimizer: torch.optim.Optimizer, references: dict[int, Any]) -> None:
-        for group, before in self.groups:
-            group.clear()
-            group.update(copy.deepcopy(before, dict(references)))
-        optimizer.param_groups[:] = [group for group, _ in self.groups]
-        optimizer.state.clear()
-        for key, held in self.state:
-            optimizer.state[key] = {name: _given(value) for name, value in held.items()}
-
-
-@dataclass(frozen=True)
-class _OnDevice:
-    """A tensor of an optimiser's state, on the CPU, and the device it belongs to."""
-
-    value: torch.Tensor
-    device: torch.device
-
-
-def _kept(value: object) -> object:
-    if isinstance(value, torch.Tensor):
-        return _OnDevice(value.detach().to("cpu", copy=True), value.device)
-    return copy.deepcopy(value)
-
-
-def _given(kept: object) -> object:
-    if isinstance(kept, _OnDevice):
-        return kept.value.to(kept.device, copy=True)
-    return copy.deepcopy(kept)
-
-
-@dataclass(frozen=True)
 class _Streams:
     """The random streams that a model or its data may draw from. Generators of a user's own are not seen."""
 
@@ -220,7 +176,7 @@ class Snapshot(Generic[CursorT]):
     """A memo for ``copy.deepcopy``: modules and parameters that a copied value refers to are not copied with it."""
     modules: tuple[_Module, ...]
     tensors: tuple[_Tensor, ...]
-    optimizer: _Optimizer
+    optimizer: Kept
     fields: dict[str, Any]
     found: dict[str, dict[str, Any]]
     """By part of the grower, see :data:`GATHERED`."""
@@ -248,7 +204,7 @@ class Snapshot(Generic[CursorT]):
             references=references,
             modules=modules,
             tensors=tuple(_Tensor.of(place) for place in _places(grower, modules)),
-            optimizer=_Optimizer.of(grower.optimizer, references),
+            optimizer=Kept.of(grower.optimizer, references),
             fields=copy.deepcopy(_progress(grower), dict(references)),
             found=copy.deepcopy(_found(grower), dict(references)),
             scaler=grower.precision.state(),

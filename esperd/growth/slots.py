@@ -45,10 +45,16 @@ def find_slots(host: nn.Module, batch: torch.Tensor, *, patterns: Sequence[str] 
 
     Raises:
         UnknownName: a pattern matches no module; lists the modules that could be slots.
-        InvalidSlot: a named module cannot be a slot (the reason is in the message), or tracing found none.
-        InvalidModel: the host runs on these samples, and not on one more or not in its other mode; or, without patterns, it
-            returns no prediction.
+        InvalidSlot: a named module cannot be a slot (the reason is in the message), tracing found none, ``patterns`` is one text
+            instead of several, or ``limit`` is below 1.
+        InvalidModel: the host cannot be looked into; it does not run on these samples, or not on one more or in its other mode;
+            or, without patterns, it returns no prediction.
+        InvalidData: ``batch`` is no tensor, or holds no samples.
     """
+    if isinstance(patterns, str):
+        raise InvalidSlot(f"patterns is the text {patterns!r}, whose letters would be patterns; give patterns=({patterns!r},)")
+    if limit < 1:
+        raise InvalidSlot(f"limit is {limit}, and at least one slot is needed to grow anything; give limit=1 or more")
     traced = trace(host, batch)
     if patterns:
         return _named(host, traced.modules, patterns)

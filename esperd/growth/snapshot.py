@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import torch
@@ -17,6 +16,7 @@ from esperd.growth.lifecycle import Life
 from esperd.growth.network import Presence, Seed
 from esperd.growth.operators import operator
 from esperd.growth.optimizer import HOST_GROUP, add_group
+from esperd.growth.optimizer_state import GroupState, describe, put
 from esperd.messages.growth import Contribution, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import SeedOutcome
 
@@ -58,17 +58,6 @@ class SeedState(msgspec.Struct, frozen=True, kw_only=True):
     incubation_loss: float | None
 
 
-class GroupState(msgspec.Struct, frozen=True, kw_only=True):
-    """One group of the optimiser."""
-
-    name: str
-    learning_rate: float
-    """As of the last step."""
-    scale: float
-    born: int
-    warmup: int
-
-
 class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
     """A grower, without its tensors."""
 
@@ -84,8 +73,6 @@ class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
     """How second passes run, by slot."""
     groups: tuple[GroupState, ...]
     """The optimiser's groups, in order."""
-    scalars: dict[str, float]
-    """Optimiser state that is not a tensor, by the same keys as tensors."""
     epoch: int
     step: int
     gate_loss: float | None
@@ -103,26 +90,20 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
 
     Returns:
         Its state, and its tensors by name:
-        ``model.*``, ``buffer.*``, ``optimizer.<group>.<index>.<key>``, ``incubation.<seed>.*``. The
-        tensors are the live ones: write them before the next step.
+        ``model.*``, ``buffer.*``, ``optimizer.<group>.*`` (:func:`esperd.growth.optimizer_state.describe`),
+        ``incubation.<seed>.*``. The tensors are the live ones: write them before the next step.
 
     Raises:
         CheckpointRejected: a seed runs as a plain module, so nothing could rebuild it.
+        InvalidOptimizer: the optimiser keeps what is neither a tensor nor a plain value.
     """
     plain = [seed.name for seed in grower.network.seeds() if seed.graph is None]
     if plain:
         raise CheckpointRejected(f"seeds {', '.join(plain)} have no portable kernel, so they could not be rebuilt", seeds=plain)
     tensors = {f"model.{name}": tensor for name, tensor in grower.network.state_dict().items()}
     tensors |= {f"buffer.{name}": buffer for name, buffer in _unsaved_buffers(grower)}
-    scalars: dict[str, float] = {}
-    for group in grower.optimizer.param_groups:
-        for index, parameter in enumerate(group["params"]):
-            for key, value in grower.optimizer.state.get(parameter, {}).items():
-                name = f"optimizer.{group['name']}.{index}.{key}"
-                if isinstance(value, torch.Tensor):
-                    tensors[name] = value
-                elif value is not None:
-                    scalars[name] = float(value)
+    groups, remembered = describe(grower.optimizer)
+    tensors |= remembered
     for seed, gathered in grower.incubator.gathered.items():
         if gathered.ratio.sums is not None:
             tensors[f"incubation.{seed}.sums"] = gathered.ratio.sums
@@ -137,17 +118,7 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
         windows={name: list(window) for name, window in grower.windows.items()},
         incubations={name: gathered.passes for name, gathered in grower.incubator.gathered.items()},
         sharing=dict(grower.incubator.sharing),
-        groups=tuple(
-            GroupState(
-                name=group["name"],
-                learning_rate=float(group["lr"]),
-                scale=group["scale"],
-                born=group["born"],
-                warmup=group["warmup"],
-            )
-            for group in grower.optimizer.param_groups
-        ),
-        scalars=scalars,
+        groups=groups,
         epoch=grower.epoch,
         step=grower.step,
         gate_loss=grower.gate_loss,
@@ -164,7 +135,8 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
     """Bring a fresh grower (same host, same slots, no seeds, no step taken) to a saved state.
 
     Raises:
-        CheckpointRejected: the state does not fit the host: other slots, other parameter names or shapes.
+        CheckpointRejected: the state does not fit the host: other slots, other parameter names or shapes, other
+            ones that train.
     """
     if grower.network.slots != state.slots:
         raise CheckpointRejected(
@@ -210,19 +182,8 @@ def _unsaved_buffers(grower: Grower) -> list[tuple[str, torch.Tensor]]:
 def _restore_optimizer(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor], seeds: dict[str, Seed]) -> None:
     for saved in state.groups:
         if saved.name != HOST_GROUP:
-            parameters = seeds[saved.name].parameters()
-            add_group(grower.optimizer, saved.name, parameters, saved.scale, born=saved.born, warmup=saved.warmup)
-    for standing, saved in zip(grower.optimizer.param_groups, state.groups, strict=True):
-        standing["lr"] = saved.learning_rate
-    holders = {
-        (group["name"], index): parameter
-        for group in grower.optimizer.param_groups
-        for index, parameter in enumerate(group["params"])
-    }
-    values: dict[str, Any] = {**{k: v for k, v in tensors.items() if k.startswith("optimizer.")}, **state.scalars}
-    for name, value in values.items():
-        group, index, key = name.removeprefix("optimizer.").rsplit(".", 2)
-        grower.optimizer.state[holders[group, int(index)]][key] = value
+            add_group(grower.optimizer, saved.name, seeds[saved.name].parameters(), saved.values["scale"])
+    put(grower.optimizer, state.groups, tensors)
 
 
 def _seed_state(seed: Seed) -> SeedState:

@@ -6,6 +6,7 @@ to have its size), and in its other mode (what does not run in evaluation would 
 
 from __future__ import annotations
 
+import traceback
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from esperd.errors import EsperError, InvalidModel
+from esperd.errors import EsperError, InvalidData, InvalidModel
+from esperd.growth.host import require_plain
 from esperd.growth.outputs import parts, predicted, told
 from esperd.growth.untouched import untouched
 from esperd.messages.growth import Topology
@@ -134,11 +136,20 @@ def trace(host: nn.Module, batch: torch.Tensor) -> Trace:
         batch: (B, ...) a few real samples.
 
     Raises:
-        InvalidModel: the host runs on these samples, and not on one more or not in its other mode.
+        InvalidModel: the host is no module or cannot be looked into (:mod:`esperd.growth.host`); it does not run on these
+            samples, or not on one more, or not in its other mode.
+        InvalidData: ``batch`` is no tensor, or holds no samples.
     """
+    require_plain(host)
+    _require_batch(batch)
     more = torch.cat([batch, batch[:1]])
     with untouched(host), torch.no_grad():
-        first = _run(host, batch)
+        try:
+            first = _run(host, batch)
+        except EsperError:
+            raise
+        except (Exception, SystemExit) as error:  # a model that exits must not end the worker without a word
+            raise does_not_run(type(host).__name__, batch, error) from error
         with _explained(f"the model runs on {len(batch)} samples, but not on {len(more)}; batches differ in size"):
             second = _run(host, more)
         other = "evaluation" if host.training else "training"
@@ -160,6 +171,34 @@ def trace(host: nn.Module, batch: torch.Tensor) -> Trace:
             is_output=any(call in first.last for call in calls),
         )
     return Trace(modules=found, output=first.output)
+
+
+def _require_batch(batch: object) -> None:
+    if isinstance(batch, torch.Tensor) and batch.dim() > 0 and len(batch) > 0:
+        return
+    shape = f" of shape {tuple(batch.shape)}" if isinstance(batch, torch.Tensor) else ""
+    raise InvalidData(
+        f"a batch is a tensor (B, ...) of a few real samples, not a {type(batch).__name__}{shape}; torch.from_numpy makes one "
+        "of an array"
+    )
+
+
+def does_not_run(host: str, batch: torch.Tensor, error: BaseException, *, of: str = "") -> InvalidModel:
+    """The error of a host that does not take its own data.
+
+    Args:
+        host: what it is called.
+        batch: (B, ...) what it was given.
+        error: what it raised.
+        of: where the batch is from.
+    """
+    outside = isinstance(error, IndexError) and not batch.is_floating_point()
+    ids = f"; its ids go up to {int(batch.max())}: is the model's vocabulary larger?" if outside else ""
+    return InvalidModel(
+        f"{host} does not run on a batch{of} {tuple(batch.shape)} {batch.dtype}, the first axis of which is the batch: "
+        f"{type(error).__name__}: {error}{ids}",
+        traceback="".join(traceback.format_exception(error)),
+    )
 
 
 def _run(host: nn.Module, batch: torch.Tensor) -> _Pass:

@@ -24,7 +24,7 @@ from esperd.messages.growth import Attribution
 from esperd.messages.jobs import Artifact, Metrics, RefusedArm
 from esperd.trainer.unavailable import UnavailableArm
 
-FORMAT = 2
+FORMAT = 3
 METADATA_KEY = "esperd"
 
 PYTHON_RNG_VERSION = 3

@@ -15,6 +15,7 @@ from esperd.errors import EsperError, ImportFailed, InvalidModel
 from esperd.growth.export import HostReference
 from esperd.growth.flops import count_flops, uncounted_modules
 from esperd.growth.outputs import prediction
+from esperd.growth.tracing import does_not_run
 from esperd.growth.untouched import untouched
 from esperd.messages.jobs import Job
 from esperd.plugins import Plugins
@@ -144,10 +145,4 @@ class HostFactory:
 
     def does_not_run(self, inputs: torch.Tensor, error: BaseException) -> InvalidModel:
         """The error of a host that does not take its own data."""
-        outside = isinstance(error, IndexError) and not inputs.is_floating_point()
-        ids = f"; its ids go up to {int(inputs.max())}: is the model's vocabulary larger?" if outside else ""
-        return InvalidModel(
-            f"host {self.job.host!r} does not run on a batch of the train split {tuple(inputs.shape)} {inputs.dtype}: "
-            f"{type(error).__name__}: {error}{ids}",
-            traceback="".join(traceback.format_exception(error)),
-        )
+        return does_not_run(f"host {self.job.host!r}", inputs, error, of=" of the train split")

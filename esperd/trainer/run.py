@@ -478,7 +478,7 @@ class Run:
         Raises:
             CheckpointRejected: when it was taken of another network.
         """
-        moved = {name: tensor.to(self.device) if _belongs_on_device(name) else tensor for name, tensor in tensors.items()}
+        moved = {name: tensor.to(self.device) if _lives_with_the_model(name) else tensor for name, tensor in tensors.items()}
         restore(self.grower, state.grower, moved, rebuild)
         self.batch, self.loss_samples = state.batch, state.loss_samples
         self.loss_sum = moved.get("run.loss_sum")
@@ -547,9 +547,9 @@ class TrialSamples:
         return batches_of(self.splits.gate, self.device, evaluation_batch(self.splits, self.job))
 
 
-def _belongs_on_device(name: str) -> bool:
-    """AdamW keeps its step counts on the CPU; everything else lives with the model."""
-    return not name.endswith(".step")
+def _lives_with_the_model(name: str) -> bool:
+    """The optimiser's tensors are brought to their places by :func:`esperd.growth.snapshot.restore`: some stay on the CPU."""
+    return not name.startswith("optimizer.")
 
 
 def evaluation_batch(splits: Splits, job: Job) -> int:

@@ -17,7 +17,7 @@ from torch import nn
 
 import esperd
 from esperd.declarations import resolve
-from esperd.errors import ActorUnavailable, CheckpointRejected, EsperError, InvalidJob, InvalidModel, StoreFailed
+from esperd.errors import ActorUnavailable, CheckpointRejected, InvalidJob, InvalidModel, StoreFailed
 from esperd.execution.oplist import load_kernel
 from esperd.growth.card import card
 from esperd.growth.contribution import Measured
@@ -139,12 +139,7 @@ class Session:
         if not self.job.growth.enabled:
             return ()
         inputs, _ = self._batch(TRACE_SAMPLES)
-        try:
-            return find_slots(host, inputs, patterns=self.job.slots.patterns, limit=self.job.slots.limit)
-        except EsperError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise self.hosts.does_not_run(inputs, error) from error
+        return find_slots(host, inputs, patterns=self.job.slots.patterns, limit=self.job.slots.limit)
 
     def _check(self, host: nn.Module) -> None:
         """One pass that leaves no trace: output, loss, metric and labels fit each other."""

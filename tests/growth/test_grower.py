@@ -120,6 +120,74 @@ def test_a_gate_loss_that_is_not_finite_ends_the_training():
         grown.measure([GATE])
 
 
+def test_a_seed_warms_up_in_a_loop_that_never_sets_a_rate():
+    grown = grower(incubation="joint", warmup_epochs=0.75, incubation_epochs=9, learning_rate_scale=0.5)
+    epoch(grown)
+    grown.apply(germinate("conv_light", "first"))
+    seen = []
+    for batch in batches(1) + batches(2):
+        steps(grown, [batch])
+        seen.append([group["lr"] for group in grown.optimizer.param_groups])
+    assert seen == [[0.02, 0.02 * 0.5 * min(1.0, share / 4)] for share in range(1, 9)]
+
+
+@pytest.mark.parametrize("incubation", ["joint", "lookahead", "frozen_input"])
+def test_setting_the_rate_at_every_step_or_only_the_hosts_is_the_same_to_the_bit(incubation):
+    def trained(set_rate):
+        grown = grower(incubation=incubation, warmup_epochs=1.5, incubation_epochs=9, learning_rate_scale=0.3)
+        torch.manual_seed(3)
+        epoch(grown)
+        grown.apply(germinate("conv_light", "first"))
+        for index, batch in enumerate(batches(1) + batches(2)):
+            set_rate(grown, 0.02 * 0.9**index)
+            steps(grown, [batch])
+        return tensors_of(grown)
+
+    def the_hosts(grown, rate):
+        grown.optimizer.param_groups[0]["lr"] = rate
+
+    assert same(trained(lambda grown, rate: set_learning_rate(grown.optimizer, rate, grown.step)), trained(the_hosts))
+
+
+SCHEDULERS = {
+    "lambda": lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda taken: 0.9**taken),
+    "cosine": lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 24),
+    "one cycle": lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.02, total_steps=24),
+    "chain": lambda optimizer: torch.optim.lr_scheduler.SequentialLR(
+        optimizer,
+        [
+            torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=3),
+            torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+        ],
+        [3],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", SCHEDULERS)
+def test_a_scheduler_of_torch_leads_host_and_seeds_from_a_stand_in(kind):
+    """As docs/growth.md shows it: torch's schedulers count groups when they are made, and seeds come later."""
+
+    def stand_in():
+        return torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.02)
+
+    alone, leader = stand_in(), stand_in()
+    expected, schedule = SCHEDULERS[kind](alone), SCHEDULERS[kind](leader)
+    grown = grower(incubation="joint", incubation_epochs=9, learning_rate_scale=0.5)
+    for index in range(20):
+        set_learning_rate(grown.optimizer, leader.param_groups[0]["lr"], grown.step)
+        steps(grown, [batches(index)[0]])
+        leader.step()
+        schedule.step()
+        wanted = alone.param_groups[0]["lr"]
+        assert [group["lr"] for group in grown.optimizer.param_groups] == ([wanted, wanted * 0.5] if index > 4 else [wanted])
+        alone.step()
+        expected.step()
+        if index == 4:
+            end(grown)
+            assert grown.apply(germinate("conv_light", "first")) is None
+
+
 def test_the_hosts_learning_rate_can_be_read_back():
     grown = grower()
     set_learning_rate(grown.optimizer, 0.125, 0)

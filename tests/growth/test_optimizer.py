@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from esperd.errors import InvalidModel, InvalidOptimizer
+from esperd.errors import CheckpointRejected, InvalidModel, InvalidOptimizer
 from esperd.growth.optimizer import add_group, build_optimizer, clip_gradients, remove_group, set_learning_rate
+from esperd.growth.optimizer_state import GroupState, describe, put, stays_on_cpu
 from esperd.messages.jobs import Optimizer
 
 SETTINGS = [
@@ -168,6 +169,50 @@ class Global(torch.optim.SGD):
         self.state["everything"] = 1
 
 
+class OnItself(torch.optim.SGD):
+    """Counts its steps on itself; where nothing was counted yet, it begins at nothing."""
+
+    def step(self, closure=None):
+        self.taken = getattr(self, "taken", 0) + 1
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.data.sub_(parameter.grad, alpha=group["lr"] / self.taken)
+
+
+class OnItselfFromTheBeginning(OnItself):
+    """As people write it: a copy by torch's own rules has no such attribute."""
+
+    def __init__(self, groups, **options):
+        super().__init__(groups, **options)
+        self.taken = 0
+
+    def step(self, closure=None):
+        self.taken = self.taken  # a copy raises here
+        super().step()
+
+
+class CopiesItself(OnItself):
+    """What it keeps on itself goes into a copy, and into no checkpoint."""
+
+    def __getstate__(self):
+        return dict(vars(self))
+
+
+class Caches(torch.optim.SGD):
+    """Works from a cache on itself once there is one: a rollback changes what it was made from."""
+
+    def step(self, closure=None):
+        if not hasattr(self, "cache"):
+            self.cache = {}
+        for group in self.param_groups:
+            for index, parameter in enumerate(group["params"]):
+                held = self.state[parameter]
+                taken = self.cache.get((group["name"], index), held.get("taken", 0)) + 1
+                held["taken"] = self.cache[group["name"], index] = taken
+                parameter.data.sub_(parameter.grad, alpha=group["lr"] / taken)
+
+
 class Flat(torch.optim.SGD):
     """Makes one group of whatever it is given."""
 
@@ -181,6 +226,10 @@ class Flat(torch.optim.SGD):
         ("lbfgs", "LBFGS"),
         ("Remembers", "keeps 'history' that is no tensor or number"),
         ("Global", "keeps state that belongs to no parameter"),
+        ("OnItself", r"trains on otherwise in a fork.*differ by up to.*keeps 'taken' on itself"),
+        ("OnItselfFromTheBeginning", r"cannot go on in a fork.*AttributeError.*keeps 'taken' on itself"),
+        ("CopiesItself", r"trains on otherwise when it is resumed from a checkpoint.*'taken' on itself"),
+        ("Caches", r"trains on otherwise after a rollback.*'cache' on itself"),
         ("Flat", "does not keep the parameter groups"),
         ("parameters", "raised TypeError"),
         ("Optimizer", "raised TypeError"),
@@ -190,6 +239,100 @@ class Flat(torch.optim.SGD):
 def test_an_optimizer_that_cannot_be_carried_through_growth_is_refused_with_the_reason(name, reason):
     with pytest.raises(InvalidOptimizer, match=reason):
         build_optimizer(Optimizer(name=f"{__name__}:{name}"), parameters(1, 0))
+
+
+class Counts(torch.optim.Optimizer):
+    """Keeps plain values of every kind in its groups, as schedule-free ones do, and by parameter."""
+
+    def __init__(self, groups, lr):
+        super().__init__(groups, {"lr": lr, "k": 0, "weights": (1, 0.5), "best": float("inf"), "mode": "train"})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["k"] += 1
+            group["best"] = min(group["best"], 1 / group["k"])
+            assert isinstance(group["weights"], tuple)
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                held = self.state[parameter]
+                if not held:
+                    held.update(taken=0, momentum=None, ready=False)
+                held["taken"] += 1
+                held["ready"] = held["taken"] > 3
+                assert held["ready"] in (True, False), "a float would be a lie"
+                bin(held["taken"])
+                if held["momentum"] is None and held["ready"]:
+                    held["momentum"] = torch.zeros_like(parameter)
+                if held["momentum"] is not None:
+                    held["momentum"].lerp_(parameter.grad, 0.1)
+                    parameter.sub_(held["momentum"], alpha=group["lr"])
+                parameter.sub_(parameter.grad, alpha=group["lr"] * group["best"] * group["weights"][1] / held["taken"])
+
+
+class Draws(torch.optim.SGD):
+    """Draws random numbers, as one that rounds stochastically does."""
+
+    def step(self, closure=None):
+        super().step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.add_(torch.randn(parameter.shape), alpha=1e-3)
+
+
+@pytest.mark.parametrize("name", ["Counts", "Draws", "rmsprop"])
+def test_an_optimizer_of_ones_own_that_can_be_carried_is_taken_and_no_stream_moves(name):
+    before = torch.get_rng_state()
+    assert build_optimizer(Optimizer(name=f"{__name__}:{name}"), parameters(1, 0)).param_groups[0]["name"] == "host"
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_groups_and_state_come_back_from_a_file_with_value_and_type():
+    settings, host = Optimizer(name=f"{__name__}:Counts", learning_rate=0.1), parameters(2, 0)
+    optimizer = build_optimizer(settings, host)
+    step(optimizer, 0)
+    optimizer.state[host[0]]["history"] = [1, (2.0, None), {"a": True}]
+    groups, tensors = describe(optimizer)
+    read = msgspec.msgpack.decode(msgspec.msgpack.encode(groups), type=tuple[GroupState, ...])
+    again = build_optimizer(settings, parameters(2, 0))
+    put(again, read, tensors)
+    ours, theirs = again.param_groups[0], optimizer.param_groups[0]
+    assert {**ours, "params": None} == {**theirs, "params": None}
+    assert repr([*again.state.values()]) == repr([*optimizer.state.values()])
+
+
+def test_what_was_taken_of_other_parameters_is_refused():
+    groups, tensors = describe(build_optimizer(SETTINGS[0], parameters(2, 0)))
+    with pytest.raises(CheckpointRejected, match=r"it has host of 2 tensors; this one host of 1 tensors"):
+        put(build_optimizer(SETTINGS[0], parameters(1, 0)), groups, tensors)
+
+
+def test_a_tensor_that_is_missing_is_named():
+    optimizer = build_optimizer(SETTINGS[0], parameters(1, 0))
+    step(optimizer, 0)
+    with pytest.raises(CheckpointRejected, match=r"lacks the optimiser's tensor optimizer\.host\.0\.momentum_buffer"):
+        put(optimizer, describe(optimizer)[0], {})
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("key", "tensor", "parameter", "group", "stays"),
+    [
+        ("exp_avg", GPU, GPU, {}, False),
+        ("step", CPU, GPU, {"fused": None}, True),
+        ("step", GPU, GPU, {"fused": True}, False),
+        ("step", GPU, GPU, {"capturable": True}, False),
+        ("counts", CPU, GPU, {}, True),
+        ("exp_avg", CPU, CPU, {}, False),
+        ("step", CPU, CPU, {"fused": False, "capturable": False}, True),
+        ("step", CPU, CPU, {"fused": True}, False),
+    ],
+)
+def test_a_tensor_of_the_state_goes_back_to_where_it_lay(key, tensor, parameter, group, stays):
+    assert stays_on_cpu(key, tensor, parameter, group) is stays
 
 
 def test_what_is_no_optimizer_is_refused():

@@ -473,7 +473,7 @@ def test_the_model_is_left_as_it_was(training, host, patterns):
 
 def test_a_model_that_fails_on_the_batch_is_left_without_hooks():
     host = ResNet()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(InvalidModel, match=r"ResNet does not run on a batch \(4, 3, 8, 8\).*expected input"):
         find_slots(host, torch.randn(4, 3, 8, 8))
     assert not any(module._forward_hooks for module in host.modules())
 

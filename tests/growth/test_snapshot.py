@@ -59,9 +59,28 @@ OTHER_MODES = {
         "incubation": "joint",
         "optimizer": Optimizer(name="adamw", learning_rate=0.02, implementation="fused", max_gradient_norm=0.5),
     },
+    "counting": {"incubation": "lookahead", "optimizer": Optimizer(name=f"{__name__}:Counting", learning_rate=0.02)},
     "screening, frozen_input": {"incubation": "frozen_input", "screening": "a"},
     "screening, joint": {"incubation": "joint", "screening": "a"},
 }
+
+
+class Counting(torch.optim.Optimizer):
+    """Keeps what it counts in its groups, and whole numbers by parameter, as optimisers without a schedule do."""
+
+    def __init__(self, groups, lr):
+        super().__init__(groups, {"lr": lr, "taken": 0})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            group["taken"] += 1
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    held = self.state[parameter]
+                    held["met"] = held.get("met", 0) + 1
+                    rate = group["lr"] / (1 + 0.01 * group["taken"] + 0.01 * held["met"])
+                    parameter.sub_(parameter.grad, alpha=rate)
 
 
 @dataclass(frozen=True)

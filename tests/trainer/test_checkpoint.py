@@ -77,7 +77,7 @@ def test_another_format_version_is_named(written):
     def newer(text):
         return msgspec.msgpack.encode({**msgspec.msgpack.decode(text), "format": 9})
 
-    with pytest.raises(CheckpointRejected, match=r"format 9; this esperd reads 2"):
+    with pytest.raises(CheckpointRejected, match=r"format 9; this esperd reads 3"):
         checkpoint.decode(repacked(written, newer))
 
 

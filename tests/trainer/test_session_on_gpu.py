@@ -27,10 +27,18 @@ def test_every_blueprint_is_compiled_and_proven_on_the_gpu(blueprint):
     assert kernel.manifest.key.device == "cuda"
 
 
-@pytest.mark.parametrize("growth", [{}, {"incubation": "joint"}], ids=["lookahead", "joint"])
-def test_a_job_on_the_gpu_grows_and_a_stopped_one_ends_bit_identical(blobs, growth):
-    settings = msgspec.to_builtins(desks.growing_job().growth)
-    job = desks.growing_job(device="cuda", growth={**settings, **growth})
+@pytest.mark.parametrize(
+    ("growth", "optimizer"),
+    [({}, {}), ({"incubation": "joint"}, {}), ({}, {"implementation": "fused"})],
+    ids=["lookahead", "joint", "fused"],
+)
+def test_a_job_on_the_gpu_grows_and_a_stopped_one_ends_bit_identical(blobs, growth, optimizer):
+    plain = desks.growing_job()
+    job = desks.growing_job(
+        device="cuda",
+        growth={**msgspec.to_builtins(plain.growth), **growth},
+        optimizer={**msgspec.to_builtins(plain.optimizer), **optimizer},
+    )
     undisturbed = desks.train(job, blobs)
     assert undisturbed.desk.of(StageChanged)
     stopped = desks.train_until(job, blobs, desks.after_steps(31))
