@@ -19,7 +19,7 @@ import msgspec
 from esperd.cli.demo import demo_job
 from esperd.growth.interval import mean_interval
 from esperd.messages.growth import Stage
-from esperd.messages.jobs import Report
+from esperd.messages.reports import Report
 from esperd.testing import running_daemon
 
 LINES = Path(__file__).parent / "results" / "demo.jsonl"

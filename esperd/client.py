@@ -41,11 +41,11 @@ from esperd.messages.jobs import (
     ListArtifacts,
     ListJobs,
     PauseJob,
-    Report,
     ResumeJob,
     SubmitJob,
 )
 from esperd.messages.kernels import KernelList, ListKernels
+from esperd.messages.reports import Report
 from esperd.messages.telemetry import Event, EventPage, GetEvents, JobStateChanged
 
 ReplyT = TypeVar("ReplyT", bound=Reply)

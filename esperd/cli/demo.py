@@ -20,8 +20,9 @@ from esperd.cli.own_daemon import own_daemon
 from esperd.client import Client, JobHandle
 from esperd.errors import ConfigError, IllegalTransition, MissingExtra
 from esperd.jobfile import parse_job
-from esperd.messages.jobs import FINAL_JOB_STATES, Job, Report
+from esperd.messages.jobs import FINAL_JOB_STATES, Job
 from esperd.messages.kernels import KernelList
+from esperd.messages.reports import Report
 from esperd.report.html import write_html
 from esperd.report.tables import report_grids
 from esperd.report.verdict import judge

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from esperd.messages.growth import LIVE_STAGES, Contribution, SeedRecord, SlotRecord, Stage, Trial
-from esperd.messages.jobs import DEFAULT_METRICS, FINAL_JOB_STATES, Job, JobError, JobInfo, JobState, Metrics
+from esperd.messages.jobs import DEFAULT_METRICS, FINAL_JOB_STATES, Job, JobError, JobInfo, JobState
+from esperd.messages.reports import Metrics
 from esperd.messages.telemetry import (
     AuditMeasured,
     Body,

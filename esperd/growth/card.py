@@ -14,7 +14,7 @@ from esperd.growth.merge import TOLERANCE
 from esperd.growth.parity import Parity
 from esperd.messages.card import CARD, MARK, is_users_own
 from esperd.messages.growth import Contribution, Trial
-from esperd.messages.jobs import Comparison, Metrics, Report, SeedOutcome
+from esperd.messages.reports import Comparison, Metrics, Report, SeedOutcome
 
 REPORT = "report.json"
 

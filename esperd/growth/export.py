@@ -28,7 +28,7 @@ from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.operators import operator
 from esperd.growth.plain import require_fossilized
 from esperd.messages.growth import SlotRecord, Stage
-from esperd.messages.jobs import SeedOutcome
+from esperd.messages.reports import SeedOutcome
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"

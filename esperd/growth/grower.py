@@ -32,8 +32,9 @@ from esperd.growth.records import outcome_of, record_of, screened
 from esperd.growth.runner import Plain, Runner
 from esperd.growth.source import SeedSource
 from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage, Verdict
-from esperd.messages.jobs import Gates, Growth, SeedOutcome
+from esperd.messages.jobs import Gates, Growth
 from esperd.messages.policy import Decision
+from esperd.messages.reports import SeedOutcome
 from esperd.messages.telemetry import (
     Body,
     ContributionMeasured,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from esperd.growth.network import Seed
 from esperd.messages.growth import Screened, SeedRecord
-from esperd.messages.jobs import SeedOutcome
+from esperd.messages.reports import SeedOutcome
 
 
 def record_of(seed: Seed) -> SeedRecord:

@@ -29,7 +29,7 @@ from esperd.growth.lifecycle import CullRequested
 from esperd.growth.network import GrowingNetwork, Seed, SlotPort
 from esperd.growth.optimizer_state import Kept
 from esperd.messages.growth import Stage
-from esperd.messages.jobs import SeedOutcome
+from esperd.messages.reports import SeedOutcome
 
 CursorT = TypeVar("CursorT")
 

@@ -18,7 +18,7 @@ from esperd.growth.operators import operator
 from esperd.growth.optimizer import HOST_GROUP, add_group
 from esperd.growth.optimizer_state import GroupState, describe, put
 from esperd.messages.growth import Contribution, SlotRecord, Stage, Trial, Verdict
-from esperd.messages.jobs import SeedOutcome
+from esperd.messages.reports import SeedOutcome
 
 Rebuild = Callable[[str], nn.Module]
 """Portable graph → module with the same parameter names, weights to be loaded."""

@@ -8,8 +8,9 @@ import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
 from esperd.messages.growth import Contribution, Screened, SeedRecord, SlotRecord, Stage, Trial, Verdict
-from esperd.messages.jobs import JobError, JobState, Metrics
+from esperd.messages.jobs import JobError, JobState
 from esperd.messages.policy import Decision
+from esperd.messages.reports import Metrics
 
 MOST_ASKED = 100_000
 """Events that may be asked for at one time; the log answers with fewer."""

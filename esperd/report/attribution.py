@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from esperd.messages.growth import Attribution, Contribution, Interaction, SeedAttribution, Stage, Trial
-from esperd.messages.jobs import Report
+from esperd.messages.reports import Report
 from esperd.report import numbers
 from esperd.report.grid import Column, Grid
 

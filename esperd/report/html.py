@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from esperd.messages.growth import Attribution, Stage
-from esperd.messages.jobs import Job, Report
+from esperd.messages.jobs import Job
+from esperd.messages.reports import Report
 from esperd.messages.telemetry import DecisionMade, Event, GateEvaluated, RolledBack, StageChanged
 from esperd.report import numbers
 from esperd.report.attribution import (

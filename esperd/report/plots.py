@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from esperd.errors import MissingExtra
 from esperd.messages.growth import Attribution, Contribution, Stage, Trial
-from esperd.messages.jobs import Report
+from esperd.messages.reports import Report
 from esperd.messages.telemetry import EpochCompleted
 from esperd.report import numbers
 from esperd.report.history import History, SeedHistory

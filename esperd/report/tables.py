@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from esperd.messages.growth import Stage
-from esperd.messages.jobs import Metrics, Report
+from esperd.messages.reports import Metrics, Report
 from esperd.report import numbers
 from esperd.report.attribution import attribution_grids, effect
 from esperd.report.decisions import say_remedy

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from esperd.messages.jobs import Comparison, Metrics, Report
+from esperd.messages.reports import Comparison, Metrics, Report
 from esperd.report import numbers
 
 

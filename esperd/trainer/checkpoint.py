@@ -21,7 +21,8 @@ from esperd.errors import CheckpointRejected
 from esperd.growth.governor import Watch
 from esperd.growth.snapshot import GrowerState
 from esperd.messages.growth import Attribution
-from esperd.messages.jobs import Artifact, Metrics, RefusedArm
+from esperd.messages.jobs import Artifact
+from esperd.messages.reports import Metrics, RefusedArm
 from esperd.trainer.unavailable import UnavailableArm
 
 FORMAT = 3

@@ -22,7 +22,8 @@ from esperd.growth.governor import (
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import CullRequested
 from esperd.growth.rollback import Snapshot
-from esperd.messages.jobs import Governor, RollbackRecord
+from esperd.messages.jobs import Governor
+from esperd.messages.reports import RollbackRecord
 from esperd.messages.telemetry import Body, RolledBack
 
 CursorT = TypeVar("CursorT")

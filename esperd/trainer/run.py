@@ -19,8 +19,9 @@ from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.growth.optimizer import set_learning_rate
 from esperd.growth.snapshot import Rebuild, restore, take
 from esperd.messages.growth import SlotRecord
-from esperd.messages.jobs import Budget, Job, Metrics, RefusedArm
+from esperd.messages.jobs import Budget, Job
 from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation
+from esperd.messages.reports import Metrics, RefusedArm
 from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, PolicyUnavailable
 from esperd.plugins import Plugins
 from esperd.trainer import budget as budgets

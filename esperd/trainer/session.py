@@ -32,7 +32,8 @@ from esperd.growth.precision import Precision
 from esperd.growth.slots import find_slots
 from esperd.messages.card import CARD, is_users_own
 from esperd.messages.growth import SlotRecord
-from esperd.messages.jobs import Artifact, Budget, Comparison, Job, Report
+from esperd.messages.jobs import Artifact, Budget, Job
+from esperd.messages.reports import Comparison, Report
 from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, ExportFailed, TrainingStarted
 from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs

@@ -19,8 +19,9 @@ from esperd.cli.client import esper
 from esperd.cli.daemon import esperd
 from esperd.cli.exit_codes import run
 from esperd.messages.control import ActorList, PluginList
-from esperd.messages.jobs import JobError, JobInfo, JobList, JobState, JobSubmitted, Report
+from esperd.messages.jobs import JobError, JobInfo, JobList, JobState, JobSubmitted
 from esperd.messages.kernels import KernelList
+from esperd.messages.reports import Report
 from esperd.messages.telemetry import Event, JobStateChanged
 
 EVENTS = synthetic_job.events()

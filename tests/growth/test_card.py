@@ -18,7 +18,7 @@ from esperd.growth.parity import Parity
 from esperd.growth.slots import find_slots
 from esperd.messages.card import CARD, MARK
 from esperd.messages.growth import Contribution, Stage
-from esperd.messages.jobs import Comparison, Metrics, Report, SeedOutcome
+from esperd.messages.reports import Comparison, Metrics, Report, SeedOutcome
 
 KEPT = SeedOutcome(
     seed="features.stage1#0",

@@ -18,8 +18,9 @@ from esperd.growth.lifecycle import CullRequested
 from esperd.growth.optimizer import set_learning_rate
 from esperd.growth.rollback import STANDING_FIELDS, Restored, Snapshot
 from esperd.messages.growth import Stage
-from esperd.messages.jobs import Gates, Optimizer, SeedOutcome
+from esperd.messages.jobs import Gates, Optimizer
 from esperd.messages.policy import Decision
+from esperd.messages.reports import SeedOutcome
 from esperd.messages.telemetry import StageChanged
 
 EPOCHS = 14

@@ -19,8 +19,9 @@ from esperd.growth.network import GrowingNetwork
 from esperd.growth.optimizer import build_optimizer, set_learning_rate
 from esperd.growth.snapshot import GrowerState, restore, take
 from esperd.messages.growth import SeedRecord, Stage
-from esperd.messages.jobs import CoAdaptation, Gates, Optimizer, SeedOutcome
+from esperd.messages.jobs import CoAdaptation, Gates, Optimizer
 from esperd.messages.policy import Arm, Decision
+from esperd.messages.reports import SeedOutcome
 
 EPOCHS = 16
 CONTINUED = 2

@@ -19,19 +19,9 @@ from esperd.messages.growth import (
     Trial,
     Verdict,
 )
-from esperd.messages.jobs import (
-    Budget,
-    Comparison,
-    Job,
-    JobInfo,
-    JobState,
-    Metrics,
-    RefusedArm,
-    Report,
-    RollbackRecord,
-    SeedOutcome,
-)
+from esperd.messages.jobs import Budget, Job, JobInfo, JobState
 from esperd.messages.policy import Alternative, Arm, Decision
+from esperd.messages.reports import Comparison, Metrics, RefusedArm, Report, RollbackRecord, SeedOutcome
 from esperd.messages.telemetry import (
     AuditMeasured,
     Body,

@@ -8,7 +8,7 @@ from rich.console import Console
 from synthetic_job import ATTRIBUTION, REPORT, RICH_REPORT, SAMPLED
 
 from esperd.messages.growth import Interaction
-from esperd.messages.jobs import Report
+from esperd.messages.reports import Report
 from esperd.report import numbers
 from esperd.report.attribution import MOST_INTERACTIONS, attribution_grid, attribution_grids, interactions_grid, missing_grid
 from esperd.report.grid import Cell, Column, Grid

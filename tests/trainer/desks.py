@@ -19,8 +19,9 @@ from esperd.compiler.compile import compile_kernel
 from esperd.declarations import resolve
 from esperd.errors import ActorUnavailable, KernelRejected
 from esperd.messages.growth import COOLDOWN_STAGES
-from esperd.messages.jobs import Job, Report
+from esperd.messages.jobs import Job
 from esperd.messages.kernels import KernelProvided
+from esperd.messages.reports import Report
 from esperd.messages.telemetry import EpochCompleted, StageChanged
 from esperd.plugins import load_plugins
 from esperd.trainer.run import Stopped

@@ -11,8 +11,9 @@ from esperd.errors import TrainingDiverged
 from esperd.growth.governor import Watch
 from esperd.growth.grower import Grower
 from esperd.messages.growth import Stage
-from esperd.messages.jobs import Gates, Governor, RollbackRecord
+from esperd.messages.jobs import Gates, Governor
 from esperd.messages.policy import Decision
+from esperd.messages.reports import RollbackRecord
 from esperd.messages.telemetry import RolledBack, StageChanged
 from esperd.trainer.guard import Guard, WentBack, rollbacks
 
