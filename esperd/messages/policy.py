@@ -46,8 +46,8 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """``discounted_ucb`` only: what a try still counts for when one more is known; 1: evidence never fades. Chosen, not
     measured."""
     temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 0.5
-    """``softmax`` only: how evenly it draws, in units of the reward's spread; towards 0 the best mean is always drawn. Chosen, not
-    measured."""
+    """``softmax`` only: how evenly it draws, in units of the reward's spread; towards 0 the best mean is always drawn. Chosen,
+    not measured."""
     rent_parameters: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02
     """Loss a seed must save per unit of added parameters / host parameters; chosen, not measured."""
     rent_flops: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+import msgspec
 from policy_requests import BLUEPRINTS, SLOTS, contribution, observation, option, request, seed
 
 from esperd.builtins.strategies import STRATEGIES
@@ -43,13 +44,29 @@ def worths(rng_seed, *, alike=True):
     return {arm: by_slot[arm.slot] + by_blueprint[arm.blueprint] + rng.uniform(0.0, 0.02) for arm in ARMS}
 
 
-def run(name, *, rng_seed, points=120, noise=0.01, alike=True, turn=None, policy=None):
-    """Let a strategy decide a job.
+def run(name, **world):
+    """Let a strategy decide a job; see :func:`play`."""
+    regret, pulls = 0.0, dict.fromkeys(ARMS, 0)
+    for worth, wanted, _ in play(name, **world):
+        regret += max(worth.values()) - PRICE
+        if wanted.action == "germinate":
+            pulls[wanted.arm] += 1
+            regret -= worth[wanted.arm] - PRICE
+    return Ran(regret=regret, pulls=pulls)
+
+
+def answers(name, **world):
+    """Every answer of a job, as it is sent."""
+    return [msgspec.msgpack.encode(answer, order="deterministic") for _, _, answer in play(name, **world)]
+
+
+def play(name, *, rng_seed, points=120, noise=0.01, alike=True, turn=None, policy=None):
+    """Decision points of a job: worth by arm, the decision about growing, the whole answer.
 
     Args:
         name: of the strategy.
         rng_seed: draws worth and noise of the world, and the strategy's lots.
-        points: decision points.
+        points: how many.
         noise: standard deviation of a measured contribution.
         alike: whether arms that share a slot or a blueprint are alike.
         turn: the point from which on the best arm is the worst and so on; None: worth does not drift.
@@ -59,7 +76,7 @@ def run(name, *, rng_seed, points=120, noise=0.01, alike=True, turn=None, policy
     ordered = sorted(before, key=lambda arm: before[arm])
     drifted = {arm: before[other] for arm, other in zip(ordered, reversed(ordered), strict=True)}
     options = [option(arm.slot, arm.blueprint) for arm in ARMS]
-    state, ended, regret, pulls = b"", (), 0.0, dict.fromkeys(ARMS, 0)
+    state, ended = b"", ()
     for point in range(1, points + 1):
         worth = before if turn is None or point < turn else drifted
         rng.shuffle(options)
@@ -67,11 +84,8 @@ def run(name, *, rng_seed, points=120, noise=0.01, alike=True, turn=None, policy
         answer = DECIDE[name](request(told, policy=policy, state=state, point=point, rng_seed=rng_seed))
         state, ended, wanted = answer.state, (), answer.decisions[-1]
         shown = rng.gauss(0.0, noise)  # drawn at every point: all strategies meet the same luck
-        regret += max(worth.values()) - PRICE
         if wanted.action == "germinate":
-            pulls[wanted.arm] += 1
-            regret -= worth[wanted.arm] - PRICE
             measured = contribution(worth[wanted.arm] + shown)
-            name_of_seed = f"{wanted.arm.slot}#{point}"
-            ended = (seed(name_of_seed, stage=Stage.FOSSILIZED, blueprint=wanted.arm.blueprint, measured=measured),)
-    return Ran(regret=regret, pulls=pulls)
+            grown = f"{wanted.arm.slot}#{point}"
+            ended = (seed(grown, stage=Stage.FOSSILIZED, blueprint=wanted.arm.blueprint, measured=measured),)
+        yield worth, wanted, answer

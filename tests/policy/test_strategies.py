@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import msgspec
 import pytest
 from bandit_world import run
@@ -132,6 +136,31 @@ def test_no_arm_comes_first_by_where_it_stands(decide):
 def test_the_first_arm_is_the_same_at_every_point_of_a_job_and_uniform_draws_anew():
     assert len({chosen("first_arm", point=point) for point in range(40)}) == 1
     assert {chosen("uniform", point=point) for point in range(150)} == set(ARMS)
+
+
+def test_round_robin_counts_a_try_whose_seed_still_lives():
+    first = chosen("round_robin")
+    living = seed(f"{first.slot}#1", stage=Stage.TRAINING, blueprint=first.blueprint)
+    seen = observation(options=tuple(option(arm.slot, arm.blueprint) for arm in ARMS), seeds=(living,))
+    assert germinated(EVERY["round_robin"](request(seen)))[0].arm != first
+
+
+REPLAY = """
+import hashlib
+from bandit_world import DECIDE, answers
+for name in DECIDE:
+    print(name, hashlib.sha256(b"".join(answers(name, rng_seed=5, points=25))).hexdigest())
+"""
+
+
+def test_another_process_decides_the_same():
+    told = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run([sys.executable, "-c", REPLAY], check=True, capture_output=True, text=True, env=environment)
+        told.add(done.stdout)
+    assert len(told) == 1
+    assert len(told.pop().splitlines()) == len(EVERY)
 
 
 # --- tries known ---------------------------------------------------------------------------------------------------------
