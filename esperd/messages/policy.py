@@ -40,7 +40,14 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     strategy: str = "ucb"
     """Name of a registered strategy."""
     exploration: Annotated[float, msgspec.Meta(ge=0.0)] = 0.5
-    """Width of the UCB bonus in units of the reward's spread; chosen, not measured."""
+    """How much is tried that does not look best, in units of the reward's spread; which strategy reads it, and how, is in
+    ``docs/policy.md``. Chosen, not measured."""
+    discount: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.95
+    """``discounted_ucb`` only: what a try still counts for when one more is known; 1: evidence never fades. Chosen, not
+    measured."""
+    temperature: Annotated[float, msgspec.Meta(gt=0.0)] = 0.5
+    """``softmax`` only: how evenly it draws, in units of the reward's spread; towards 0 the best mean is always drawn. Chosen,
+    not measured."""
     rent_parameters: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02
     """Loss a seed must save per unit of added parameters / host parameters; chosen, not measured."""
     rent_flops: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02

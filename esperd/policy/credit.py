@@ -8,10 +8,13 @@ because the kernel could not be provided teaches nothing about the arm, and is n
 
 from __future__ import annotations
 
+import msgspec
+
 from esperd.messages.growth import LIVE_STAGES, SeedRecord, Stage
 from esperd.messages.policy import Arm, Observation, PolicySettings
+from esperd.policy.circumstances import circumstances_of
 from esperd.policy.rent import rent
-from esperd.policy.state import ArmStatistics, BanditState, PendingSeed
+from esperd.policy.state import ArmStatistics, AskedArm, BanditState, Circumstances, PendingSeed, Try
 
 
 def observe(state: BanditState, observation: Observation, settings: PolicySettings) -> BanditState:
@@ -31,7 +34,8 @@ def observe(state: BanditState, observation: Observation, settings: PolicySettin
     records = {record.seed: record for record in observation.seeds}
     known = {pending.seed: pending for pending in state.pending}
     credited = set(state.credited)
-    statistics = {entry.arm: entry for entry in state.arms}
+    asked = {entry.arm: entry for entry in state.asked}
+    book = _Book(state)
     pending: list[PendingSeed] = []
     arrived: set[Arm] = set()
 
@@ -41,24 +45,24 @@ def observe(state: BanditState, observation: Observation, settings: PolicySettin
             continue
         if seed not in known:
             arrived.add(_arm(record))
-            price = rent(record.parameters, record.flops_per_sample, observation, settings)
-            known[seed] = PendingSeed(seed=seed, arm=_arm(record), rent=price)
+            known[seed] = _adopt(record, asked.get(_arm(record)), observation, settings)
         if record.stage in LIVE_STAGES:
             pending.append(_measured(known[seed], record))
             continue
         credited.add(seed)
         earned = reward(record, known[seed].rent)
         if earned is not None:
-            _credit(statistics, known[seed].arm, earned)
+            book.credit(known[seed].arm, earned, known[seed].circumstances)
     for seed in sorted(known.keys() - records.keys() - credited):
         credited.add(seed)
-        _credit(statistics, known[seed].arm, -known[seed].rent)
-    for asked in state.asked:
-        if asked.arm not in arrived and asked.arm not in observation.unavailable:
-            _credit(statistics, asked.arm, -asked.rent)
+        book.credit(known[seed].arm, -known[seed].rent, known[seed].circumstances)
+    for entry in state.asked:
+        if entry.arm not in arrived and entry.arm not in observation.unavailable:
+            book.credit(entry.arm, -entry.rent, entry.circumstances)
 
     return BanditState(
-        arms=tuple(statistics[arm] for arm in sorted(statistics)),
+        arms=tuple(book.statistics[arm] for arm in sorted(book.statistics)),
+        tries=tuple(book.tries),
         pending=tuple(pending),
         credited=tuple(sorted(credited)),
     )
@@ -80,25 +84,37 @@ def reward(record: SeedRecord, price: float) -> float | None:
     return None if record.contribution is None else record.contribution.loss - price
 
 
+class _Book:
+    """Rewards of arms, as single tries and summed up."""
+
+    def __init__(self, state: BanditState) -> None:
+        self.statistics = {entry.arm: entry for entry in state.arms}
+        self.tries = list(state.tries)
+
+    def credit(self, arm: Arm, earned: float, circumstances: Circumstances | None) -> None:
+        before = self.statistics.get(arm, ArmStatistics(arm=arm, pulls=0, total=0.0, squares=0.0))
+        self.statistics[arm] = ArmStatistics(
+            arm=arm, pulls=before.pulls + 1, total=before.total + earned, squares=before.squares + earned * earned
+        )
+        self.tries.append(Try(arm=arm, reward=earned, circumstances=circumstances))
+
+
+def _adopt(record: SeedRecord, asked: AskedArm | None, observation: Observation, settings: PolicySettings) -> PendingSeed:
+    """A seed that is reported for the first time; one that nobody asked for has the circumstances of now."""
+    if asked is None:
+        circumstances = circumstances_of(record.slot, record.parameters, record.flops_per_sample, observation)
+    else:
+        circumstances = asked.circumstances
+    price = rent(record.parameters, record.flops_per_sample, observation, settings)
+    return PendingSeed(seed=record.seed, arm=_arm(record), rent=price, circumstances=circumstances)
+
+
 def _measured(pending: PendingSeed, record: SeedRecord) -> PendingSeed:
     """Count a contribution once, and only those of PROBATIONARY."""
     contribution = record.contribution
     if record.stage is not Stage.PROBATIONARY or contribution is None or contribution.epoch == pending.measured_epoch:
         return pending
-    return PendingSeed(
-        seed=pending.seed,
-        arm=pending.arm,
-        rent=pending.rent,
-        measurements=pending.measurements + 1,
-        measured_epoch=contribution.epoch,
-    )
-
-
-def _credit(statistics: dict[Arm, ArmStatistics], arm: Arm, earned: float) -> None:
-    before = statistics.get(arm, ArmStatistics(arm=arm, pulls=0, total=0.0, squares=0.0))
-    statistics[arm] = ArmStatistics(
-        arm=arm, pulls=before.pulls + 1, total=before.total + earned, squares=before.squares + earned * earned
-    )
+    return msgspec.structs.replace(pending, measurements=pending.measurements + 1, measured_epoch=contribution.epoch)
 
 
 def _arm(record: SeedRecord) -> Arm:

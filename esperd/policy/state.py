@@ -1,4 +1,4 @@
-"""What the bandit remembers between two decisions of a job. It travels with the job's checkpoint as msgpack."""
+"""What every strategy remembers between two decisions of a job. It travels with the job's checkpoint as msgpack."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ import msgspec
 from esperd.errors import CheckpointRejected
 from esperd.messages.policy import Arm
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+
+
+class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
+    """Where and when an arm was tried, as the observation told it. Every number lies between 0 and 1."""
+
+    depth: float
+    """Place of the slot among the job's, in the order of the host: 1/n for the first of n, 1 for the last."""
+    width: float
+    """Channels of the slot's tensor over those of the widest slot."""
+    parameters: float
+    """Share of the seed in host and seed together."""
+    flops: float
+    """Share of the seed in the forward FLOPs of host and seed together."""
+    progress: float
+    """Share of the budget that was spent."""
 
 
 class ArmStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,12 +37,23 @@ class ArmStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Sum of their squared rewards."""
 
 
+class Try(msgspec.Struct, frozen=True, kw_only=True):
+    """One credited reward. :class:`ArmStatistics` sum them up; strategies that weigh by age or circumstances look here."""
+
+    arm: Arm
+    reward: float
+    circumstances: Circumstances | None = None
+    """None where the observation did not describe the slot."""
+
+
 class PendingSeed(msgspec.Struct, frozen=True, kw_only=True):
     """A seed that lives: its arm is credited when it ends."""
 
     seed: str
     arm: Arm
     rent: float
+    circumstances: Circumstances | None = None
+    """Of the decision that asked for it."""
     measurements: int = 0
     """Contributions seen while it was PROBATIONARY."""
     measured_epoch: int | None = None
@@ -39,13 +65,16 @@ class AskedArm(msgspec.Struct, frozen=True, kw_only=True):
 
     arm: Arm
     rent: float
+    circumstances: Circumstances | None = None
 
 
 class BanditState(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything; every tuple sorted, so that equal knowledge is equal bytes."""
+    """Everything. Tuples are sorted, but for ``tries``, so that equal knowledge is equal bytes."""
 
     version: int = STATE_VERSION
     arms: tuple[ArmStatistics, ...] = ()
+    tries: tuple[Try, ...] = ()
+    """Oldest first."""
     pending: tuple[PendingSeed, ...] = ()
     credited: tuple[str, ...] = ()
     """Seeds whose end is in the statistics."""

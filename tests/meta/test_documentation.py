@@ -20,6 +20,7 @@ import pytest
 import esperd
 from esperd import errors, hookspecs
 from esperd.builtins.blueprints import BLUEPRINTS
+from esperd.builtins.strategies import STRATEGIES
 from esperd.cli.client import esper
 from esperd.cli.daemon import esperd as esperd_command
 from esperd.config import Config, load_config
@@ -99,6 +100,20 @@ def test_a_blueprint_is_documented_with_its_true_formula_and_source(blueprint):
         names = {**dict(zip(sizes, shape, strict=False)), "max": max, "min": min, "__builtins__": {}}
         assert eval(row[3].strip("`"), names) == blueprint.parameters(shape[: len(sizes)])
     assert set(re.findall(r"arXiv:[\d.]+\d", row[4])) == set(re.findall(r"arXiv:[\d.]+\d", blueprint.source))
+
+
+STRATEGY_ROWS = {row[0].partition(" ")[0].strip("`"): row for row in rows(document("policy.md").partition("\n## ")[0])[2:]}
+
+
+def test_every_built_in_strategy_is_documented_and_no_other():
+    assert list(STRATEGY_ROWS) == [strategy.name for strategy in STRATEGIES]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_a_strategy_is_documented_with_the_keys_that_it_reads(strategy):
+    module = importlib.import_module(strategy.decide.partition(":")[0])
+    read = set(re.findall(r"settings\.(\w+)", inspect.getsource(module)))
+    assert read == set(re.findall(r"`(\w+)`", STRATEGY_ROWS[strategy.name][2]))
 
 
 # --- configuration and jobs ------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ async def test_the_first_of_two_answers_to_one_point_stands(tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "error", "message"),
     [
-        ("ucd", UnknownName, "there are: absent, counting, never, raising, ucb, wordless"),
+        ("ucd", UnknownName, "there are: absent, contextual, counting, .*, never, raising, .*, ucb, uniform, wordless"),
         ("raising", HandlerFailed, "'raising' raised ZeroDivisionError at point 0: no arms"),
         ("wordless", HandlerFailed, "not NoneType"),
         ("absent", ImportFailed, "absent"),

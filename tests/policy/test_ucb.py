@@ -194,7 +194,7 @@ def test_arms_never_tried_come_first_and_alternatives_are_named():
     assert decision.action == "germinate"
     assert decision.arm.blueprint != "a"
     assert decision.score is None
-    assert len(decision.alternatives) == 5
+    assert len(decision.alternatives) == 7
 
 
 def test_the_arm_with_the_highest_upper_bound_wins():

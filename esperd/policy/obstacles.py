@@ -1,0 +1,51 @@
+"""Why nothing may be germinated now, whatever the arms promise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from esperd.messages.growth import LIVE_STAGES, Stage
+from esperd.messages.policy import Observation, PolicySettings
+from esperd.policy.arms import RankedArm
+
+
+def obstacle(observation: Observation, settings: PolicySettings, ended: set[str | None]) -> str:
+    """Limits of time and number; empty when something may be germinated.
+
+    Args:
+        observation: of this decision point.
+        settings: the limits.
+        ended: seeds that this point's verdicts end; their places count as free.
+    """
+    living = [record for record in observation.seeds if record.stage in LIVE_STAGES and record.seed not in ended]
+    live = {record.screening or record.seed for record in living}  # of a screening one at most goes on
+    kept = [record for record in observation.seeds if record.stage is Stage.FOSSILIZED]
+    # A seed judged at this point may still be kept, so it counts for the limit on kept seeds until it is gone.
+    may_be_kept = len(kept) + sum(record.stage in LIVE_STAGES for record in observation.seeds)
+    if observation.epoch < settings.warmup_epochs:
+        return f"warming up: {observation.epoch} of {settings.warmup_epochs} epochs"
+    if observation.progress >= settings.latest_germination:
+        return (
+            f"too late: {observation.progress:.0%} of the budget is spent, and nothing is grown after "
+            f"{settings.latest_germination:.0%} (latest_germination)"
+        )
+    if observation.epochs_left is not None and observation.epochs_left < observation.shortest_life_epochs:
+        return (
+            f"too late: the budget allows {observation.epochs_left:.1f} more epochs and a seed needs "
+            f"{observation.shortest_life_epochs} to show what it brings"
+        )
+    if len(live) >= settings.max_live_seeds:
+        return f"{len(live)} seeds live already (max_live_seeds {settings.max_live_seeds})"
+    if may_be_kept >= settings.max_fossilized:
+        return f"{len(kept)} seeds are kept and {may_be_kept - len(kept)} may be (max_fossilized {settings.max_fossilized})"
+    return ""
+
+
+def nothing_available(observation: Observation, available: Sequence[RankedArm]) -> str:
+    """Why there is no arm to choose; empty when there is one."""
+    if available:
+        return ""
+    if not observation.options:
+        return "no blueprint fits any slot"
+    reasons = sorted({option.why_not for option in observation.options if option.why_not})
+    return f"none of {len(observation.options)} arms is available: {'; '.join(reasons) or 'no reason was given'}"

@@ -1,0 +1,281 @@
+"""What holds for every registered strategy: it decides by the request alone, keeps to the limits, and says why."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import msgspec
+import pytest
+from bandit_world import run
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from policy_requests import BLUEPRINTS, SLOTS, contribution, observation, observations, option, policies, request, seed
+
+from esperd.builtins.strategies import STRATEGIES
+from esperd.declarations import resolve
+from esperd.errors import CheckpointRejected, UnknownName
+from esperd.messages.growth import LIVE_STAGES, Stage
+from esperd.messages.policy import Arm, PolicySettings
+from esperd.policy.rent import rent
+from esperd.policy.state import decode_state
+
+EVERY = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
+GROWING = {name: decide for name, decide in EVERY.items() if name != "never"}
+TRIES_ALL_FIRST = ("ucb", "discounted_ucb", "thompson", "epsilon_greedy", "softmax", "round_robin")
+ARMS = [Arm(slot=record.slot, blueprint=blueprint) for record in SLOTS for blueprint in BLUEPRINTS]
+
+every = pytest.mark.parametrize("decide", EVERY.values(), ids=EVERY)
+growing = pytest.mark.parametrize("decide", GROWING.values(), ids=GROWING)
+some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def germinated(answer):
+    return [decision for decision in answer.decisions if decision.action == "germinate"]
+
+
+# --- whatever is asked ---------------------------------------------------------------------------------------------------
+
+
+@every
+@some
+@given(st.lists(observations, min_size=1, max_size=5), policies, st.integers(0, 99), st.randoms(use_true_random=False))
+def test_the_same_history_is_answered_the_same_whatever_the_order_of_options(decide, history, policy, rng_seed, shuffler):
+    states = [b"", b""]
+    for point, seen in enumerate(history):
+        shuffled = list(seen.options)
+        shuffler.shuffle(shuffled)
+        other = msgspec.structs.replace(seen, options=tuple(shuffled))
+        asked = [
+            request(told, policy=policy, state=state, point=point, rng_seed=rng_seed)
+            for told, state in zip((seen, other), states, strict=True)
+        ]
+        answers = [decide(one) for one in asked]
+        assert answers[0] == answers[1]
+        assert answers[0] == decide(msgspec.msgpack.decode(msgspec.msgpack.encode(asked[0]), type=type(asked[0])))
+        states = [answer.state for answer in answers]
+
+
+@every
+@some
+@given(st.lists(observations, min_size=1, max_size=5), policies)
+def test_only_available_arms_are_germinated_and_within_the_limits(decide, history, policy):
+    state = b""
+    for point, seen in enumerate(history):
+        answer = decide(request(seen, policy=policy, state=state, point=point))
+        state, wanted = answer.state, germinated(answer)
+        ended = {decision.seed for decision in answer.decisions if decision.action in ("cull", "fossilize")}
+        living = [record for record in seen.seeds if record.stage in LIVE_STAGES]
+        kept = sum(record.stage is Stage.FOSSILIZED for record in seen.seeds)
+        if wanted:
+            assert len({record.screening or record.seed for record in living if record.seed not in ended}) < policy.max_live_seeds
+            assert kept + len(living) < policy.max_fossilized
+        assert {decision.arm for decision in wanted} <= {made.arm for made in seen.options if made.available}
+        assert len({decision.arm for decision in wanted}) == len(wanted) <= policy.nursery
+        assert {decision.screening for decision in wanted} == {f"point {point}" if len(wanted) > 1 else ""} or not wanted
+
+
+@every
+@some
+@given(st.lists(observations, min_size=1, max_size=5), policies)
+def test_every_decision_says_why_and_shows_the_tries_of_every_other_arm(decide, history, policy):
+    state = b""
+    for point, seen in enumerate(history):
+        answer = decide(request(seen, policy=policy, state=state, point=point))
+        state = answer.state
+        assert answer.decisions
+        assert all(decision.reason for decision in answer.decisions)
+        for decision in answer.decisions:
+            if decision.arm is not None:
+                pulls = {entry.arm: entry.pulls for entry in decode_state(state).arms}
+                available = {made.arm for made in seen.options if made.available}
+                assert {other.arm for other in decision.alternatives} == available - {decision.arm}
+                assert all(other.pulls == pulls.get(other.arm, 0) for other in decision.alternatives)
+
+
+@growing
+def test_a_state_that_cannot_be_read_is_refused(decide):
+    for state in (b"\xc1", b"garbage", msgspec.msgpack.encode({"version": 2})):
+        with pytest.raises(CheckpointRejected):
+            decide(request(observation(), state=state))
+
+
+@growing
+def test_seeds_on_probation_are_judged_by_every_strategy_alike(decide):
+    seeds = (
+        seed("s1#1", stage=Stage.PROBATIONARY, measured=contribution(0.1)),
+        seed("s2#2", stage=Stage.PROBATIONARY, measured=contribution(-0.1)),
+    )
+    assert [decision.action for decision in decide(request(observation(seeds=seeds))).decisions[:2]] == ["fossilize", "cull"]
+
+
+@growing
+def test_an_arm_that_costs_more_than_there_is_to_save_is_declined_by_name(decide):
+    (decision,) = decide(request(observation(gate_loss=0.001))).decisions
+
+    assert (decision.action, decision.arm) == ("wait", option().arm)
+    assert "more than the whole gate loss" in decision.reason
+
+
+# --- chance and order ----------------------------------------------------------------------------------------------------
+
+
+def chosen(name, *, rng_seed=0, point=3, state=b"", arms=ARMS, **policy):
+    seen = observation(options=tuple(option(arm.slot, arm.blueprint) for arm in arms))
+    wanted = germinated(EVERY[name](request(seen, policy=PolicySettings(**policy), state=state, point=point, rng_seed=rng_seed)))
+    return wanted[0].arm if wanted else None
+
+
+@growing
+def test_no_arm_comes_first_by_where_it_stands(decide):
+    name = next(name for name, made in EVERY.items() if made is decide)
+    assert len({chosen(name, rng_seed=rng_seed) for rng_seed in range(60)}) > len(ARMS) // 2
+
+
+def test_the_first_arm_is_the_same_at_every_point_of_a_job_and_uniform_draws_anew():
+    assert len({chosen("first_arm", point=point) for point in range(40)}) == 1
+    assert {chosen("uniform", point=point) for point in range(150)} == set(ARMS)
+
+
+def test_round_robin_counts_a_try_whose_seed_still_lives():
+    first = chosen("round_robin")
+    living = seed(f"{first.slot}#1", stage=Stage.TRAINING, blueprint=first.blueprint)
+    seen = observation(options=tuple(option(arm.slot, arm.blueprint) for arm in ARMS), seeds=(living,))
+    assert germinated(EVERY["round_robin"](request(seen)))[0].arm != first
+
+
+REPLAY = """
+import hashlib
+from bandit_world import DECIDE, answers
+for name in DECIDE:
+    print(name, hashlib.sha256(b"".join(answers(name, rng_seed=5, points=25))).hexdigest())
+"""
+
+
+def test_another_process_decides_the_same():
+    told = set()
+    for hash_seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        done = subprocess.run([sys.executable, "-c", REPLAY], check=True, capture_output=True, text=True, env=environment)
+        told.add(done.stdout)
+    assert len(told) == 1
+    assert len(told.pop().splitlines()) == len(EVERY)
+
+
+# --- tries known ---------------------------------------------------------------------------------------------------------
+
+
+def after(name, *pulls, **policy):
+    """The state after pulls of arms, told to the strategy as seeds that ended: (arm, reward after rent)."""
+    price, state = rent(100, 1000.0, observation(), PolicySettings()), b""
+    for number, (arm, reward) in enumerate(pulls):
+        measured = contribution(reward + price)
+        ended = seed(f"{arm.slot}#{number}", stage=Stage.FOSSILIZED, blueprint=arm.blueprint, measured=measured)
+        told = request(observation(seeds=(ended,), options=()), policy=PolicySettings(**policy), state=state)
+        state = EVERY[name](told).state
+    return state
+
+
+ONCE_EACH = [(arm, 0.01 + 0.001 * place) for place, arm in enumerate(ARMS)]
+
+
+@pytest.mark.parametrize("name", TRIES_ALL_FIRST)
+def test_an_arm_never_tried_comes_before_every_other_where_that_is_promised(name):
+    for left in (0, 5, 11):
+        state = after(name, *(ONCE_EACH[:left] + ONCE_EACH[left + 1 :]))
+        assert chosen(name, state=state) == ARMS[left]
+
+
+@pytest.mark.parametrize("name", [*TRIES_ALL_FIRST, "uniform"])
+def test_no_arm_starves_under_a_strategy_that_promises_it(name):
+    found = run(name, rng_seed=1, points=400, policy=PolicySettings(exploration=1.0))
+    assert min(found.pulls.values()) >= 1
+    if name == "round_robin":
+        assert max(found.pulls.values()) - min(found.pulls.values()) <= 1
+
+
+def draws(name, state, **policy):
+    return [chosen(name, state=state, point=point, **policy) for point in range(200)]
+
+
+def test_temperature_decides_how_evenly_softmax_draws():
+    state = after("softmax", *ONCE_EACH)
+    assert set(draws("softmax", state, temperature=0.01)) == {ARMS[-1]}
+    counts = [draws("softmax", state, temperature=temperature).count(ARMS[-1]) for temperature in (0.2, 1.0, 100.0)]
+    assert counts == sorted(counts, reverse=True)
+    assert len(set(draws("softmax", state, temperature=100.0))) == len(ARMS)
+
+
+def test_epsilon_falls_with_the_evidence_and_with_exploration():
+    state, more = after("epsilon_greedy", *ONCE_EACH), after("epsilon_greedy", *ONCE_EACH * 5)
+    strays = [
+        sum(arm != ARMS[-1] for arm in draws("epsilon_greedy", known, exploration=exploration))
+        for known, exploration in ((state, 1.0), (state, 0.5), (more, 0.5), (more, 0.0))
+    ]
+    assert strays == sorted(strays, reverse=True)
+    assert strays[0] > strays[1] > strays[2] > strays[3] == 0
+
+
+def test_thompson_draws_anew_at_every_point_and_by_exploration():
+    state = after("thompson", *ONCE_EACH)
+    assert set(draws("thompson", state, exploration=0.0)) == {ARMS[-1]}
+    assert len(set(draws("thompson", state, exploration=1.0))) > 3
+
+
+def test_discounted_evidence_fades_and_undiscounted_is_ucb():
+    stale, fresh = ARMS[0], ARMS[1]
+    told = [(stale, 0.10), *[(arm, 0.01) for arm in ARMS[1:]], *[(stale, 0.02)] * 3, *[(fresh, 0.04)] * 3]
+    state = after("discounted_ucb", *told)
+    assert chosen("discounted_ucb", state=state, discount=1.0, exploration=0.0) == stale
+    assert chosen("discounted_ucb", state=state, discount=0.5, exploration=0.0) == fresh
+    for exploration in (0.0, 0.5, 2.0):
+        bounds = chosen("discounted_ucb", state=state, discount=1.0, exploration=exploration)
+        assert bounds == chosen("ucb", state=state, exploration=exploration)
+
+
+def test_a_context_tells_what_an_arm_never_tried_is_like():
+    good = [(arm, 0.05) for arm in ARMS if arm.blueprint == "wide" and arm.slot != "s3"]
+    bad = [(arm, -0.004) for arm in ARMS if arm.blueprint != "wide" and arm.slot != "s3"]
+    state, untried = after("contextual", *good, *bad), [arm for arm in ARMS if arm.slot == "s3"]
+    for rng_seed in range(10):
+        assert chosen("contextual", state=state, arms=untried, rng_seed=rng_seed, exploration=0.0).blueprint == "wide"
+
+
+def test_an_arm_never_tried_is_not_declined_for_what_others_earned():
+    lost = [(arm, -0.004) for arm in ARMS[1:]] * 4
+    (decision,) = germinated(EVERY["contextual"](request(observation(), state=after("contextual", *lost))))
+    assert decision.arm == ARMS[0]
+    assert "never tried" in decision.reason
+
+
+def test_a_context_needs_its_slot_described():
+    state = after("contextual", *ONCE_EACH)
+    with pytest.raises(UnknownName, match="'s9'"):
+        EVERY["contextual"](request(observation(options=(option("s9"),)), state=state))
+
+
+LEARNING = ("ucb", "discounted_ucb", "thompson", "epsilon_greedy", "softmax", "contextual")
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_arms_that_were_tried_and_never_paid_are_declined_by_name(name):
+    state = after(name, *[(arm, -0.004) for arm in ARMS for _ in range(8)])
+    seen = observation(options=tuple(option(arm.slot, arm.blueprint) for arm in ARMS))
+    answers = [
+        EVERY[name](request(seen, state=state, point=point, policy=PolicySettings(exploration=0.0))) for point in range(20)
+    ]
+
+    assert all(answer.decisions[0].action == "wait" and answer.decisions[0].arm in ARMS for answer in answers)
+    assert all("declined: the best available arm" in answer.decisions[0].reason for answer in answers)
+
+
+def test_the_circumstances_of_a_try_are_those_of_the_decision_that_asked_for_it():
+    asked = EVERY["contextual"](request(observation(progress=0.2, options=(option("s2"),))))
+    grown = observation(progress=0.5, seeds=(seed("s2#1", stage=Stage.FOSSILIZED, measured=contribution(0.1)),), options=())
+    (known,) = decode_state(EVERY["contextual"](request(grown, state=asked.state)).state).tries
+
+    assert known.circumstances.progress == 0.2
+    assert known.circumstances.depth == pytest.approx(2 / 3)
+    assert known.circumstances.width == 0.5
+    assert known.circumstances.flops == pytest.approx(1000 / 11_000)
