@@ -47,7 +47,7 @@ class Wanting(Kernels):
 
     def __init__(self):
         super().__init__()
-        self.loaded = []
+        self.loaded, self.broken = [], {}
 
     def grow(self, blueprint, *place):
         if blueprint == "norm":
