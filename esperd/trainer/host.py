@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import traceback
 import weakref
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ class HostFactory:
             raise
         except (Exception, SystemExit) as error:
             raise ImportFailed(
-                f"host {self.job.host!r} raised {type(error).__name__}: {error}",
+                f"host {self.job.host!r} raised {type(error).__name__}: {error}{self._what_it_takes(factory)}",
                 reference=self.reference.factory,
                 traceback=traceback.format_exc(),
             ) from error
@@ -66,6 +67,17 @@ class HostFactory:
         if self.job.control:
             self._require_the_same_again(host)
         return host.to(self._device)
+
+    def _what_it_takes(self, factory: Callable[..., object]) -> str:
+        """The names that ``host_options`` may hold, where one of them is none; empty where all are, or any may be."""
+        try:
+            signature = inspect.signature(factory)
+            signature.bind_partial(**self.reference.options)
+        except ValueError:  # a builtin may hide its parameters
+            return ""
+        except TypeError:
+            return f"; host_options may hold: {', '.join(signature.parameters)}"
+        return ""
 
     def _require_initialised(self, host: nn.Module) -> None:
         for name, tensor in [*host.named_parameters(), *host.named_buffers()]:

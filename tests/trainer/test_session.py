@@ -652,6 +652,11 @@ def test_without_a_governor_the_first_catastrophe_ends_the_job(blobs):
 MISFITS = {
     "a host that returns no module": ({"host": "desks:no_module"}, InvalidModel, "returned str"),
     "a host that raises": ({"host": "desks:raising"}, ImportFailed, "out of ideas"),
+    "a host option that is none": (
+        {"host_options": {"droput": 0.1}},
+        ImportFailed,
+        "unexpected keyword argument 'droput'; host_options may hold: dropout$",
+    ),
     "a host that leaves the interpreter": ({"host": "desks:leaving"}, ImportFailed, "host .*leaving' raised SystemExit: 3"),
     "a module that leaves the interpreter": ({"host": "leaves:net"}, ImportFailed, "could not be imported: SystemExit: 3"),
     "a pass that leaves the interpreter": ({"host": "desks:leaving_within"}, InvalidModel, "does not run .* SystemExit: 3"),
