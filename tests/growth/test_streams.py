@@ -118,3 +118,10 @@ def test_a_host_that_draws_from_torch_alone_is_found_out_in_its_trace():
         grown.apply(germinate("conv_light", "first"))
         epoch(grown)
     assert (quiet.incubator._draws, restless.incubator._draws) == (False, True)
+
+
+def test_the_normal_number_that_numpy_keeps_aside_is_part_of_its_stream():
+    np.random.randn()
+    before = Streams.take(CPU)
+    np.random.randn()
+    assert before.everybodys_moved()
