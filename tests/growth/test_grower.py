@@ -8,10 +8,11 @@ import pytest
 import torch
 from small_growth import BATCH, GATE, SAMPLES, batches, end, epoch, germinate, grower, loss, same, steps, tensors_of, until
 
-from esperd.errors import InvalidSlot, NotTraining, TrainingDiverged
+from esperd.errors import InvalidSlot, NotTraining, RanksDisagree, TrainingDiverged
 from esperd.growth.alpha import cosine
 from esperd.growth.contribution import measure
 from esperd.growth.optimizer import set_learning_rate
+from esperd.growth.ranks import Alone
 from esperd.messages.growth import Stage
 from esperd.messages.jobs import Gates
 from esperd.messages.policy import Decision
@@ -240,3 +241,30 @@ def test_a_seed_gone_wrong_behind_the_host_does_not_reach_the_loss_of_the_networ
     measured = grown.measure([GATE])
     assert measured.mean_loss == pytest.approx(measure(grown.network, [GATE], loss).mean_loss, rel=1e-5)
     assert math.isnan(seed.prospect.loss)
+
+
+def test_a_seed_whose_time_is_up_is_not_measured_once_more():
+    grown = grower(incubation="joint", probation_epochs=2)
+    grown.apply(germinate("conv_light", "first"))
+    seed = until(grown, "first#0", Stage.PROBATIONARY)
+    measured = []
+    while seed.stage is Stage.PROBATIONARY:
+        epoch(grown)
+        measured.append(seed.contribution.epoch)
+    assert len(set(measured)) == 2, "the third decision point culls it for timeout"
+
+
+class Elsewhere(Alone):
+    """One of two ranks; the other was given another gate split."""
+
+    size = 2
+
+    def agree(self, what, value):
+        raise RanksDisagree(f"{what}: {value}")
+
+
+def test_ranks_agree_on_the_gate_split_before_any_measures_a_part_of_it():
+    grown = grower()
+    grown.gate_pass.ranks = Elsewhere()
+    with pytest.raises(RanksDisagree, match=rf"the gate split: \({SAMPLES}, '[0-9a-f]+'\)"):
+        grown.gate_pass.run([GATE], "host", {}, 0)
