@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 
 import msgspec
+import policy_requests
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esperd.errors import CheckpointRejected
 from esperd.messages.growth import Contribution, SeedRecord, Stage
-from esperd.messages.policy import Arm, ArmOption, Decide, Observation, PolicySettings
+from esperd.messages.policy import Arm, ArmOption, Decide, PolicySettings
 from esperd.policy import never, ucb
 from esperd.policy.rent import rent
 from esperd.policy.state import ArmStatistics, BanditState, decode_state
@@ -47,24 +48,7 @@ def seed(name="s1#1", *, stage=Stage.PROBATIONARY, blueprint="conv", parameters=
 
 
 def observation(**fields):
-    return Observation(
-        **{
-            "epoch": 5,
-            "progress": 0.2,
-            "epochs_left": 40.0,
-            "shortest_life_epochs": 9,
-            "train_loss": 0.5,
-            "gate_loss": 0.6,
-            "gate_metric": 0.8,
-            "gate_losses": (0.9, 0.7, 0.6),
-            "host_parameters": 1000,
-            "host_flops_per_sample": 10_000.0,
-            "seeds": (),
-            "slots": (),
-            "options": (option(),),
-            **fields,
-        }
-    )
+    return policy_requests.observation(**{"slots": (), "options": (option(),), **fields})
 
 
 def ask(seen, *, policy=None, state=b"", point=3, rng_seed=0):
