@@ -58,16 +58,27 @@ def arguments(description: str, *, repeats: int, quick_repeats: int, devices: Se
     """Parse what every bench takes: ``--quick``, ``--data PATH``, ``--repeats N``, ``--json FILE``; ``--device`` where several
     can be measured.
     """
+    return parsed(parser(description, repeats=repeats, quick_repeats=quick_repeats, devices=devices))
+
+
+def parser(description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """What every bench takes, for one that takes more; see :func:`parsed`."""
     parser = argparse.ArgumentParser(description=description)
+    parser.set_defaults(full_repeats=repeats, quick_repeats=quick_repeats)
     parser.add_argument("--quick", action="store_true", help="a short form, under 45 s on two cores")
     parser.add_argument("--data", type=Path, help="an .npz file to train on; without it, scikit-learn's digits")
     parser.add_argument("--repeats", type=int, help=f"repeats of everything (default {repeats}, quick {quick_repeats})")
     parser.add_argument("--json", type=Path, help="where results are written")
     if devices:
         parser.add_argument("--device", choices=devices, default=devices[0], help="where it is measured")
+    return parser
+
+
+def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, checked."""
     chosen = parser.parse_args()
     if chosen.repeats is None:
-        chosen.repeats = quick_repeats if chosen.quick else repeats
+        chosen.repeats = chosen.quick_repeats if chosen.quick else chosen.full_repeats
     if chosen.repeats < 1:
         parser.error("--repeats must be at least 1")
     if chosen.data is not None:

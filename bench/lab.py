@@ -236,6 +236,7 @@ class Lines:
 
     def __init__(self, path: Path, protocol: dict[str, object], *, keep: bool) -> None:
         self.digest = hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+        self.protocol = protocol
         self._path = path
         self._keep = keep
         self.lines: list[dict] = []

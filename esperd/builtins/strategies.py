@@ -39,6 +39,16 @@ STRATEGIES = (
         description="LinUCB over depth, width, price, blueprint and progress: what one arm earned tells about others like it",
     ),
     Strategy(
+        name="gradient_merit",
+        decide="esperd.policy.gradient_merit:decide",
+        description="grows where the gradient of a newborn seed is largest; measured before anything is grown",
+    ),
+    Strategy(
+        name="successive_halving",
+        decide="esperd.policy.successive_halving:decide",
+        description="arms compete with each other and with growing nothing, at equal FLOPs, before one is grown",
+    ),
+    Strategy(
         name="first_arm",
         decide="esperd.policy.unlearned:first_arm",
         description="always the first available arm, as drawn by the RNG seed; the baseline that must lose",

@@ -51,8 +51,8 @@ def _attention_backward(*shapes: Any, **_: object) -> int:  # noqa: ANN401 - the
 
 
 def _convolution_backward(*shapes: Any, **_: object) -> int:  # noqa: ANN401 - shapes, then numbers, as aten has them
-    """Gradients of inputs and of weights, each as much as the forward pass. torch's own formula charges the weights' gradient of a
-    convolution in groups as if it had none: a depthwise one with 72 channels 72 times too much.
+    """Gradients of inputs and of weights, each as much as the forward pass. torch's own formula charges the weights' gradient of
+    a convolution in groups as if it had none: a depthwise one with 72 channels 72 times too much.
     """
     outputs, inputs, weights, transposed, wanted = shapes[0], shapes[1], shapes[2], shapes[7], shapes[10]
     forward = 2 * math.prod(inputs if transposed else outputs) * math.prod(weights[1:])

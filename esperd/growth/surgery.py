@@ -13,7 +13,7 @@ from esperd.growth.lifecycle import (
     RetargetRequested,
 )
 from esperd.growth.network import Seed
-from esperd.growth.operators import operator_flops, operator_parameters
+from esperd.growth.newborn import newborn
 from esperd.growth.probe import probe
 from esperd.growth.trial import controlled_trial
 from esperd.messages.growth import Stage
@@ -39,26 +39,10 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
     if not grower.network.training:
         raise NotTraining("a seed can only germinate in a network in training mode; call network.train() first")
     network, record = grower.network, grower.network.port(decision.arm.slot).record
-    name = f"{record.slot}#{network.germinated}"
     unfit = grower.source.unfit(decision.arm.blueprint, record)
     if unfit:
         return unfit
-    operator = grower.growth.operator
-    grown = grower.source.grow(decision.arm.blueprint, record, name, operator, grower.epoch)
-    seed = Seed(
-        name=name,
-        blueprint=decision.arm.blueprint,
-        module=grown.module,
-        record=record,
-        parameters_added=grown.parameters + operator_parameters(operator, record),
-        flops_per_sample=grown.flops_per_sample + operator_flops(operator, record),
-        epoch=grower.epoch,
-        kernel=grown.kernel,
-        graph=grown.graph,
-        operator=grown.operator,
-        operator_name=operator,
-        alpha_target=grower.growth.alpha_target,
-    )
+    seed = newborn(grower, decision.arm)
     seed.screening = decision.screening
     refusal = grower.occur(seed, Germinate())
     if refusal:
@@ -69,14 +53,16 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
     try:
         shown = grower.ledger.charge(
             "incubation",
-            f"probe:{name}",
+            f"probe:{seed.name}",
             len(inputs),
             lambda: probe(network, seed, inputs, targets, grower.loss, alpha=seed.alpha_target),
         )
     except Exception as error:
         problem = f"its probe raised {type(error).__name__}: {error}"
         grower.occur(seed, CullRequested(problem))
-        raise BlueprintRejected(f"seed {name} of blueprint {seed.blueprint!r} was culled: {problem}", seed=name) from error
+        raise BlueprintRejected(
+            f"seed {seed.name} of blueprint {seed.blueprint!r} was culled: {problem}", seed=seed.name
+        ) from error
     grower.occur(seed, Placed(), probe=shown)
     return None if seed.stage is Stage.TRAINING else seed.life.reason
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import Message, Reply, Value
-from esperd.messages.growth import SeedRecord, SlotRecord
+from esperd.messages.growth import SeedRecord, SlotRecord, Trial
 
 
 class Arm(Value, frozen=True, kw_only=True, order=True):
@@ -34,10 +34,38 @@ class ArmOption(Value, frozen=True, kw_only=True):
     available."""
 
 
+class ArmMerit(Value, frozen=True, kw_only=True):
+    """The gradient merit of an arm, measured before anything is grown."""
+
+    arm: Arm
+    norm: float | None
+    """L2 norm of the mean gradient that a newborn seed of this arm receives; None when the arm could not be grown."""
+    batches: int
+    """Over which the gradient was averaged."""
+    epoch: int
+    why_not: str = ""
+    """Why there is no norm; empty when there is one."""
+
+
+class ArmTrial(Value, frozen=True, kw_only=True):
+    """How an arm did in a contest: the network with it against the network as it is, both trained for the same FLOPs from one
+    state, before anything is grown.
+    """
+
+    arm: Arm
+    epochs: float
+    """What each contender was allowed, in epochs of the network as it is."""
+    trial: Trial | None
+    """None when the arm could not be grown, or diverged."""
+    epoch: int
+    why_not: str = ""
+    """Why there is no trial; empty when there is one."""
+
+
 class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """``[policy]``: how it is decided what to grow; see ``docs/policy.md``."""
 
-    strategy: str = "ucb"
+    strategy: str = "gradient_merit"
     """Name of a registered strategy."""
     exploration: Annotated[float, msgspec.Meta(ge=0.0)] = 0.5
     """How much is tried that does not look best, in units of the reward's spread; which strategy reads it, and how, is in
@@ -65,6 +93,12 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Arms that are screened at once when something is to be grown; 1: none is, the best arm is grown."""
     patience: Annotated[int, msgspec.Meta(ge=1)] = 3
     """Contribution measurements after which an undecided probationary seed is culled."""
+    merit_batches: Annotated[int, msgspec.Meta(ge=1)] = 4
+    """``gradient_merit`` and ``successive_halving``: batches that a gradient merit is averaged over. Chosen, not measured."""
+    contenders: Annotated[int, msgspec.Meta(ge=2)] = 8
+    """``successive_halving`` only: arms that enter a contest, those of the highest gradient merit. Chosen, not measured."""
+    contest_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.15
+    """``successive_halving`` only: share of the epochs left that the contest may take. Chosen, not measured."""
 
 
 class Observation(Value, frozen=True, kw_only=True):
@@ -90,6 +124,10 @@ class Observation(Value, frozen=True, kw_only=True):
     options: tuple[ArmOption, ...]
     unavailable: tuple[Arm, ...] = ()
     """Arms whose latest germination failed because the kernel could not be provided: nothing was learned about them."""
+    merits: tuple[ArmMerit, ...] = ()
+    """What the last answer asked to be measured by ``gauge``; empty when it asked for none."""
+    trials: tuple[ArmTrial, ...] = ()
+    """What the last answer asked to be measured by ``try``; empty when it asked for none."""
     rolled_back: tuple[str, ...] = ()
     """Catastrophes since the last decision point, in words: what was seen, and how far the network went back. Seeds that were
     culled for one say so in their outcome."""
@@ -104,19 +142,26 @@ class Alternative(Value, frozen=True, kw_only=True):
 
 
 class Decision(Value, frozen=True, kw_only=True):
-    """One act of the policy. ``action`` names a registered surgery operation, or ``wait``."""
+    """One act of the policy. ``action`` names a registered surgery operation; or it is ``wait``; or ``gauge`` or ``try``, which
+    measure an arm that is not grown: the network stays as it is, and the policy is asked again, at once, with what was found.
+    """
 
     action: str
     reason: str
     seed: str | None = None
     """For acts on a living seed (``fossilize``, ``cull``)."""
     arm: Arm | None = None
-    """For ``germinate``; and for a ``wait`` that declined an arm: the arm it refused."""
+    """For ``germinate``, ``gauge`` and ``try``; and for a ``wait`` that declined an arm: the arm it refused."""
     screening: str = ""
     """For ``germinate``: the seed is a candidate of this screening, together with others of the same name; only the best goes
     on."""
     alpha: float | None = None
     """For ``set_alpha``: the share of the seed's output that is to flow; 0 removes it once it has faded out."""
+    batches: int | None = None
+    """For ``gauge``: batches that the arm's gradient is averaged over."""
+    epochs: float | None = None
+    """For ``try``: what each contender may spend, in epochs of the network as it is. All arms that one answer tries for the same
+    length compete in one contest."""
     score: float | None = None
     alternatives: tuple[Alternative, ...] = ()
 

@@ -9,7 +9,7 @@ import msgspec
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
 from esperd.messages.growth import Contribution, Screened, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import JobError, JobState
-from esperd.messages.policy import Decision
+from esperd.messages.policy import ArmMerit, ArmTrial, Decision
 from esperd.messages.reports import Metrics
 
 MOST_ASKED = 100_000
@@ -130,6 +130,20 @@ class TrialMeasured(EventBody, frozen=True, kw_only=True):
     trial: Trial
 
 
+class ArmGauged(EventBody, frozen=True, kw_only=True):
+    """The gradient merit of an arm was measured; nothing was grown."""
+
+    epoch: int
+    merit: ArmMerit
+
+
+class ArmTried(EventBody, frozen=True, kw_only=True):
+    """An arm competed with others and with growing nothing; nothing was grown."""
+
+    epoch: int
+    tried: ArmTrial
+
+
 class KernelLoaded(EventBody, frozen=True, kw_only=True):
     """A seed runs on this kernel."""
 
@@ -224,6 +238,8 @@ Body = (
     | ProspectMeasured
     | ScreeningEnded
     | TrialMeasured
+    | ArmGauged
+    | ArmTried
     | KernelLoaded
     | NetworkCompiled
     | NetworkNotCompiled

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from esperd.messages.policy import Arm, ArmOption, Decide, Observation, PolicySettings
+from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation, PolicySettings
 from esperd.policy.lots import listing
 from esperd.policy.rent import rent
 from esperd.policy.state import ArmStatistics, BanditState
@@ -47,10 +47,12 @@ class Selection:
     Args:
         ranked: all of them; the first that pays is germinated.
         promise: what the strategy says of a score, as in "the best available arm promises at most 0.1".
+        measure: what it has to know first (``gauge``, ``try``); nothing else is decided until it is asked again.
     """
 
     ranked: Sequence[RankedArm]
     promise: str = "promises"
+    measure: Sequence[Decision] = ()
 
 
 Select = Callable[[Decide, BanditState, Sequence[RankedArm]], Selection]

@@ -8,10 +8,12 @@ because the kernel could not be provided teaches nothing about the arm, and is n
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from esperd.messages.growth import LIVE_STAGES, SeedRecord, Stage
-from esperd.messages.policy import Arm, Observation, PolicySettings
+from esperd.messages.policy import Arm, ArmMerit, ArmTrial, Observation, PolicySettings
 from esperd.policy.circumstances import circumstances_of
 from esperd.policy.rent import rent
 from esperd.policy.state import ArmStatistics, AskedArm, BanditState, Circumstances, PendingSeed, Try
@@ -65,7 +67,18 @@ def observe(state: BanditState, observation: Observation, settings: PolicySettin
         tries=tuple(book.tries),
         pending=tuple(pending),
         credited=tuple(sorted(credited)),
+        merits=_latest(state.merits, observation.merits),
+        trials=_latest(state.trials, observation.trials),
     )
+
+
+ScoutedT = TypeVar("ScoutedT", bound=ArmMerit | ArmTrial)
+
+
+def _latest(known: tuple[ScoutedT, ...], new: tuple[ScoutedT, ...]) -> tuple[ScoutedT, ...]:
+    """The latest of each arm, sorted."""
+    by_arm = {found.arm: found for found in (*known, *new)}
+    return tuple(by_arm[arm] for arm in sorted(by_arm))
 
 
 def reward(record: SeedRecord, price: float) -> float | None:

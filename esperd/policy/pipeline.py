@@ -10,7 +10,7 @@ import msgspec
 from esperd.messages.growth import Stage
 from esperd.messages.policy import Decide, Decided, Decision, Observation, PolicySettings
 from esperd.policy import wording
-from esperd.policy.arms import RankedArm, Select, available_arms
+from esperd.policy.arms import RankedArm, Select, Selection, available_arms
 from esperd.policy.circumstances import circumstances_of
 from esperd.policy.credit import observe
 from esperd.policy.judge import judge
@@ -27,7 +27,7 @@ def answer(request: Decide, select: Select) -> Decided:
 
     Returns:
         One decision for each seed on probation, then about growing: one ``germinate``, several that are screened against each
-        other, or one ``wait``.
+        other, or one ``wait``. Or nothing but what is to be measured first.
 
     Raises:
         CheckpointRejected: when ``request.state`` is not a state of this version.
@@ -36,6 +36,10 @@ def answer(request: Decide, select: Select) -> Decided:
     state = observe(decode_state(request.state), observation, settings)
     verdicts = _judge_all(observation, state, settings)
     growth = _grow(request, state, select, ended={verdict.seed for verdict in verdicts if verdict.action != "wait"})
+    if isinstance(growth, Selection):  # seeds are judged when it is known what is grown
+        return Decided(
+            decisions=tuple(sorted(growth.measure, key=lambda decision: (decision.action, decision.arm))), state=state.encode()
+        )
     if isinstance(growth, Decision):
         return Decided(decisions=(*verdicts, growth), state=state.encode())
     asked = tuple(_ask(found, observation) for found, _ in growth)
@@ -51,7 +55,7 @@ def _judge_all(observation: Observation, state: BanditState, settings: PolicySet
 
 def _grow(
     request: Decide, state: BanditState, select: Select, ended: set[str | None]
-) -> list[tuple[RankedArm, Decision]] | Decision:
+) -> list[tuple[RankedArm, Decision]] | Decision | Selection:
     """Germinate the best arm, or the best few to be screened, or say why not.
 
     Args:
@@ -61,7 +65,7 @@ def _grow(
         ended: seeds this point's verdicts end; their places count as free.
 
     Returns:
-        Arms to germinate, each with its decision; or the decision to wait.
+        Arms to germinate, each with its decision; or the decision to wait; or the selection, when it has to measure first.
     """
     observation, settings = request.observation, request.settings
     available = available_arms(observation, state.arms, settings)
@@ -69,6 +73,8 @@ def _grow(
     if reason:
         return Decision(action="wait", reason=reason)
     selection = select(request, state, available)
+    if selection.measure:
+        return selection
     ranked = selection.ranked
     affordable = [found for found in ranked if found.pulls or not 0.0 < observation.gate_loss < found.rent]
     if not affordable:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import msgspec
 
 from esperd.errors import CheckpointRejected
-from esperd.messages.policy import Arm
+from esperd.messages.policy import Arm, ArmMerit, ArmTrial
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,6 +80,10 @@ class BanditState(msgspec.Struct, frozen=True, kw_only=True):
     """Seeds whose end is in the statistics."""
     asked: tuple[AskedArm, ...] = ()
     """Several where arms are screened."""
+    merits: tuple[ArmMerit, ...] = ()
+    """The latest of each arm that was gauged."""
+    trials: tuple[ArmTrial, ...] = ()
+    """The latest of each arm that competed."""
 
     def encode(self) -> bytes:
         """Msgpack, the same bytes for the same state."""

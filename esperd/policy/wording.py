@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esperd.messages.policy import Alternative, Decision
+from esperd.messages.policy import Alternative, Decision, PolicySettings
 from esperd.policy.arms import RankedArm, Selection
 
 
@@ -32,6 +32,18 @@ def germinate(found: RankedArm, ranked: Sequence[RankedArm], screening: str) -> 
     )
 
 
+def gauge(found: RankedArm, settings: PolicySettings) -> Decision:
+    """Measure the gradient merit of an arm."""
+    reason = f"its gradient merit is not known ({found.option.parameters} parameters, rent {found.rent:.4f})"
+    return Decision(action="gauge", arm=found.arm, batches=settings.merit_batches, reason=reason)
+
+
+def compete(found: RankedArm, epochs: float, contenders: int) -> Decision:
+    """Let an arm compete with others and with growing nothing."""
+    reason = f"one of {contenders} contenders at equal FLOPs, worth {epochs:.2g} epochs each (rent {found.rent:.4f})"
+    return Decision(action="try", arm=found.arm, epochs=epochs, reason=reason)
+
+
 def decline_price(ranked: Sequence[RankedArm], gate_loss: float) -> Decision:
     """Every arm that could be tried costs more than the loss there is to save."""
     cheapest = min(ranked, key=lambda found: (found.rent, found.arm))
@@ -48,7 +60,9 @@ def decline_price(ranked: Sequence[RankedArm], gate_loss: float) -> Decision:
 
 def decline_promise(best: RankedArm, selection: Selection) -> Decision:
     """Every arm that could be tried has shown that it does not pay."""
-    assert best.score is not None  # noqa: S101 - what has no score was not measured, and pays as far as anyone knows
+    if best.score is None:
+        reason = f"declined: no available arm is worth a try; the first of {len(selection.ranked)} {best.why}"
+        return Decision(action="wait", arm=best.arm, reason=reason, alternatives=alternatives(selection.ranked, best))
     return Decision(
         action="wait",
         arm=best.arm,

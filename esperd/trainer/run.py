@@ -20,7 +20,7 @@ from esperd.growth.optimizer import set_learning_rate
 from esperd.growth.snapshot import Rebuild, restore, take
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Budget, Job
-from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation
+from esperd.messages.policy import Arm, ArmOption, Decide, Decided, Decision, Observation
 from esperd.messages.reports import Metrics, RefusedArm
 from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, PolicyUnavailable
 from esperd.plugins import Plugins
@@ -31,6 +31,7 @@ from esperd.trainer.data import Split, Splits, epoch_order
 from esperd.trainer.desk import Desk, StopReason
 from esperd.trainer.guard import Guard, WentBack
 from esperd.trainer.kernel_source import KernelSource
+from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
 from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableArms
 
 EVALUATION_BATCH = 512
@@ -125,8 +126,10 @@ class Run:
     def __post_init__(self) -> None:
         self._started = self.clock()
         self._ended: float | None = None
+        self._scout: Scout | None = None
         self.grower.steps_per_epoch = self.steps_per_epoch
-        self.grower.batches = TrialSamples(self.splits, self.job, self.device, self.desk)
+        self.samples = TrialSamples(self.splits, self.job, self.device, self.desk)
+        self.grower.batches = self.samples
         if self.grows:
             self._refuse_broken()
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
@@ -260,6 +263,23 @@ class Run:
 
     def _decide(self, train_loss: float, measured: Measured) -> None:
         """Ask the policy, carry out what it says, remember what was refused."""
+        self._scout = None
+        for _ in range(MOST_ROUNDS):
+            decided = self._ask(train_loss, measured)
+            if decided is None:
+                return
+            asked = [decision for decision in decided.decisions if decision.action in SCOUTING]
+            for decision in decided.decisions:
+                if decision.action not in SCOUTING:
+                    self._carry_out(decision)
+            if not asked:
+                return
+            self._go_scouting(asked)
+        reason = f"the policy asked for measurements {MOST_ROUNDS} times at one decision point and decided nothing"
+        self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=reason))
+
+    def _ask(self, train_loss: float, measured: Measured) -> Decided | None:
+        """Ask the policy; None when it cannot be reached."""
         self.decision_points += 1
         request = Decide(
             job=self.desk.job_id,
@@ -275,10 +295,21 @@ class Run:
         except EsperError as error:
             self.policy_unavailable += 1
             self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=f"{error.code}: {error}"))
-            return
+            return None
         self.policy_state = decided.state
-        for decision in decided.decisions:
-            self._carry_out(decision)
+        return decided
+
+    def _go_scouting(self, asked: list[Decision]) -> None:
+        """Measure what the policy wants to know of arms; it is asked again with what was found."""
+        self._scout = Scout(self.grower, self.samples)
+        refusals = {id(decision): reason for decision, reason in self._scout.measure(asked)}
+        for arm in self._scout.unavailable:
+            self.unavailable.failed(arm, self.grower.epoch)
+        self.events.extend(self._scout.events)
+        self.source.loaded.clear()  # of forks, which are gone
+        for decision in asked:
+            refusal = refusals.get(id(decision), "")
+            self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
 
     def _carry_out(self, decision: Decision) -> None:
         refusal, by = "", "gate"
@@ -339,6 +370,8 @@ class Run:
             slots=grower.network.slots,
             options=tuple(self._options()),
             unavailable=self.unavailable.arms(),
+            merits=tuple(self._scout.merits) if self._scout else (),
+            trials=tuple(self._scout.trials) if self._scout else (),
             rolled_back=tuple(self.guard.told),
         )
 

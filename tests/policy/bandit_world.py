@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 import msgspec
-from policy_requests import BLUEPRINTS, SLOTS, contribution, observation, option, request, seed
+from policy_requests import BLUEPRINTS, SLOTS, contribution, observation, option, request, scouted, seed
 
 from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
@@ -81,7 +81,8 @@ def play(name, *, rng_seed, points=120, noise=0.01, alike=True, turn=None, polic
         worth = before if turn is None or point < turn else drifted
         rng.shuffle(options)
         told = observation(options=tuple(options), seeds=ended, progress=0.5 * point / points)
-        answer = DECIDE[name](request(told, policy=policy, state=state, point=point, rng_seed=rng_seed))
+        asked = request(told, policy=policy, state=state, point=point, rng_seed=rng_seed)
+        answer = scouted(DECIDE[name], asked, lambda arm, worth=worth: worth[arm])
         state, ended, wanted = answer.state, (), answer.decisions[-1]
         shown = rng.gauss(0.0, noise)  # drawn at every point: all strategies meet the same luck
         if wanted.action == "germinate":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import strategies as st
 
-from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage
-from esperd.messages.policy import Arm, ArmOption, Decide, Observation, PolicySettings
+from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Trial
+from esperd.messages.policy import Arm, ArmMerit, ArmOption, ArmTrial, Decide, Observation, PolicySettings
 
 SLOTS = tuple(
     SlotRecord(slot=name, topology="cnn", shape=(channels, 8, 8), dtype="float32", module="Conv2d")
@@ -68,6 +69,54 @@ def observation(**fields):
 def request(seen, *, policy=None, state=b"", point=3, rng_seed=0):
     settings = policy or PolicySettings()
     return Decide(job="j", point=point, rng_seed=rng_seed, settings=settings, observation=seen, state=state)
+
+
+SCOUTING = ("gauge", "try")
+
+
+def scouted(decide, asked, worth=None):
+    """What a strategy answers in the end, once everything it wants to measure first was measured.
+
+    Args:
+        decide: the strategy.
+        asked: a request.
+        worth: what an arm brings in a contest, and its gradient merit; None: something that its name decides.
+    """
+    worth = worth or (lambda arm: 0.01 + (sum(map(ord, arm.slot + arm.blueprint)) * 37 % 101) / 1000)
+    answer, epoch = decide(asked), asked.observation.epoch
+    for _ in range(20):
+        wanted = [decision for decision in answer.decisions if decision.action in SCOUTING]
+        if not wanted:
+            return answer
+        assert len(wanted) == len(answer.decisions), "nothing is decided before it is measured"
+        merits = [
+            ArmMerit(arm=decision.arm, norm=worth(decision.arm), batches=decision.batches, epoch=epoch)
+            for decision in wanted
+            if decision.action == "gauge"
+        ]
+        trials = [
+            ArmTrial(arm=decision.arm, epochs=decision.epochs, trial=contested(worth(decision.arm)), epoch=epoch)
+            for decision in wanted
+            if decision.action == "try"
+        ]
+        seen = msgspec.structs.replace(asked.observation, merits=tuple(merits), trials=tuple(trials))
+        asked = msgspec.structs.replace(asked, observation=seen, state=answer.state, point=asked.point + 1)
+        answer = decide(asked)
+    raise AssertionError("it measures for ever")
+
+
+def contested(loss, *, half_width=0.001):
+    return Trial(
+        loss=loss,
+        lower=loss - half_width,
+        upper=loss + half_width,
+        confidence=0.95,
+        samples=360,
+        steps_with=8,
+        steps_without=10,
+        flops=1e6,
+        epoch=5,
+    )
 
 
 slots, blueprints = st.sampled_from([record.slot for record in SLOTS]), st.sampled_from(BLUEPRINTS)

@@ -11,19 +11,32 @@ import pytest
 from bandit_world import run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from policy_requests import BLUEPRINTS, SLOTS, contribution, observation, observations, option, policies, request, seed
+from policy_requests import (
+    BLUEPRINTS,
+    SLOTS,
+    contested,
+    contribution,
+    observation,
+    observations,
+    option,
+    policies,
+    request,
+    scouted,
+    seed,
+)
 
 from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
 from esperd.errors import CheckpointRejected, UnknownName
 from esperd.messages.growth import LIVE_STAGES, Stage
-from esperd.messages.policy import Arm, PolicySettings
+from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings
 from esperd.policy.rent import rent
 from esperd.policy.state import decode_state
 
 EVERY = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 GROWING = {name: decide for name, decide in EVERY.items() if name != "never"}
 TRIES_ALL_FIRST = ("ucb", "discounted_ucb", "thompson", "epsilon_greedy", "softmax", "round_robin")
+MEASURING_FIRST = ("gradient_merit", "successive_halving")
 ARMS = [Arm(slot=record.slot, blueprint=blueprint) for record in SLOTS for blueprint in BLUEPRINTS]
 
 every = pytest.mark.parametrize("decide", EVERY.values(), ids=EVERY)
@@ -87,7 +100,7 @@ def test_every_decision_says_why_and_shows_the_tries_of_every_other_arm(decide, 
         assert answer.decisions
         assert all(decision.reason for decision in answer.decisions)
         for decision in answer.decisions:
-            if decision.arm is not None:
+            if decision.arm is not None and decision.action not in ("gauge", "try"):
                 pulls = {entry.arm: entry.pulls for entry in decode_state(state).arms}
                 available = {made.arm for made in seen.options if made.available}
                 assert {other.arm for other in decision.alternatives} == available - {decision.arm}
@@ -107,12 +120,13 @@ def test_seeds_on_probation_are_judged_by_every_strategy_alike(decide):
         seed("s1#1", stage=Stage.PROBATIONARY, measured=contribution(0.1)),
         seed("s2#2", stage=Stage.PROBATIONARY, measured=contribution(-0.1)),
     )
-    assert [decision.action for decision in decide(request(observation(seeds=seeds))).decisions[:2]] == ["fossilize", "cull"]
+    answer = scouted(decide, request(observation(seeds=seeds)))
+    assert [decision.action for decision in answer.decisions[:2]] == ["fossilize", "cull"]
 
 
 @growing
 def test_an_arm_that_costs_more_than_there_is_to_save_is_declined_by_name(decide):
-    (decision,) = decide(request(observation(gate_loss=0.001))).decisions
+    (decision,) = scouted(decide, request(observation(gate_loss=0.001))).decisions
 
     assert (decision.action, decision.arm) == ("wait", option().arm)
     assert "more than the whole gate loss" in decision.reason
@@ -123,13 +137,13 @@ def test_an_arm_that_costs_more_than_there_is_to_save_is_declined_by_name(decide
 
 def chosen(name, *, rng_seed=0, point=3, state=b"", arms=ARMS, **policy):
     seen = observation(options=tuple(option(arm.slot, arm.blueprint) for arm in arms))
-    wanted = germinated(EVERY[name](request(seen, policy=PolicySettings(**policy), state=state, point=point, rng_seed=rng_seed)))
+    asked = request(seen, policy=PolicySettings(**policy), state=state, point=point, rng_seed=rng_seed)
+    wanted = germinated(scouted(EVERY[name], asked))
     return wanted[0].arm if wanted else None
 
 
-@growing
-def test_no_arm_comes_first_by_where_it_stands(decide):
-    name = next(name for name, made in EVERY.items() if made is decide)
+@pytest.mark.parametrize("name", [name for name in GROWING if name not in MEASURING_FIRST])
+def test_no_arm_comes_first_by_where_it_stands(name):
     assert len({chosen(name, rng_seed=rng_seed) for rng_seed in range(60)}) > len(ARMS) // 2
 
 
@@ -161,6 +175,103 @@ def test_another_process_decides_the_same():
         told.add(done.stdout)
     assert len(told) == 1
     assert len(told.pop().splitlines()) == len(EVERY)
+
+
+# --- what is measured before anything is grown -------------------------------------------------------------------------
+
+
+def all_arms(**fields):
+    return observation(options=tuple(option(arm.slot, arm.blueprint) for arm in ARMS), **fields)
+
+
+@pytest.mark.parametrize("name", MEASURING_FIRST)
+def test_the_arm_that_measured_best_is_grown_wherever_it_stands(name):
+    for best in ARMS:
+        (wanted,) = germinated(scouted(EVERY[name], request(all_arms()), lambda arm, best=best: 0.05 + 0.05 * (arm == best)))
+        assert wanted.arm == best
+
+
+def test_merits_count_for_a_tenth_of_the_job_and_are_measured_anew_then():
+    first = scouted(EVERY["gradient_merit"], request(all_arms()))
+    soon = EVERY["gradient_merit"](request(all_arms(epoch=9, epochs_left=36.0), state=first.state))
+    assert {decision.action for decision in soon.decisions} == {"germinate"}
+    again = EVERY["gradient_merit"](request(all_arms(epoch=10, epochs_left=35.0), state=first.state))
+    assert {decision.action for decision in again.decisions} == {"gauge"}
+    assert {decision.arm for decision in again.decisions} == set(ARMS)
+
+
+def test_an_arm_that_could_not_be_gauged_is_not_grown():
+    asked = request(all_arms())
+    merits = tuple(ArmMerit(arm=arm, norm=None, batches=8, epoch=5, why_not="it does not build") for arm in ARMS)
+    told = request(all_arms(merits=merits), state=EVERY["gradient_merit"](asked).state)
+    (decision,) = EVERY["gradient_merit"](told).decisions
+    assert (decision.action, decision.arm is None) == ("wait", False)
+    assert "it does not build" in decision.reason
+
+
+def contest(worth, **policy):
+    """Arms of each round of a contest, its lengths, and the answer."""
+    asked = request(all_arms(), policy=PolicySettings(**policy))
+    told = []
+
+    def watched(one):
+        answer = EVERY["successive_halving"](one)
+        told.append([decision for decision in answer.decisions if decision.action == "try"])
+        return answer
+
+    answer = scouted(watched, asked, worth)
+    rounds = [made for made in told if made]
+    return [{decision.arm for decision in made} for made in rounds], [made[0].epochs for made in rounds], answer
+
+
+def worth_of(arm):
+    return 0.02 + 0.01 * ARMS.index(arm)
+
+
+def test_each_round_of_a_contest_the_better_half_goes_on_for_twice_as_long():
+    rounds, lengths, answer = contest(worth_of, contenders=8)
+    assert rounds == [set(ARMS[4:]), set(ARMS[8:]), set(ARMS[10:])]
+    assert lengths[1:] == [2 * lengths[0], 4 * lengths[0]]
+    assert germinated(answer)[0].arm == ARMS[-1]
+
+
+def test_a_contest_takes_its_share_of_the_epochs_left():
+    rounds, lengths, _ = contest(worth_of, contenders=8, contest_share=0.2)
+    spent = sum((len(arms) + 1) * length for arms, length in zip(rounds, lengths, strict=True))
+    assert spent == pytest.approx(0.2 * observation().epochs_left)
+
+
+def test_who_does_not_beat_training_on_after_rent_is_not_grown():
+    price = rent(100, 1000.0, observation(), PolicySettings())
+    _, _, answer = contest(lambda _arm: 0.9 * price)
+    (decision,) = answer.decisions
+    assert decision.action == "wait"
+    assert "beat training on by" in decision.reason
+
+
+def test_there_is_one_contest_a_job_and_growth_follows_its_order():
+    _, _, answer = contest(worth_of, contenders=8)
+    left = observation(options=tuple(option(arm.slot, arm.blueprint) for arm in ARMS[:-1]), epoch=6)
+    (decision,) = EVERY["successive_halving"](request(left, state=answer.state)).decisions
+    assert (decision.action, decision.arm) == ("germinate", ARMS[-2])
+
+
+def test_an_arm_that_a_contest_could_not_try_is_out():
+    asked = request(all_arms(), policy=PolicySettings(contenders=12))
+    first = EVERY["successive_halving"](asked)
+    trials = tuple(
+        ArmTrial(
+            arm=arm,
+            epochs=1.0,
+            trial=contested(0.05) if arm == ARMS[3] else None,
+            epoch=5,
+            why_not="" if arm == ARMS[3] else "no",
+        )
+        for arm in ARMS
+    )
+    told = request(all_arms(trials=trials), state=first.state, policy=PolicySettings(contenders=12))
+    second = EVERY["successive_halving"](told)
+    assert [decision.arm for decision in second.decisions] == [ARMS[3]]
 
 
 # --- tries known ---------------------------------------------------------------------------------------------------------

@@ -1,0 +1,139 @@
+"""A strategy that is asked in this process as the daemon asks it, with what it wants to measure first; shared by benches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import lab
+
+from esperd.builtins.blueprints import BLUEPRINTS
+from esperd.builtins.strategies import STRATEGIES
+from esperd.declarations import resolve
+from esperd.growth import Grower
+from esperd.growth.contribution import Measured
+from esperd.growth.lifecycle import shortest_life
+from esperd.messages.policy import Arm, ArmMerit, ArmOption, ArmTrial, Decide, Decided, Observation, PolicySettings
+from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
+
+DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
+
+
+@dataclass
+class Deciding:
+    """Asks a strategy after every epoch, and does what it says.
+
+    Args:
+        settings: of the policy; names the strategy.
+        rng_seed: of the run.
+        flops: budget of the run.
+        samples: of the train split.
+        blueprints: what may be grown; empty: every built-in one.
+    """
+
+    settings: PolicySettings
+    rng_seed: int
+    flops: float
+    samples: int
+    blueprints: tuple[str, ...] = ()
+    state: bytes = b""
+    points: int = 0
+    gate_losses: list[float] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
+    """What was decided, in words."""
+
+    def __call__(self, grower: Grower, measured: Measured) -> None:
+        """One decision point."""
+        self.gate_losses.append(measured.mean_loss)
+        scout: Scout | None = None
+        for _ in range(MOST_ROUNDS):
+            decided = self.ask(grower, measured, scout)
+            asked = [decision for decision in decided.decisions if decision.action in SCOUTING]
+            for decision in decided.decisions:
+                if decision.action == "wait" or decision.action in SCOUTING:
+                    continue
+                refusal = grower.apply(decision)
+                told = f"{decision.arm.blueprint} at {decision.arm.slot}" if decision.arm else decision.seed
+                self.said.append(f"epoch {grower.epoch}: {decision.action} {told}{f' (refused: {refusal})' if refusal else ''}")
+            if not asked:
+                return
+            assert grower.batches is not None
+            scout = Scout(grower, grower.batches)
+            scout.measure(asked)
+
+    def ask(self, grower: Grower, measured: Measured, scout: Scout | None) -> Decided:
+        """The strategy's answer."""
+        self.points += 1
+        seen = self._observe(grower, measured, tuple(scout.merits) if scout else (), tuple(scout.trials) if scout else ())
+        decided = DECIDE[self.settings.strategy](
+            Decide(
+                job="bench",
+                point=self.points,
+                rng_seed=self.rng_seed,
+                settings=self.settings,
+                observation=seen,
+                state=self.state,
+            )
+        )
+        self.state = decided.state
+        return decided
+
+    def _observe(
+        self, grower: Grower, measured: Measured, merits: tuple[ArmMerit, ...], trials: tuple[ArmTrial, ...]
+    ) -> Observation:
+        host = grower.ledger.cost("gate", "host") or 0.0
+        epoch_flops = (grower.ledger.cost("train", grower.structure()) or 3 * host) * self.samples
+        return Observation(
+            epoch=grower.epoch,
+            progress=grower.ledger.total / self.flops,
+            epochs_left=max(0.0, (self.flops - grower.ledger.total) / epoch_flops),
+            shortest_life_epochs=shortest_life(grower.growth),
+            train_loss=measured.mean_loss,
+            gate_loss=measured.mean_loss,
+            gate_metric=measured.mean_metric,
+            gate_losses=tuple(self.gate_losses),
+            host_parameters=grower.host_parameters,
+            host_flops_per_sample=host,
+            seeds=grower.records(),
+            slots=grower.network.slots,
+            options=tuple(options(grower, self.blueprints)),
+            merits=merits,
+            trials=trials,
+        )
+
+
+def options(grower: Grower, blueprints: tuple[str, ...] = ()) -> list[ArmOption]:
+    """Every arm of a grower with its price.
+
+    Args:
+        grower: with slots.
+        blueprints: names; empty: every built-in one that fits.
+    """
+    found = []
+    for slot in grower.network.slots:
+        taken = any(seed.lives for seed in grower.network.port(slot.slot)) or slot.slot in grower.resting
+        found += [
+            ArmOption(
+                arm=Arm(slot=slot.slot, blueprint=blueprint.name),
+                parameters=blueprint.parameters(slot.shape),
+                flops_per_sample=blueprint.flops(slot.shape),
+                available=not taken,
+                why_not="the slot is taken or rests" if taken else "",
+            )
+            for blueprint in BLUEPRINTS
+            if blueprint.topology == slot.topology and (not blueprints or blueprint.name in blueprints)
+        ]
+    return found
+
+
+def standing(data: lab.Data, grower: Grower, batch_size: int) -> tuple[Measured, float]:
+    """Ready to decide before the first step: measured, with a batch to probe with, nothing spent yet.
+
+    Returns:
+        The gate pass, and the FLOPs of one epoch of the host.
+    """
+    grower.sample = next(iter(lab.batches(data.train, batch_size, 77)))
+    measured = grower.measure(lab.in_order(data.gate))
+    host_epoch = 3 * (grower.ledger.cost("gate", "host") or 0.0) * len(data.train[0])
+    grower.ledger.spent = dict.fromkeys(grower.ledger.spent, 0.0)
+    grower.network.train()
+    return measured, host_epoch

@@ -1,0 +1,222 @@
+"""Does growing pay (H1), and does esperd choose well (H2)? A trained host improved on an extra budget; one of a dozen arms.
+
+Protocol: ``bench/PROTOCOL.md``. Every arm of an RNG seed starts from the very same host. One JSON line an arm is appended to
+``bench/results/growth.jsonl`` as it ends; an interrupted bench goes on where it stopped. ``--workers N`` runs arms side by side,
+one thread each; ``--part`` runs one of the parts; ``--summary`` runs nothing and sums up what is known.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import choosing
+import growth_figures
+import growth_plan
+import harness
+import improving
+import incubation
+import lab
+import torch
+from torch import nn
+
+from esperd.growth import GrowingNetwork, measure
+
+Needed = dict[str, dict[str, Any]]
+"""Lines that a task starts from, by arm."""
+FROM_GROWN = ("scratch_total", "scratch_marginal", "wide_parameters", "wide_flops")
+HOST = "host"
+PARTS = ("h1", "h2", "ablations")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One line of the bench.
+
+    Args:
+        part: which table it belongs to.
+        rng_seed: of the run.
+        arm: names the line within part and seed.
+        needs: arms of the same part and seed whose lines it starts from.
+    """
+
+    part: str
+    rng_seed: int
+    arm: str
+    needs: tuple[str, ...] = ()
+
+
+def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[Task]:
+    """Everything that one RNG seed runs, the longest chains first."""
+    arms: dict[str, list[tuple[str, ...]]] = {"h1": [], "h2": [], "ablations": []}  # each with what it starts from
+    arms["h1"] = [
+        ("grown",),
+        *((arm, "grown") for arm in FROM_GROWN),
+        *((f"continued_{rate:g}",) for rate in plan["continued_rates"]),
+    ]
+    arms["h2"] = [("scores",), *((f"arm:{arm}",) for arm in plan["arms"]), ("continued",)]
+    for strategy in growth_plan.PICKING:
+        arms["h2"].append((f"pick:{strategy}",))
+        if strategy != "first_arm":  # choosing by lot costs nothing
+            arms["h2"].append((f"continued:{strategy}", f"pick:{strategy}"))
+    arms["ablations"] = [(name,) for name in growth_plan.ABLATIONS]
+    return [
+        *(Task(part, rng_seed, HOST) for part in parts),
+        *(Task(part, rng_seed, arm, (HOST, *needs)) for part in parts for arm, *needs in arms[part]),
+    ]
+
+
+# --- in a worker ---------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _data(path: str) -> lab.Data:
+    torch.set_num_threads(1)
+    return lab.load(Path(path) if path else None)
+
+
+def _host(data: lab.Data, rng_seed: int, plan: dict[str, Any], cache: str) -> nn.Module:
+    """The trained host of an RNG seed, trained once."""
+    name = f"{data.name}-{rng_seed}-{plan['host_epochs']}-{plan['pretrain_rate']}.pt"
+    kept, host = Path(cache) / name, lab.fresh_host(data, rng_seed)
+    if not kept.exists():
+        trained = incubation.host_of(data, rng_seed, plan)
+        written = kept.with_suffix(f".{os.getpid()}")
+        torch.save(trained.state_dict(), written)
+        written.rename(kept)
+    host.load_state_dict(torch.load(kept, weights_only=True))
+    return host
+
+
+def run(task: Task, plan: dict[str, Any], needed: Needed, path: str, cache: str) -> dict[str, Any]:
+    """Do one task."""
+    data = _data(path)
+    hosts = plan["h2"] if task.part == "h2" else plan["h1"]
+    plan = {**plan, **hosts}
+    host = _host(data, task.rng_seed, plan, cache)
+    began = time.perf_counter()
+    line = _line_of_host(host, data) if task.arm == HOST else _WORK[task.part](task, data, host, plan, needed)
+    return {**line, "wall_seconds": round(time.perf_counter() - began, 2), "processor": harness.machine()["cpu"]}
+
+
+def _improve(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], needed: Needed) -> dict[str, Any]:
+    extra, total = plan["extra_host_epochs"], plan["extra_host_epochs"] + plan["host_epochs"]
+    seed = task.rng_seed
+    if task.arm == "grown":
+        return improving.grow(data, host, seed, plan, growth_plan.policy(), growth_plan.growth())
+    if task.arm.startswith("continued_"):
+        rate = float(task.arm.removeprefix("continued_"))
+        return improving.train_alone(data, host, seed, plan, host_epochs=extra, rate=rate)
+    grown = needed["grown"]
+    if task.arm.startswith("scratch_"):
+        budget = total if task.arm == "scratch_total" else extra
+        return improving.train_final(data, grown["kept"], seed, plan, host_epochs=budget)
+    matched = (
+        {"parameters": grown["parameters"]} if task.arm == "wide_parameters" else {"flops_per_sample": grown["flops_per_sample"]}
+    )
+    wide = improving.widened(data, seed, **matched)
+    return improving.train_alone(data, wide, seed, plan, host_epochs=extra, rate=plan["pretrain_rate"])
+
+
+def _choose(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], needed: Needed) -> dict[str, Any]:
+    kind, _, name = task.arm.partition(":")
+    seed, budget = task.rng_seed, plan["arm_epochs"]
+    if kind == "scores":
+        return choosing.score_arms(data, host, seed, plan)
+    if kind == "pick":
+        return choosing.pick(data, host, growth_plan.PICKING[name], seed, plan)
+    if kind == "arm":
+        return choosing.train_arm(data, host, name, seed, plan, host_epochs=budget)
+    spent = needed[f"pick:{name}"]["cost"] if name else 0.0
+    return choosing.train_arm(data, host, "continued", seed, plan, host_epochs=budget + spent)
+
+
+def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
+    policy, growth = growth_plan.ABLATIONS[task.arm]
+    return improving.grow(data, host, task.rng_seed, plan, policy, growth)
+
+
+def _line_of_host(host: nn.Module, data: lab.Data) -> dict[str, Any]:
+    return {"gate_accuracy": measure(GrowingNetwork(host, ()), lab.in_order(data.gate), lab.loss, lab.accuracy).mean_metric}
+
+
+_WORK: dict[str, Callable[..., dict[str, Any]]] = {"h1": _improve, "h2": _choose, "ablations": _ablate}
+
+
+# --- in the bench --------------------------------------------------------------------------------------------------------
+
+
+def run_all(wanted: list[Task], lines: lab.Lines, plan: dict[str, Any], path: Path | None, *, workers: int, until: float) -> None:
+    """Run what is missing, each task as soon as what it starts from is known; nothing is begun after ``until``."""
+    waiting = [task for task in wanted if not _known(lines, task)]
+    running: dict[Future[dict[str, Any]], Task] = {}
+    cache = str(Path(tempfile.gettempdir()) / "esperd-bench-hosts")
+    Path(cache).mkdir(exist_ok=True)
+    total = len(waiting)
+    with ProcessPoolExecutor(workers) as pool:
+        while waiting or running:
+            for task in list(waiting):
+                ready = all(_known(lines, Task(task.part, task.rng_seed, need)) for need in task.needs)
+                if ready and len(running) < workers and time.time() < until:
+                    waiting.remove(task)
+                    needed = {need: _known(lines, Task(task.part, task.rng_seed, need))[0] for need in task.needs}
+                    running[pool.submit(run, task, plan, needed, str(path or ""), cache)] = task
+            if not running:
+                return
+            for done in wait(running, return_when=FIRST_COMPLETED).done:
+                task = running.pop(done)
+                error = done.exception()
+                if error is not None:
+                    print(f"{task} failed", file=sys.stderr)
+                    traceback.print_exception(error)
+                    waiting = [
+                        other
+                        for other in waiting
+                        if (other.part, other.rng_seed) != (task.part, task.rng_seed) or task.arm not in other.needs
+                    ]
+                    continue
+                lines.add({"part": task.part, "rng_seed": task.rng_seed, "arm": task.arm, **done.result()})
+                print(f"{total - len(waiting) - len(running)} of {total} runs", file=sys.stderr)
+
+
+def _known(lines: lab.Lines, task: Task) -> list[dict[str, Any]]:
+    return lines.of(part=task.part, rng_seed=task.rng_seed, arm=task.arm)
+
+
+def main() -> None:
+    """Run what is missing, print, write."""
+    torch.set_num_threads(1)
+    parser = harness.parser(__doc__.partition("\n")[0], repeats=10, quick_repeats=2)
+    parser.add_argument("--workers", type=int, default=1, help="arms that run side by side (default 1)")
+    parser.add_argument("--part", choices=PARTS, action="append", help="run only this part; may be repeated")
+    parser.add_argument("--summary", action="store_true", help="run nothing: sum up the lines that are known")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many seconds")
+    chosen = harness.parsed(parser)
+    data = lab.load(chosen.data)
+    plan = growth_plan.plan_of(data, quick=chosen.quick)
+    lines = lab.Lines(
+        harness.REPOSITORY / "bench" / "results" / "growth.jsonl", growth_plan.protocol(data, plan), keep=not chosen.quick
+    )
+    parts = tuple(chosen.part or (PARTS[:2] if chosen.quick else PARTS))
+    wanted = [task for rng_seed in range(chosen.repeats) for task in tasks(plan, rng_seed, parts)]
+    if not chosen.summary:
+        wanted.sort(key=lambda task: (parts.index(task.part), task.arm != HOST, task.arm != "grown", task.arm != "scratch_total"))
+        run_all(wanted, lines, plan, chosen.data, workers=chosen.workers, until=time.time() + chosen.seconds)
+    figures = growth_figures.figures(lines)
+    print(growth_figures.tables(lines))
+    if chosen.json is not None:
+        settings = {"data": data.name, "rng_seeds": chosen.repeats, "protocol": lines.digest}
+        harness.write(harness.results("growth", figures, quick=chosen.quick, settings=settings), chosen.json)
+
+
+if __name__ == "__main__":
+    main()

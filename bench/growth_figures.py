@@ -1,0 +1,285 @@
+"""What the lines of ``bench/growth.py`` say: paired differences with their intervals, shares, rank correlations; as figures and
+as tables to read.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+
+import growth_plan
+import harness
+import lab
+import torch
+
+from esperd.growth.interval import mean_interval
+
+POINTS = 100.0
+SMALLEST_GAIN = 0.3
+"""In points: a ratio to a gain that is smaller says nothing, and the difference is told instead."""
+MEASURING = ("gradient_merit", "successive_halving")
+EXHAUSTIVE = "exhaustive"
+
+
+def _by_seed(lines: lab.Lines, part: str, arm: str) -> dict[int, dict]:
+    return {line["rng_seed"]: line for line in lines.of(part=part, arm=arm)}
+
+
+def continued(lines: lab.Lines) -> str:
+    """The rate at which the host continued did best on the gate split, over all RNG seeds."""
+    arms = sorted({line["arm"] for line in lines.of(part="h1") if line["arm"].startswith("continued_")})
+    return max(arms, key=lambda arm: statistics.fmean(line["gate_accuracy"] for line in lines.of(part="h1", arm=arm)))
+
+
+def differences(lines: lab.Lines, part: str, arm: str, other: str, figure: str = "audit_accuracy", of: str = "") -> list[float]:
+    """Paired differences in points, by RNG seed.
+
+    Args:
+        lines: known.
+        part: of ``arm``.
+        arm: minuend.
+        other: subtrahend.
+        figure: of the lines.
+        of: part of ``other``; empty: the same.
+    """
+    mine, theirs = _by_seed(lines, part, arm), _by_seed(lines, of or part, other)
+    return [POINTS * (mine[seed][figure] - theirs[seed][figure]) for seed in sorted(mine.keys() & theirs.keys())]
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean with its 95 % BCa interval."""
+    return mean_interval(torch.tensor(values, dtype=torch.float64), 0.95, "bootstrap")
+
+
+def sign_flip_p(values: Sequence[float]) -> float:
+    """Exact two-sided p of a mean of paired differences, over all flips of their signs."""
+    seen = abs(sum(values))
+    totals = [abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) for signs in _signs(len(values))]
+    return sum(total >= seen - 1e-12 for total in totals) / len(totals)
+
+
+def _signs(count: int) -> list[tuple[int, ...]]:
+    return list(itertools.product((1, -1), repeat=count))
+
+
+def holm(p_values: dict[str, float]) -> dict[str, float]:
+    """Holm's step-down adjustment over a family (1979)."""
+    adjusted, running = {}, 0.0
+    for rank, (name, p) in enumerate(sorted(p_values.items(), key=lambda item: item[1])):
+        running = max(running, min(1.0, (len(p_values) - rank) * p))
+        adjusted[name] = running
+    return adjusted
+
+
+# --- choosing ------------------------------------------------------------------------------------------------------------
+
+
+def complete_choices(lines: lab.Lines) -> list[int]:
+    """RNG seeds of which every arm and every pick is known."""
+    arms = {line["arm"] for line in lines.of(part="h2")} - {"host"}
+    return sorted(
+        seed
+        for seed in {line["rng_seed"] for line in lines.of(part="h2")}
+        if all(_by_seed(lines, "h2", arm).get(seed) for arm in arms)
+    )
+
+
+def choices(lines: lab.Lines) -> dict[str, dict[int, dict[str, float]]]:
+    """By strategy and RNG seed: the audit accuracy its pick ends with, its gain over the host continued for as many FLOPs (in
+    points), and the FLOPs of choosing and training over those of training every arm.
+    """
+    found: dict[str, dict[int, dict[str, float]]] = {}
+    for seed in complete_choices(lines):
+        of = {line["arm"]: line for line in lines.of(part="h2", rng_seed=seed)}
+        arms = {name.removeprefix("arm:"): line for name, line in of.items() if name.startswith("arm:")}
+        base, budget = of["continued"]["audit_accuracy"], _arm_epochs(lines)
+        every = budget * len(arms)
+        best = min(arms.values(), key=lambda line: line["gate_loss"])
+        told = {
+            EXHAUSTIVE: (best["audit_accuracy"], base, 1.0),
+            "uniform": (statistics.fmean(line["audit_accuracy"] for line in arms.values()), base, budget / every),
+        }
+        for strategy in growth_plan.PICKING:
+            pick = of[f"pick:{strategy}"]
+            same = of.get(f"continued:{strategy}", of["continued"])["audit_accuracy"]
+            reached = arms[pick["picked"]]["audit_accuracy"] if pick["picked"] else same
+            told[strategy] = (reached, same, (budget + pick["cost"]) / every)
+        for strategy, (reached, same, share) in told.items():
+            gain = POINTS * (reached - same)
+            found.setdefault(strategy, {})[seed] = {
+                "accuracy": reached,
+                "gain": gain,
+                "over_base": POINTS * (reached - base),
+                "share": share,
+            }
+    return found
+
+
+def _arm_epochs(lines: lab.Lines) -> float:
+    return float(lines.protocol["plan"]["h2"]["arm_epochs"])
+
+
+def effectiveness(chosen: dict[str, dict[int, dict[str, float]]], strategy: str, other: str) -> tuple[float, float, float]:
+    """Mean gain of a strategy over another's, minus 1, with its 95 % BCa interval over RNG seeds; a percentile bootstrap of the
+    ratio of means.
+    """
+    seeds = sorted(chosen[strategy])
+    mine = torch.tensor([chosen[strategy][seed]["gain"] for seed in seeds], dtype=torch.float64)
+    theirs = torch.tensor([chosen[other][seed]["gain"] for seed in seeds], dtype=torch.float64)
+    picks = torch.randint(len(seeds), (10_000, len(seeds)), generator=torch.Generator().manual_seed(0))
+    ratios = (mine[picks].mean(1) / theirs[picks].mean(1) - 1).sort().values
+    return float(mine.mean() / theirs.mean() - 1), float(ratios[249]), float(ratios[9749])
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's, without ties in mind: scores are measured numbers."""
+    ranks = [torch.tensor(values).argsort().argsort().double() for values in (first, second)]
+    return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+
+
+def calibration(lines: lab.Lines) -> dict[str, tuple[list[float], float]]:
+    """By score: its rank correlation with what arms brought in the end (gate loss), for each RNG seed; and its mean cost in
+    host-epochs.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for seed in complete_choices(lines):
+        of = {line["arm"]: line for line in lines.of(part="h2", rng_seed=seed)}
+        brought = {name.removeprefix("arm:"): -line["gate_loss"] for name, line in of.items() if name.startswith("arm:")}
+        scores, costs = dict(of["scores"]["scores"]), dict(of["scores"]["costs"])
+        scores["contribution"] = {name: of[f"arm:{name}"]["contribution"] for name in brought}
+        costs["contribution"] = _arm_epochs(lines) * len(brought)
+        for name, values in scores.items():
+            known = [arm for arm in brought if values.get(arm) is not None]
+            if len(known) > 2:
+                correlations, spent = found.setdefault(name, ([], []))
+                correlations.append(rank_correlation([values[arm] for arm in known], [brought[arm] for arm in known]))
+                spent.append(costs[name])
+    return {name: (correlations, statistics.fmean(spent)) for name, (correlations, spent) in found.items()}
+
+
+# --- figures and tables --------------------------------------------------------------------------------------------------
+
+
+def figures(lines: lab.Lines) -> list[harness.Figure]:
+    """What the protocol promises, as far as it is known."""
+    found = []
+    if _by_seed(lines, "h1", "grown") and any(line["arm"].startswith("continued_") for line in lines.of(part="h1")):
+        peers = {"h1_vs_continue/lower95": continued(lines), "h1_vs_scratch_marginal/lower95": "scratch_marginal"}
+        found += [_difference(lines, name, peer, lower=True) for name, peer in peers.items() if lines.of(part="h1", arm=peer)]
+        if lines.of(part="h1", arm="scratch_total"):
+            found.append(_difference(lines, "h1_vs_scratch_total/mean", "scratch_total", lower=False))
+    chosen = choices(lines)
+    if chosen:
+        best = _best(chosen)
+        gains = {name: [by_seed[seed]["over_base"] for seed in sorted(by_seed)] for name, by_seed in chosen.items()}
+        share = statistics.fmean(gains[best]) / statistics.fmean(gains[EXHAUSTIVE])
+        found.append(_figure("h2_gain_share", share, "share", "higher", gains[best], EXHAUSTIVE, 1.0, gains[EXHAUSTIVE]))
+        flops = [by["share"] for by in chosen[best].values()]
+        found.append(_figure("h2_flops_share", statistics.fmean(flops), "share", "lower", flops, EXHAUSTIVE, 1.0, [1.0]))
+        _, lower, _ = effectiveness(chosen, best, "first_arm")
+        mine, fixed = ([by["gain"] for by in chosen[name].values()] for name in (best, "first_arm"))
+        found.append(
+            _figure("ae_over_fixed/lower95", lower, "ratio - 1", "higher", mine, "first_arm", statistics.fmean(fixed), fixed)
+        )
+    return found
+
+
+def _best(chosen: dict[str, dict[int, dict[str, float]]]) -> str:
+    """Of the strategies that measure before they choose, the one with the largest gain."""
+    return max(
+        ("gradient_merit", "successive_halving"), key=lambda name: statistics.fmean(by["gain"] for by in chosen[name].values())
+    )
+
+
+def _difference(lines: lab.Lines, name: str, peer: str, *, lower: bool) -> harness.Figure:
+    values = differences(lines, "h1", "grown", peer)
+    mean, low, _ = interval(values)
+    theirs = [POINTS * line["audit_accuracy"] for line in lines.of(part="h1", arm=peer)]
+    return _figure(name, low if lower else mean, "points", "higher", values, peer, statistics.fmean(theirs), theirs)
+
+
+def _figure(
+    name: str, value: float, unit: str, better: str, repeats: Sequence[float], peer: str, baseline: float, theirs: Sequence[float]
+) -> harness.Figure:
+    return harness.Figure(
+        name=name,
+        value=value,
+        unit=unit,
+        better="higher" if better == "higher" else "lower",
+        repeats=tuple(repeats),
+        baseline=harness.Baseline(name=peer, value=baseline, repeats=tuple(theirs)),
+        ratio=value / baseline,
+    )
+
+
+def tables(lines: lab.Lines) -> str:
+    """Everything that is known, to read."""
+    return "\n".join([*_improving(lines), *_choosing(lines), *_calibrating(lines), *_ablating(lines)])
+
+
+def _improving(lines: lab.Lines) -> list[str]:
+    grown = _by_seed(lines, "h1", "grown")
+    if not grown:
+        return []
+    peers = sorted({line["arm"] for line in lines.of(part="h1")} - {"grown", "host"})
+    told = ["", "H1: points of audit accuracy, grown minus the other, mean over RNG seeds [95 % BCa]; its price beside it"]
+    rows = {peer: differences(lines, "h1", "grown", peer) for peer in peers}
+    adjusted = holm({peer: sign_flip_p(values) for peer, values in rows.items() if values})
+    told.append(f"  {'grown':18} {_price(list(grown.values()))}")
+    for peer in peers:
+        if rows[peer]:
+            mean, low, high = interval(rows[peer])
+            told.append(
+                f"  {peer:18} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(rows[peer])}  p={adjusted[peer]:.3f} (Holm)  "
+                f"{_price(lines.of(part='h1', arm=peer))}"
+            )
+    return told
+
+
+def _price(found: list[dict]) -> str:
+    accuracy = POINTS * statistics.fmean(line["audit_accuracy"] for line in found)
+    parameters = statistics.fmean(line["parameters"] for line in found)
+    inference = statistics.fmean(line["flops_per_sample"] for line in found) / 1e3
+    seconds = statistics.median(line["seconds"] for line in found)
+    return f"{accuracy:.2f} %, {parameters:,.0f} parameters, {inference:,.0f} kFLOPs a sample, {seconds:.0f} s of processor time"
+
+
+def _choosing(lines: lab.Lines) -> list[str]:
+    chosen = choices(lines)
+    if not chosen:
+        return []
+    told = [
+        "",
+        "H2: gain over the host continued for the same FLOPs, in points of audit accuracy [95 % BCa]; FLOPs over exhaustive",
+    ]
+    for name, by_seed in sorted(chosen.items(), key=lambda item: -statistics.fmean(by["gain"] for by in item[1].values())):
+        mean, low, high = interval([by["gain"] for by in by_seed.values()])
+        share = statistics.fmean(by["share"] for by in by_seed.values())
+        told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(by_seed)}  {share:.0%} of the FLOPs")
+    for name in MEASURING:
+        for other in ("first_arm", "uniform"):
+            ratio, low, high = effectiveness(chosen, name, other)
+            told.append(f"  adaptation effectiveness of {name} over {other}: {ratio:+.0%} [{low:+.0%}, {high:+.0%}]")
+    return told
+
+
+def _calibrating(lines: lab.Lines) -> list[str]:
+    known = calibration(lines)
+    if not known:
+        return []
+    told = ["", "Scores: rank correlation with what arms brought in the end, mean over RNG seeds (range); cost in host-epochs"]
+    for name, (values, cost) in sorted(known.items(), key=lambda item: -statistics.fmean(item[1][0])):
+        told.append(f"  {name:20} {statistics.fmean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f})  {cost:.1f}")
+    return told
+
+
+def _ablating(lines: lab.Lines) -> list[str]:
+    names = sorted({line["arm"] for line in lines.of(part="ablations")})
+    told = ["", "Ablations: points of audit accuracy, changed minus grown [95 % BCa]"] if names else []
+    for name in names:
+        values = differences(lines, "ablations", name, "grown", of="h1")
+        if values:
+            mean, low, high = interval(values)
+            told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}")
+    return told

@@ -1,0 +1,93 @@
+"""The registered plan of ``bench/growth.py``: budgets, arms, policies. What stands here is hashed into every line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import choosing
+import improving
+import lab
+import msgspec
+
+from esperd.messages.jobs import Growth
+from esperd.messages.policy import PolicySettings
+
+VERSION = 1
+FULL: dict[str, Any] = {
+    "batch_size": 128,
+    "pretrain_rate": 0.1,
+    "rate": 0.1,
+    "merit_batches": 4,
+    "continued_rates": (0.1, 0.05),
+    "h1": {"host_epochs": 40, "extra_host_epochs": 36},
+    "h2": {"host_epochs": 12, "arm_epochs": 20},
+}
+QUICK: dict[str, Any] = {
+    **FULL,
+    "batch_size": 64,
+    "rate": 0.05,
+    "continued_rates": (0.05,),
+    "h1": {"host_epochs": 3, "extra_host_epochs": 12},
+    "h2": {"host_epochs": 3, "arm_epochs": 6},
+}
+
+_ASKED = {"warmup_epochs": 0, "latest_germination": 0.4, "max_live_seeds": 2, "max_fossilized": 2, "patience": 2}
+
+
+def policy(**changed: Any) -> PolicySettings:
+    """The policy of ``grown``: esperd's default strategy, asked from the first step on, because the host is trained already."""
+    return PolicySettings(**{**_ASKED, **changed})
+
+
+def growth(**changed: Any) -> Growth:
+    """How seeds live: esperd's defaults, with shorter stays, because the budget is short."""
+    return Growth(**{**improving.STAYS, **changed})
+
+
+_CHOICE = {"warmup_epochs": 0, "latest_germination": 1.0}
+PICKING: dict[str, PolicySettings] = {
+    "first_arm": PolicySettings(strategy="first_arm", **_CHOICE),
+    "gradient_merit": PolicySettings(strategy="gradient_merit", **_CHOICE),
+    "successive_halving": PolicySettings(strategy="successive_halving", contest_share=0.5, contenders=12, **_CHOICE),
+}
+"""Strategies that choose one of the arms. ``uniform`` needs no runs: it is the mean over all arms."""
+
+ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
+    "ucb": (policy(strategy="ucb"), growth()),
+    "successive_halving": (policy(strategy="successive_halving"), growth()),
+    "uniform": (policy(strategy="uniform"), growth()),
+    "no_rent": (policy(rent_parameters=0.0, rent_flops=0.0), growth()),
+    "lookahead": (policy(), growth(incubation="lookahead")),
+    "nursery_4": (policy(nursery=4), growth()),
+}
+"""``grown`` with one thing changed."""
+
+
+def plan_of(data: lab.Data, *, quick: bool) -> dict[str, Any]:
+    """Budgets for a data set, and its arms."""
+    plan = QUICK if quick or data.name == "digits" else FULL
+    host = lab.fresh_host(data, 0)
+    arms = choosing.arms_of(choosing.grower_of(data, host, 0, {**plan, **plan["h2"]}))
+    return {**plan, "arms": tuple(choosing.name_of(arm) for arm in arms)}
+
+
+def protocol(data: lab.Data, plan: dict[str, Any]) -> dict[str, object]:
+    """Everything that decides what a line means."""
+    return {
+        "bench": "growth",
+        "data": data.name,
+        "plan": plan,
+        "grown": [_changed(policy()), _changed(growth())],
+        "picking": {name: _changed(made) for name, made in PICKING.items()},
+        "ablations": {name: [_changed(part) for part in made] for name, made in ABLATIONS.items()},
+        "strategy": PolicySettings().strategy,
+        "version": VERSION,
+    }
+
+
+def _changed(settings: msgspec.Struct) -> dict[str, object]:
+    """Fields that differ from their defaults: a key that is added later changes no protocol."""
+    defaults = type(settings)()
+    return {
+        name: getattr(settings, name) for name in settings.__struct_fields__ if getattr(settings, name) != getattr(defaults, name)
+    }

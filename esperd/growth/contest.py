@@ -1,0 +1,166 @@
+"""The contest: what could be grown now, each arm against the others and against growing nothing, before anything is grown.
+
+From one state every contender goes its own way for the same FLOPs, on the same batches from the same RNG streams: the network
+with an arm's seed trained jointly, once for each arm, and the network as it is. The learning rate falls to 0 on the way, so that
+what is compared are networks that have come to rest. A costly seed takes fewer steps: what an arm shows is what it brings for
+its price, and the network as it is shows what training on would give.
+
+Nothing remains of the contenders but what was measured of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from esperd.errors import EsperError
+from esperd.growth.candidate import NotGrown, with_candidate
+from esperd.growth.contribution import Measured, measure
+from esperd.growth.fork import fork
+from esperd.growth.grower import Grower
+from esperd.growth.interval import mean_interval
+from esperd.growth.optimizer import set_learning_rate
+from esperd.growth.shards import gathered, shard
+from esperd.growth.streams import Streams, device_of, forked
+from esperd.messages.growth import Trial
+from esperd.messages.policy import Arm
+
+Batch = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """How an arm did.
+
+    Args:
+        arm: slot and blueprint.
+        trial: the network with it against the network as it is; None when it did not come to that.
+        why_not: why it did not; empty when it did.
+        error: what was met on the way there; None where a gate refused, or where its loss was not finite.
+    """
+
+    arm: Arm
+    trial: Trial | None
+    why_not: str = ""
+    error: EsperError | None = None
+
+
+def contest(
+    grower: Grower,
+    arms: Sequence[Arm],
+    train: Callable[[], Iterator[Batch]],
+    gate: Callable[[], Iterable[Batch]],
+    *,
+    epochs: float,
+    equal: Literal["flops", "steps"] = "flops",
+) -> Iterator[Contender]:
+    """Try arms, one after the other; each is told as soon as it is known.
+
+    Args:
+        grower: between two steps, in training mode. It does not move; its ledger is charged for everybody.
+        arms: what is tried.
+        train: batches of the train split, without end, the same ones at each call; of several ranks each has its own.
+        gate: batches of the gate split, all of it.
+        epochs: what each contender may spend on training, in epochs of the network as it is.
+        equal: ``flops``: a costly seed takes fewer steps; ``steps``: all take the same, which asks what an arm would bring if
+            training it cost nothing.
+
+    Yields:
+        One contender an arm, in the order of ``arms``.
+
+    Raises:
+        InvalidModel: the network cannot be copied.
+        ValueError: ``epochs`` is not above 0.
+    """
+    if not epochs > 0.0:
+        raise ValueError(f"a contest needs a length above 0 epochs, not {epochs}")
+    start = Streams.take(device_of(grower.network))
+    steps = max(1, round(epochs * grower.steps_per_epoch))
+    as_it_is = fork(grower)
+    with _charged(grower, as_it_is):
+        taken = _train(as_it_is, train(), start, steps=steps, flops=math.inf)
+        allowance = as_it_is.ledger.total
+        alone = _measured(as_it_is, gate)
+    for arm in arms:
+        try:
+            twin, _ = with_candidate(grower, arm)
+        except NotGrown as refusal:
+            yield Contender(arm=arm, trial=None, why_not=str(refusal), error=refusal.error)
+            continue
+        with _charged(grower, twin):
+            # its probe, which every newborn seed pays once, is charged but not held against it here
+            limit = twin.ledger.total + allowance if equal == "flops" else math.inf
+            taken_with = _train(twin, train(), start, steps=steps, flops=limit)
+            found = _measured(twin, gate)
+        spent = twin.ledger.total
+        told = _compared(grower, alone, found, taken_with, taken, spent)
+        why_not = "" if math.isfinite(told.loss) else f"it ended with a gate loss of {found.mean_loss}"
+        yield Contender(arm=arm, trial=None if why_not else told, why_not=why_not)
+
+
+@contextmanager
+def _charged(grower: Grower, twin: Grower) -> Iterator[None]:
+    """What a fork spends is charged to its original, also when it fails.
+
+    What work costs stays the fork's own knowledge: another contender's seed, or the one that is grown in the end, may have the
+    same name and another cost.
+    """
+    try:
+        yield
+    finally:
+        grower.ledger.spent["trial"] += twin.ledger.total
+
+
+def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: int, flops: float) -> int:
+    """Train while another step is affordable, for ``steps`` at most, at a rate that falls linearly from the twin's own to 0.
+
+    How many steps are affordable is known after the first one, so the rate falls over all of them.
+    """
+    rate, planned, step_flops = twin.host_learning_rate(), steps, 0.0
+    with forked(start.device, start):
+        for taken in itertools.count():
+            if taken >= planned:
+                return taken
+            set_learning_rate(twin.optimizer, rate * (1.0 - taken / planned), twin.step)
+            before = twin.ledger.total
+            with twin.ranks.stepping():
+                twin.train_step(*next(batches))
+            if taken == 0:
+                step_flops = twin.ledger.total - before
+                affordable = math.inf if math.isinf(flops) else (flops - before) / step_flops
+                planned = twin.ranks.first("steps that a contender affords", int(max(1, min(steps, affordable))))
+    raise AssertionError("unreachable: counting does not end")
+
+
+def _measured(twin: Grower, gate: Callable[[], Iterable[Batch]]) -> Measured:
+    twin.ranks.follow(twin.network.buffers())
+    batches = shard(list(gate()), twin.ranks.rank, twin.ranks.size)
+    samples = sum(len(inputs) for inputs, _ in batches)
+    measured = twin.ledger.charge(
+        "gate", twin.structure(), samples, lambda: measure(twin.network, batches, twin.loss, twin.metric)
+    )
+    return gathered(twin.ranks, measured)
+
+
+def _compared(grower: Grower, alone: Measured, found: Measured, taken: int, taken_alone: int, spent: float) -> Trial:
+    confidence, method = grower.settings.confidence, grower.settings.interval
+    mean, lower, upper = mean_interval(alone.loss - found.loss, confidence, method, grower.epoch)
+    gained = None if alone.metric is None or found.metric is None else float((found.metric - alone.metric).mean())
+    return Trial(
+        loss=mean,
+        lower=lower,
+        upper=upper,
+        confidence=confidence,
+        samples=found.loss.numel(),
+        metric=gained,
+        steps_with=taken,
+        steps_without=taken_alone,
+        flops=spent,
+        epoch=grower.epoch,
+    )

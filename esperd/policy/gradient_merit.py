@@ -1,0 +1,53 @@
+"""The strategy ``gradient_merit``: grow where the gradient of a newborn seed is largest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from esperd.messages.policy import Arm, ArmMerit, Decide, Decided
+from esperd.policy import pipeline
+from esperd.policy.arms import RankedArm, Selection, by_score
+from esperd.policy.state import BanditState
+from esperd.policy.wording import gauge
+
+LASTS = 0.1
+"""Share of a job's epochs after which a merit is measured anew: it is of the network as it was. Chosen, not measured."""
+
+
+def decide(request: Decide) -> Decided:
+    """Answer one decision point; see :func:`esperd.policy.pipeline.answer`."""
+    return pipeline.answer(request, select)
+
+
+def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
+    """Every available arm is gauged when one is to be grown; what was gauged counts for :data:`LASTS` of the job.
+
+    An arm whose seeds did not pay is not grown again, however large its gradient.
+    """
+    fresh = fresh_merits(request, state)
+    unknown = [found for found in available if found.arm not in fresh]
+    if unknown:
+        return Selection(ranked=available, measure=[gauge(found, request.settings) for found in unknown])
+    ranked = [_gauged(found, fresh, len(available)) for found in available]
+    known = [found for found in ranked if found.pays]
+    failed = [found for found in ranked if not found.pays]
+    return Selection(ranked=[*by_score(known, request.rng_seed), *failed], promise="has a gradient merit of")
+
+
+def fresh_merits(request: Decide, state: BanditState) -> dict[Arm, ArmMerit]:
+    """Merits that still count, by arm."""
+    observation = request.observation
+    lasts = LASTS * (observation.epoch + (observation.epochs_left or 0.0))
+    return {merit.arm: merit for merit in state.merits if observation.epoch - merit.epoch <= lasts}
+
+
+def _gauged(found: RankedArm, merits: dict[Arm, ArmMerit], count: int) -> RankedArm:
+    merit = merits[found.arm]
+    if merit.norm is None:
+        return replace(found, pays=False, why=f"could not be gauged: {merit.why_not}")
+    if found.mean is not None and found.mean <= 0.0:
+        why = f"has not paid: mean reward {found.mean:.4f} over {found.pulls} tries"
+        return replace(found, pays=False, why=why)
+    why = f"largest gradient merit of {count} available arms: {merit.norm:.4g} over {merit.batches} batches"
+    return replace(found, score=merit.norm, why=why)
