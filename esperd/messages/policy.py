@@ -65,6 +65,9 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Arms that are screened at once when something is to be grown; 1: none is, the best arm is grown."""
     patience: Annotated[int, msgspec.Meta(ge=1)] = 3
     """Contribution measurements after which an undecided probationary seed is culled."""
+    approve: bool = False
+    """What the policy wants to do to the structure is proposed to people, and done once one of them approves; training goes on
+    meanwhile. See "Overruling" in ``docs/policy.md``."""
 
 
 class Observation(Value, frozen=True, kw_only=True):
@@ -119,6 +122,10 @@ class Decision(Value, frozen=True, kw_only=True):
     """For ``set_alpha``: the share of the seed's output that is to flow; 0 removes it once it has faded out."""
     score: float | None = None
     alternatives: tuple[Alternative, ...] = ()
+    by: str = ""
+    """The person who decided so; empty: the strategy."""
+    proposes: str = ""
+    """For ``wait``: the action that awaits a person's approval; empty: none does."""
 
 
 class Decide(Message, frozen=True, kw_only=True):

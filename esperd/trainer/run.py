@@ -283,7 +283,7 @@ class Run:
     def _carry_out(self, decision: Decision) -> None:
         refusal, by = "", "gate"
         if decision.action == "wait":
-            if decision.arm is not None:
+            if decision.arm is not None and not decision.proposes:
                 self._refuse(decision.arm, "policy", decision.reason)
         else:
             # What a plugin's blueprint, a missing kernel or a stale decision does wrong refuses this decision; training goes on.
@@ -296,7 +296,14 @@ class Run:
                 self._settle(decision.arm, by, refusal)
         self.events.extend(self.source.loaded)
         self.source.loaded.clear()
-        self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
+        made = DecisionMade(
+            epoch=self.grower.epoch,
+            decision=decision,
+            applied=not refusal,
+            refusal=refusal,
+            point=self.decision_points,
+        )
+        self.events.append(made)
 
     def _settle(self, arm: Arm, by: str, refusal: str) -> None:
         """Remember how a germination went: what the daemon could not provide is no fault of the arm."""
