@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from esperd.cli.output import Output
     from esperd.client import Client, JobHandle
     from esperd.messages.jobs import JobInfo
+    from esperd.messages.overruling import ReplayedPoint
 
 ResultT = TypeVar("ResultT")
 JOB_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -197,10 +198,12 @@ def explain(options: Options, job_id: str, point: int | None, *, replayed: bool)
         points = await handle.replay()
         if output.as_json:
             output.json({"points": points})
-        else:
-            output.grid(replay_grid(points))
-            output.line(replay_line(points))
-        return FAILED if any(found.same is False for found in points) else None
+            return _differs(points)
+        differing = replay_grid(points)
+        if differing.rows:
+            output.grid(differing)
+        output.line(replay_line(points))
+        return _differs(points)
 
     async def work(esper: Client, output: Output) -> int | None:
         handle = esper.job(job_id)
@@ -226,6 +229,11 @@ def explain(options: Options, job_id: str, point: int | None, *, replayed: bool)
         return None
 
     return _with_daemon(options, work)
+
+
+def _differs(points: Sequence[ReplayedPoint]) -> int | None:
+    """The exit status of a replay."""
+    return FAILED if any(found.same is False for found in points) else None
 
 
 @esper.command()

@@ -95,7 +95,7 @@ def _proposed(made: Decision) -> Decision:
 
 
 def _settled(decisions: tuple[Decision, ...], answer: Decided) -> Decided:
-    """The answer with other decisions. Germinations that are no longer among them were not asked for, as far as its state knows."""
+    """The answer with other decisions. Its state does not remember having asked for germinations that are not among them."""
     asked = {made.arm for made in answer.decisions if made.action == "germinate" and made.arm is not None}
     left = {made.arm for made in decisions if made.action == "germinate" and not made.by}
     return msgspec.structs.replace(answer, decisions=decisions, state=_without_asked(answer.state, asked - left))

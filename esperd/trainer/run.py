@@ -190,12 +190,19 @@ class Run:
         train_loss = self._train_epoch()
         measured = self._measure()
         self.gate_losses.append(measured.mean_loss)
+        heard = self._heard()
         self.grower.end_epoch()
         if self.grows:
             self._decide(train_loss, measured)
+        if heard - self._heard():
+            self.guard.seed_lost()
         self.guard.decided(self._cursor)
         self._record(train_loss, measured, self.seconds - began)
         self.epoch_ended(self)
+
+    def _heard(self) -> set[str]:
+        """Seeds whose output enters the network."""
+        return {seed.name for seed in self.grower.network.seeds() if seed.presence != "silent"}
 
     def _measure(self) -> Measured:
         """Read the gate split, and show the governor what it says."""
