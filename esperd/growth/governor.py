@@ -163,8 +163,8 @@ class Resumed:
 
 @dataclass(frozen=True)
 class SeedLost:
-    """A seed that was heard was culled at a decision point: the levels are those of a network that is no more. The loss may rise to
-    what the host alone can do, and that is no catastrophe.
+    """A seed that was heard was culled at a decision point: the levels are those of a network that is no more. That the loss
+    rises to what the host alone can do is no catastrophe.
     """
 
 
