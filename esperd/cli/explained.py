@@ -268,7 +268,8 @@ class Explained:
         )
         closed = [option for option in options.values() if not option.available and option.arm not in entries]
         why_not = "; ".join(sorted({option.why_not for option in closed}))
-        note = f"{len(closed)} more arms could not be grown: {why_not}." if closed else ""
+        arms = "1 more arm" if len(closed) == 1 else f"{len(closed)} more arms"
+        note = f"{arms} could not be grown: {why_not}." if closed else ""
         return Grid("Arms", columns, rows, note=note)
 
 
