@@ -295,7 +295,7 @@ class Run:
         else:
             # What a plugin's blueprint, a missing kernel or a stale decision does wrong refuses this decision; training goes on.
             try:
-                refusal = self.grower.apply(decision) or ""
+                refusal = self._too_large(decision) or self.grower.apply(decision) or ""
             except EsperError as error:
                 refusal = f"{error.code}: {error}"
                 by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
@@ -311,6 +311,16 @@ class Run:
             point=self.decision_points,
         )
         self.events.append(made)
+
+    def _too_large(self, decision: Decision) -> str:
+        """Why a seed would break the parameter budget; empty when it would not. People may ask for what was not offered, and what
+        they approve may have been offered before another seed was grown.
+        """
+        if not decision.by or decision.action != "germinate" or decision.arm is None:
+            return ""
+        slot = self.grower.network.port(decision.arm.slot).record
+        price = self._price(decision.arm, self.plugins.blueprints[decision.arm.blueprint], slot)
+        return "" if price is None else self._over_budget(price[0])
 
     def _settle(self, arm: Arm, by: str, refusal: str) -> None:
         """Remember how a germination went: what the daemon could not provide is no fault of the arm."""
@@ -369,11 +379,9 @@ class Run:
                 if price is None:
                     continue
                 parameters, flops_per_sample = price
-                total = self.grower.network.effective_parameters + parameters
                 broken = self.source.broken.get(blueprint.name, "")
                 why_not = broken or taken or self.unavailable.why_not(arm, self.grower.epoch)
-                if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
-                    why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
+                why_not = why_not or self._over_budget(parameters)
                 yield ArmOption(
                     arm=arm,
                     parameters=parameters,
@@ -381,6 +389,13 @@ class Run:
                     available=not why_not,
                     why_not=why_not,
                 )
+
+    def _over_budget(self, parameters: int) -> str:
+        """Why a seed of this size does not fit the budget; empty when it does."""
+        total = self.grower.network.effective_parameters + parameters
+        if self.budget.parameters is None or total <= self.budget.parameters:
+            return ""
+        return f"{total} parameters would exceed the budget's {self.budget.parameters}"
 
     def _price(self, arm: Arm, blueprint: Blueprint, slot: SlotRecord) -> tuple[int, float] | None:
         """Parameters and FLOPs of an arm, by the formulas of its blueprint. None when they fail: what has no price is not

@@ -146,6 +146,30 @@ def test_a_seed_that_people_are_asked_about_is_not_culled_for_a_timeout_meanwhil
     assert last.seeds[0].epochs_in_stage > job.growth.probation_epochs
 
 
+@pytest.mark.parametrize(
+    ("slot", "blueprint", "budget", "refused"),
+    [
+        ("stem", "conv_light", {"epochs": 5, "parameters": 300}, "would exceed the budget's 300"),
+        ("nowhere", "conv_light", {"epochs": 5}, "nowhere"),
+        ("stem", "nothing", {"epochs": 5}, "nothing"),
+        ("stem", "mlp_gated", {"epochs": 5}, "mlp_gated is for mlp slots"),
+    ],
+)
+def test_what_cannot_be_grown_is_refused_and_told_where_it_was_not_known_before(
+    blobs, open_desk, slot, blueprint, budget, refused
+):
+    def early(desk, request):
+        if request.point == 1:
+            desk.say("grow", slot=slot, blueprint=blueprint)
+
+    desk = open_desk(early)
+    desks.train(desks.growing_job(budget=budget, policy={"strategy": "never"}), blobs, desk)
+    (told,) = desk.made("germinate")
+    assert told.applied is False
+    assert refused in told.refusal
+    assert not [change for change in desk.of(StageChanged) if change.after is Stage.GERMINATED]
+
+
 def test_nobody_who_does_not_answer_grows_anything(blobs, open_desk):
     desk = open_desk()
     ended = desks.train(desks.growing_job(policy={"warmup_epochs": 1, "approve": True}), blobs, desk)
