@@ -137,8 +137,10 @@ def _with_decision(before: tuple[DecisionMade, ...], made: DecisionMade) -> tupl
     if decision.action == "wait":
         if decision.arm is None and not decision.proposes and not decision.by:
             return before  # nothing was wanted: not worth a line
-        if before and _wish(before[-1].decision) == _wish(decision):
-            before = before[:-1]  # declined or proposed again: the latest reason stands for all
+        if decision.proposes:  # of several that are proposed again and again, each is shown once
+            before = tuple(other for other in before if _wish(other.decision) != _wish(decision))
+        elif before and _wish(before[-1].decision) == _wish(decision):
+            before = before[:-1]  # declined again: the latest reason stands for all
     return (*before, made)[-DECISIONS_KEPT:]
 
 

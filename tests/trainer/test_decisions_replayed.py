@@ -13,7 +13,7 @@ from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
 from esperd.messages.growth import LIVE_STAGES, Stage
 from esperd.messages.overruling import ListProposals, Overrule, ReplayDecisions
-from esperd.messages.telemetry import DecisionMade, StageChanged
+from esperd.messages.telemetry import DecisionMade, EpochCompleted, RolledBack, StageChanged
 from esperd.policy.actor import PolicyActor
 from esperd.policy.decision_log import MIGRATIONS, DecisionLog
 from esperd.store.blobs import Blobs
@@ -144,6 +144,23 @@ def test_a_seed_that_people_are_asked_about_is_not_culled_for_a_timeout_meanwhil
     last = desk.observations[-1] if desk.observations else desk.logged()[-1].request.observation
     assert [record.stage in LIVE_STAGES for record in last.seeds] == [True]
     assert last.seeds[0].epochs_in_stage > job.growth.probation_epochs
+
+
+def test_culling_a_seed_that_the_network_leans_on_is_no_catastrophe_of_training(blobs, open_desk):
+    def changing_their_mind(desk, request):
+        if request.point == 1:
+            desk.say("grow", slot="flatten", blueprint="mlp_gated")
+        if request.point == 11:
+            desk.say("cull", seed="flatten#0")
+
+    growth = {"blueprints": ["mlp_gated"], "probation_epochs": 99}
+    settings = {"optimizer": {"learning_rate": 3e-3}, "growth": growth, "policy": {"strategy": "never"}}
+    job = desks.growing_job(host="cnn", data="digits", budget={"epochs": 14}, **settings)
+    desk = open_desk(changing_their_mind)
+    desks.train(job, blobs, desk)
+    losses = [body.gate_loss for body in desk.of(EpochCompleted)]
+    assert losses[11] > 3 * losses[10]  # that much depended on it
+    assert not desk.of(RolledBack)
 
 
 @pytest.mark.parametrize(
