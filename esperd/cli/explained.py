@@ -181,7 +181,8 @@ class Explained:
         rows: list[tuple[str | Cell, ...]] = []
         for decision, made, became in self._outcomes():
             outcome = outcome_cell(decision, made)
-            since = f"{became['seed']} is {became['stage']}: {became['why']}" if became else ""
+            why = f": {became['why']}" if became and became["why"] != decision.reason else ""  # not told twice
+            since = f"{became['seed']} is {became['stage']}{why}" if became else ""
             told = "\n".join(part for part in (outcome.text, since) if part)
             rows.append(
                 (
@@ -234,7 +235,8 @@ class Explained:
         entries: dict[Arm, tuple[str, float | None, int | None]] = {}
         for decision in chosen:
             if decision.arm is not None:
-                verb = "declined" if decision.action == "wait" and not decision.proposes else decision.proposes or decision.action
+                declined = "proposed" if decision.proposes else "declined"
+                verb = declined if decision.action == "wait" else decision.action
                 entries[decision.arm] = (verb, decision.score, None if pulls is None else pulls.get(decision.arm, 0))
         alternatives: list[Alternative] = [other for decision in chosen for other in decision.alternatives]
         for other in alternatives:
