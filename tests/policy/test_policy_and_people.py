@@ -141,6 +141,18 @@ async def test_a_replay_computes_what_people_said_again_and_says_what_differs(tm
 
 
 @pytest.mark.asyncio
+async def test_a_state_that_comes_out_otherwise_is_a_difference_too(tmp_path):
+    async with opened(tmp_path) as database:
+        actor = PolicyActor(database, PLUGINS)
+        answer = await actor.handle(asked(1))
+        other = msgspec.msgpack.encode(msgspec.structs.replace(answer, state=answer.state + b" "))
+        await database.write(lambda connection: connection.execute("UPDATE decisions SET answer = ?", (other,)))
+        (found,) = (await actor.handle(ReplayDecisions(id="j"))).points
+        assert found.same is False
+        assert f"state is not ({len(answer.state) + 1} bytes logged, {len(answer.state)} now)" in found.difference
+
+
+@pytest.mark.asyncio
 async def test_a_log_of_an_older_esperd_is_migrated_and_read(tmp_path):
     async with Database.open(tmp_path / "decisions.db", MIGRATIONS[:1]) as database:
         row = ("j", 1, "", msgspec.msgpack.encode({"type": "Decided", "decisions": (), "state": b"old"}), 0.0)
