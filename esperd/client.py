@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import os
 import uuid
@@ -45,6 +46,18 @@ from esperd.messages.jobs import (
     SubmitJob,
 )
 from esperd.messages.kernels import KernelList, ListKernels
+from esperd.messages.overruling import (
+    ExplainDecision,
+    ListProposals,
+    LoggedDecision,
+    Overrule,
+    Overruled,
+    ProposalList,
+    ReplayDecisions,
+    ReplayedPoint,
+    ReplayPage,
+    Wish,
+)
 from esperd.messages.reports import Report
 from esperd.messages.telemetry import Event, EventPage, GetEvents, JobStateChanged
 
@@ -64,6 +77,14 @@ def default_endpoint() -> str:
         ConfigError: when an ``ESPERD__…`` variable is wrong or the socket's path is too long.
     """
     return os.environ.get(ENDPOINT_VARIABLE) or socket_endpoint(load_config().runtime_directory, "control")
+
+
+def user_name() -> str:
+    """Who speaks, as the operating system calls them: the login name, else the number of the user."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run under a number that no name belongs to
+        return f"uid {os.getuid()}"
 
 
 class Client:
@@ -212,6 +233,52 @@ class JobHandle:
             IllegalTransition: when the job is over.
         """
         return await self._client.ask(CancelJob(id=self.id), JobInfo)
+
+    async def overrule(
+        self, wish: Wish, *, slot: str = "", blueprint: str = "", seed: str = "", number: int | None = None, reason: str = ""
+    ) -> Overruled:
+        """Say what is to be decided at the job's next decision point; durable when this returns. Gates still have their word.
+
+        Args:
+            wish: ``grow`` (with ``slot`` and ``blueprint``), ``keep`` or ``cull`` (with ``seed``), ``wait``: grow nothing, or
+                ``approve`` what the policy proposed.
+            slot: of the arm to grow.
+            blueprint: of the arm to grow.
+            seed: which seed.
+            number: which of :meth:`proposals` to approve, from 1; None: all.
+            reason: why, in the person's words.
+
+        Raises:
+            UnknownName: when the job's last decision point knew no such slot, blueprint or seed.
+            IllegalTransition: when the job or the seed is over, or the job grows nothing.
+            NothingToShow: when there is nothing to approve.
+        """
+        said = Overrule(
+            id=self.id, wish=wish, by=user_name(), reason=reason, slot=slot, blueprint=blueprint, seed=seed, number=number
+        )
+        return await self._client.ask(said, Overruled)
+
+    async def proposals(self) -> ProposalList:
+        """What awaits approval, and what people said for the next decision point."""
+        return await self._client.ask(ListProposals(id=self.id), ProposalList)
+
+    async def decision(self, point: int) -> LoggedDecision:
+        """A decision point: what was observed and what was decided.
+
+        Raises:
+            NothingToShow: when the job had no such point.
+        """
+        return await self._client.ask(ExplainDecision(id=self.id, point=point), LoggedDecision)
+
+    async def replay(self) -> tuple[ReplayedPoint, ...]:
+        """Have the daemon compute every decision of the job again, from what was logged, and say which differ."""
+        points: list[ReplayedPoint] = []
+        more = True
+        while more:
+            page = await self._client.ask(ReplayDecisions(id=self.id, after=points[-1].point if points else 0), ReplayPage)
+            points += page.points
+            more = page.more and bool(page.points)
+        return tuple(points)
 
     async def events(self, after: int = 0) -> tuple[Event, ...]:
         """Events in the daemon's log with a sequence above ``after``, oldest first."""
@@ -436,6 +503,28 @@ class SyncJobHandle:
     def cancel(self) -> JobInfo:
         """As :meth:`JobHandle.cancel`."""
         return self._portal.call(self._handle.cancel)
+
+    def overrule(
+        self, wish: Wish, *, slot: str = "", blueprint: str = "", seed: str = "", number: int | None = None, reason: str = ""
+    ) -> Overruled:
+        """As :meth:`JobHandle.overrule`."""
+
+        async def overrule() -> Overruled:
+            return await self._handle.overrule(wish, slot=slot, blueprint=blueprint, seed=seed, number=number, reason=reason)
+
+        return self._portal.call(overrule)
+
+    def proposals(self) -> ProposalList:
+        """As :meth:`JobHandle.proposals`."""
+        return self._portal.call(self._handle.proposals)
+
+    def decision(self, point: int) -> LoggedDecision:
+        """As :meth:`JobHandle.decision`."""
+        return self._portal.call(self._handle.decision, point)
+
+    def replay(self) -> tuple[ReplayedPoint, ...]:
+        """As :meth:`JobHandle.replay`."""
+        return self._portal.call(self._handle.replay)
 
     def events(self, after: int = 0) -> tuple[Event, ...]:
         """As :meth:`JobHandle.events`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,8 +14,9 @@ from esperd.cli.options import Options, client_options, output_options
 
 if TYPE_CHECKING:
     from esperd.cli.output import Output
-    from esperd.client import Client
+    from esperd.client import Client, JobHandle
     from esperd.messages.jobs import JobInfo
+    from esperd.messages.overruling import ReplayedPoint
 
 ResultT = TypeVar("ResultT")
 JOB_FILE = click.Path(dir_okay=False, path_type=Path)
@@ -48,15 +49,19 @@ def esper() -> None:
 @click.argument("job_file", type=JOB_FILE)
 @click.option("--watch", "watched", is_flag=True, help="Show the job until it is over; fails when the job does.")
 @click.option("--key", metavar="KEY", help="Idempotency key: the same job under the same key is submitted once.")
+@click.option("--approve", is_flag=True, help="Change the network only as people approve (policy.approve = true).")
 @client_options
 @_options
-def submit(options: Options, job_file: Path, key: str | None, *, watched: bool) -> None:
+def submit(options: Options, job_file: Path, key: str | None, *, watched: bool, approve: bool) -> None:
     """Submit a job file."""
     from esperd.cli.live import follow, require_success
+    from esperd.cli.overruled import with_approval
     from esperd.jobfile import load_job
     from esperd.messages.jobs import JobSubmitted
 
     job = load_job(job_file)  # before connecting: a wrong file needs no daemon to be found wrong
+    if approve:
+        job = with_approval(job)
 
     async def work(esper: Client, output: Output) -> None:
         handle = await esper.submit(job, idempotency_key=key)
@@ -129,6 +134,106 @@ def _change_command(name: str, description: str) -> None:
 _change_command("pause", "Checkpoint a job and stop it, to be resumed later.")
 _change_command("resume", "Queue a paused job again.")
 _change_command("cancel", "Stop a job for good.")
+
+
+@esper.command()
+@click.argument("job_id", metavar="ID")
+@click.argument("words", nargs=-1, metavar="[grow SLOT BLUEPRINT | keep SEED | cull SEED | wait | approve [N]]")
+@click.option("--reason", metavar="TEXT", default="", help="Why, for whoever reads the decisions later.")
+@client_options
+@_options
+def decide(options: Options, job_id: str, words: tuple[str, ...], reason: str) -> None:
+    """Say what is decided at a job's next decision point; without more words, list what awaits approval.
+
+    Whatever was said goes before the strategy's decision about the same thing. Gates still have their word.
+    """
+    from esperd.cli.overruled import proposals_grid, said_grid, wish_of
+    from esperd.report.decisions import say_decision
+
+    wish = wish_of(words)
+    if wish is None and reason:
+        raise click.UsageError("--reason belongs to grow, keep, cull, wait or approve")
+
+    async def show(handle: JobHandle, output: Output) -> None:
+        listed = await handle.proposals()
+        if output.as_json:
+            output.json(listed)
+            return
+        output.grid(proposals_grid(listed, (await handle.info()).job))
+        if listed.said:
+            output.line("")
+            output.grid(said_grid(listed))
+
+    async def work(esper: Client, output: Output) -> None:
+        handle = esper.job(job_id)
+        if wish is None:
+            await show(handle, output)
+            return
+        overruled = await handle.overrule(**wish, reason=reason)
+        if output.as_json:
+            output.json(overruled)
+            return
+        for decision in overruled.decisions:
+            output.line(f"at the next decision point of {job_id}: {say_decision(decision)}")
+        if overruled.note:
+            output.line(f"note: {overruled.note}", style="yellow")
+
+    _with_daemon(options, work)
+
+
+@esper.command()
+@click.argument("job_id", metavar="ID")
+@click.argument("point", type=click.IntRange(min=1), required=False)
+@click.option("--replay", "replayed", is_flag=True, help="Compute every decision again from the log; fails when one differs.")
+@client_options
+@_options
+def explain(options: Options, job_id: str, point: int | None, *, replayed: bool) -> int | None:
+    """List a job's decision points, or show why one was decided as it was."""
+    if replayed and point is not None:
+        raise click.UsageError("--replay computes every point; leave POINT out")
+    from esperd.cli.explained import Explained, points_grid, points_of
+    from esperd.cli.overruled import replay_grid, replay_line
+
+    async def replay(handle: JobHandle, output: Output) -> int | None:
+        points = await handle.replay()
+        if output.as_json:
+            output.json({"points": points})
+            return _differs(points)
+        differing = replay_grid(points)
+        if differing.rows:
+            output.grid(differing)
+        output.line(replay_line(points))
+        return _differs(points)
+
+    async def work(esper: Client, output: Output) -> int | None:
+        handle = esper.job(job_id)
+        if replayed:
+            return await replay(handle, output)
+        info, events = await handle.info(), await handle.events()
+        if point is None:
+            points = points_of(events)
+            if output.as_json:
+                output.json({"points": points})
+            else:
+                output.grid(points_grid(points, info.job.policy.strategy))
+            return None
+        explained = Explained(info, await handle.decision(point), events)
+        if output.as_json:
+            output.json(explained.document())
+            return None
+        for line in explained.lines():
+            output.line(line)
+        for grid in explained.grids():
+            output.line("")
+            output.grid(grid)
+        return None
+
+    return _with_daemon(options, work)
+
+
+def _differs(points: Sequence[ReplayedPoint]) -> int | None:
+    """The exit status of a replay."""
+    return FAILED if any(found.same is False for found in points) else None
 
 
 @esper.command()

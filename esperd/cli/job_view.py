@@ -8,6 +8,7 @@ import msgspec
 
 from esperd.messages.growth import LIVE_STAGES, Contribution, SeedRecord, SlotRecord, Stage, Trial
 from esperd.messages.jobs import DEFAULT_METRICS, FINAL_JOB_STATES, Job, JobError, JobInfo, JobState
+from esperd.messages.policy import Arm, Decision
 from esperd.messages.reports import Metrics
 from esperd.messages.telemetry import (
     AuditMeasured,
@@ -134,11 +135,18 @@ def _fold_body(view: JobView, body: Body, at: float) -> JobView:
 def _with_decision(before: tuple[DecisionMade, ...], made: DecisionMade) -> tuple[DecisionMade, ...]:
     decision = made.decision
     if decision.action == "wait":
-        if decision.arm is None:
+        if decision.arm is None and not decision.proposes and not decision.by:
             return before  # nothing was wanted: not worth a line
-        if before and before[-1].decision.action == "wait" and before[-1].decision.arm == decision.arm:
+        if decision.proposes:  # of several that are proposed again and again, each is shown once
+            before = tuple(other for other in before if _wish(other.decision) != _wish(decision))
+        elif before and _wish(before[-1].decision) == _wish(decision):
             before = before[:-1]  # declined again: the latest reason stands for all
     return (*before, made)[-DECISIONS_KEPT:]
+
+
+def _wish(decision: Decision) -> tuple[str, str, Arm | None, str | None]:
+    """What a decision is about, whatever its reason."""
+    return decision.action, decision.proposes, decision.arm, decision.seed
 
 
 def _fold_epoch(view: JobView, body: EpochCompleted) -> JobView:

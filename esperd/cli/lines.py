@@ -122,7 +122,7 @@ def _runs_on(body: KernelLoaded | NetworkCompiled | NetworkNotCompiled) -> str:
 
 def _decision(body: DecisionMade) -> str | None:
     decision = body.decision
-    if decision.action == "wait" and decision.arm is None:
+    if decision.action == "wait" and decision.arm is None and not decision.proposes and not decision.by:
         return None
     refused = "" if body.applied else f" (refused: {body.refusal})"
     return f"decision   {say_decision(decision)}: {decision.reason}{refused}"

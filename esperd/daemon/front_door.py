@@ -7,13 +7,15 @@ import os
 import esperd
 from esperd.actors.system import ActorSystem
 from esperd.daemon.admission import check_python
-from esperd.errors import MalformedMessage
+from esperd.errors import IllegalTransition, MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.jobs import (
+    FINAL_JOB_STATES,
     CancelJob,
     FetchArtifact,
     GetJob,
+    JobInfo,
     ListArtifacts,
     ListJobs,
     PauseJob,
@@ -21,6 +23,7 @@ from esperd.messages.jobs import (
     SubmitJob,
 )
 from esperd.messages.kernels import ListKernels
+from esperd.messages.overruling import ExplainDecision, ListProposals, Overrule, ReplayDecisions
 from esperd.messages.telemetry import GetEvents
 from esperd.plugins import Plugins
 
@@ -35,6 +38,10 @@ ROUTES: dict[type[Message], str] = {
     FetchArtifact: "jobs",
     ListKernels: "cache",
     GetEvents: "telemetry",
+    Overrule: "policy",
+    ListProposals: "policy",
+    ExplainDecision: "policy",
+    ReplayDecisions: "policy",
 }
 """Requests that an actor answers. Whatever stands neither here nor in :class:`FrontDoor` is refused: clients may not speak
 as workers do."""
@@ -60,6 +67,8 @@ class FrontDoor:
         Raises:
             MalformedMessage: a message that clients do not send.
             InvalidJob: a job's ``python`` cannot run a worker.
+            JobNotFound: decisions of a job that nobody knows.
+            IllegalTransition: a word about the next decision of a job that will make none.
             EsperError: whatever the actor answered with.
         """
         match message:
@@ -76,11 +85,28 @@ class FrontDoor:
                 return PluginList(plugins=self._plugins.records())
             case SubmitJob() if message.job.python:
                 await check_python(message.job.python)  # here, beside other requests: it starts a process and waits for it
+            case Overrule():
+                _require_decisions_to_come(await self._job(message.id))
+            case ListProposals() | ExplainDecision() | ReplayDecisions():
+                await self._job(message.id)  # the policy knows decisions, and not which jobs there are
         to = ROUTES.get(type(message))
         if to is None:
             raise MalformedMessage(f"clients do not send {type(message).__name__}", message_type=type(message).__name__)
         return await self._system.ask(to, message)
 
+    async def _job(self, job_id: str) -> JobInfo:
+        info = await self._system.ask("jobs", GetJob(id=job_id))
+        assert isinstance(info, JobInfo)  # noqa: S101 - it answers nothing else
+        return info
+
     def actors(self) -> ActorList:
         """Every actor's status, and what could not be delivered."""
         return ActorList(actors=self._system.status(), dead_letters=dict(self._system.dead_letters.counts))
+
+
+def _require_decisions_to_come(info: JobInfo) -> None:
+    """Raises: IllegalTransition: when the job is over, or grows nothing."""
+    if info.state in FINAL_JOB_STATES:
+        raise IllegalTransition(f"job {info.id} is {info.state}: nothing is decided any more", id=info.id, state=info.state)
+    if not info.job.growth.enabled:
+        raise IllegalTransition(f"job {info.id} trains its host alone (growth.enabled = false): nothing is decided", id=info.id)

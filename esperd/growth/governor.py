@@ -161,7 +161,14 @@ class Resumed:
     live_seeds: int
 
 
-Occurrence = StepsObserved | GateObserved | SnapshotTaken | Resumed
+@dataclass(frozen=True)
+class SeedLost:
+    """A seed that was heard was culled at a decision point: the levels are those of a network that is no more. That the loss
+    rises to what the host alone can do is no catastrophe.
+    """
+
+
+Occurrence = StepsObserved | GateObserved | SnapshotTaken | Resumed | SeedLost
 
 
 @dataclass(frozen=True)
@@ -239,6 +246,9 @@ def advance(
             return _stands(watch, epoch, live_seeds, tried=()), []
         case Resumed(epoch, live_seeds):
             return _stands(watch, epoch, live_seeds, tried=watch.point.tried if watch.point else ()), []
+        case SeedLost():
+            train, gate = Series(first=watch.train.first), Series(first=watch.gate.first)
+            return msgspec.structs.replace(watch, train=train, gate=gate), []
 
 
 def _stands(watch: Watch, epoch: int, live_seeds: int, tried: tuple[Remedy, ...]) -> Watch:

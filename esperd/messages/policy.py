@@ -99,6 +99,9 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """``successive_halving`` only: arms that enter a contest, those of the highest gradient merit. Chosen, not measured."""
     contest_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.15
     """``successive_halving`` only: share of the epochs left that the contest may take. Chosen, not measured."""
+    approve: bool = False
+    """What the policy wants to do to the structure is proposed to people, and done once one of them approves; training goes on
+    meanwhile. See "Overruling" in ``docs/policy.md``."""
 
 
 class Observation(Value, frozen=True, kw_only=True):
@@ -164,6 +167,10 @@ class Decision(Value, frozen=True, kw_only=True):
     length compete in one contest."""
     score: float | None = None
     alternatives: tuple[Alternative, ...] = ()
+    by: str = ""
+    """The person who decided so; empty: the strategy."""
+    proposes: str = ""
+    """For ``wait``: the action that awaits a person's approval; empty: none does."""
 
 
 class Decide(Message, frozen=True, kw_only=True):

@@ -74,6 +74,8 @@ class DecisionMade(EventBody, frozen=True, kw_only=True):
     decision: Decision
     applied: bool
     refusal: str = ""
+    point: int | None = None
+    """Number of the decision point; None: told by an older esperd, which did not say."""
 
 
 class StageChanged(EventBody, frozen=True, kw_only=True):

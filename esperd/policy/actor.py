@@ -8,10 +8,25 @@ import anyio.to_thread
 
 from esperd.actors.actor import Actor, handles
 from esperd.declarations import resolve
-from esperd.errors import EsperError, HandlerFailed
+from esperd.errors import EsperError, HandlerFailed, NothingToShow
+from esperd.messages.overruling import (
+    ExplainDecision,
+    ListProposals,
+    LoggedDecision,
+    Overrule,
+    Overruled,
+    ProposalList,
+    ReplayDecisions,
+    ReplayedPoint,
+    ReplayPage,
+)
 from esperd.messages.policy import Decide, Decided
 from esperd.plugins import Plugins
-from esperd.policy.decision_log import DecisionLog
+from esperd.policy.decision_log import DecisionLog, Logged
+from esperd.policy.overruling import overrule, proposals, withhold
+from esperd.policy.replay import difference
+from esperd.policy.said import Said
+from esperd.policy.wishes import decisions_of
 from esperd.store.database import Database
 
 
@@ -26,6 +41,7 @@ class PolicyActor(Actor):
 
     def __init__(self, database: Database, plugins: Plugins) -> None:
         self._log = DecisionLog(database)
+        self._said = Said(database)
         self._plugins = plugins
 
     @handles(Decide)
@@ -44,7 +60,90 @@ class PolicyActor(Actor):
         known = await self._log.find(request.job, request.point)
         if known is not None:
             return known
-        return await self._log.append(request, await self._run_strategy(request))
+        return await self._log.append(request, await self._answer(request))
+
+    @handles(Overrule)
+    async def overrule(self, wish: Overrule) -> Overruled:
+        """Keep a person's word for the next decision point of a job.
+
+        Raises:
+            UnknownName: when the last decision point knew no such slot, blueprint or seed.
+            IllegalTransition: when the seed does not live any more, or no decision point is left.
+            NothingToShow: when nothing awaits approval, or no proposal has this number.
+            StoreFailed: when the log cannot be read or written; then nothing was said.
+        """
+        last = await self._log.latest(wish.id)
+        seen = None if last is None or last.request is None else last.request.observation
+        overruled = decisions_of(wish, seen, None if last is None else last.answer)
+        await self._said.keep(wish.id, overruled.decisions)
+        return overruled
+
+    @handles(ListProposals)
+    async def list_proposals(self, message: ListProposals) -> ProposalList:
+        """What awaits approval, and what was said for the next decision point.
+
+        Raises:
+            StoreFailed: when the log cannot be read.
+        """
+        last = await self._log.latest(message.id)
+        said = await self._said.waiting(message.id)
+        return ProposalList(
+            point=None if last is None else last.point,
+            proposals=() if last is None else proposals(last.answer),
+            said=tuple(word for words in said for word in words),
+        )
+
+    @handles(ExplainDecision)
+    async def explain(self, message: ExplainDecision) -> LoggedDecision:
+        """One decision point as it was logged.
+
+        Raises:
+            NothingToShow: when the job had no such decision point.
+            StoreFailed: when the log cannot be read.
+        """
+        found = await self._log.page(message.id, message.point - 1, 1)
+        if not found or found[0].point != message.point:
+            last = await self._log.latest(message.id)
+            raise NothingToShow(
+                f"job {message.id} has no decision point {message.point}; "
+                + ("none was logged yet" if last is None else f"the latest is {last.point}"),
+                job=message.id,
+                point=message.point,
+            )
+        said = await self._said.taken(message.id, message.point)
+        return LoggedDecision(
+            point=found[0].point,
+            decided_at=found[0].decided_at,
+            request=found[0].request,
+            answer=found[0].answer,
+            said=tuple(word for words in said for word in words),
+        )
+
+    @handles(ReplayDecisions)
+    async def replay(self, message: ReplayDecisions) -> ReplayPage:
+        """Compute answers again from the logged requests, and compare.
+
+        Raises:
+            StoreFailed: when the log cannot be read.
+        """
+        found = await self._log.page(message.id, message.after, message.limit + 1)
+        points = [await self._replayed(message.id, logged) for logged in found[: message.limit]]
+        return ReplayPage(points=tuple(points), more=len(found) > message.limit)
+
+    async def _replayed(self, job: str, logged: Logged) -> ReplayedPoint:
+        if logged.request is None:
+            return ReplayedPoint(point=logged.point, same=None, difference="logged by an older esperd, without its request")
+        try:
+            again = overrule(await self._answer(logged.request), await self._said.taken(job, logged.point))
+        except EsperError as error:
+            return ReplayedPoint(point=logged.point, same=False, difference=f"{error.code}: {error}")
+        found = difference(logged.answer, again)
+        return ReplayedPoint(point=logged.point, same=not found, difference=found)
+
+    async def _answer(self, request: Decide) -> Decided:
+        """What the strategy decides, or proposes where people approve."""
+        answer = await self._run_strategy(request)
+        return withhold(answer) if request.settings.approve else answer
 
     async def _run_strategy(self, request: Decide) -> Decided:
         """Decide on a thread, so that a slow strategy delays no other actor."""

@@ -1,15 +1,21 @@
-"""Every answer of the policy, durable before it is given: a job that comes back to a point hears the same again."""
+"""Every answer of the policy with its request, durable before it is given: a job that comes back to a point hears the same again,
+and the answer can be explained and computed anew.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import sqlite3
 import time
+from dataclasses import dataclass
 
 import msgspec
 
 from esperd.errors import StoreFailed
+from esperd.messages.base import MessageT
 from esperd.messages.policy import Decide, Decided
+from esperd.policy.overruling import overrule
+from esperd.policy.said import take
 from esperd.store.clock import Clock
 from esperd.store.database import Database
 
@@ -24,8 +30,30 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (job, point)
     ) STRICT
     """,
+    """
+    ALTER TABLE decisions ADD COLUMN request BLOB;
+    CREATE TABLE overrules (
+        number INTEGER PRIMARY KEY,
+        job TEXT NOT NULL,
+        decisions BLOB NOT NULL,
+        said_at REAL NOT NULL,
+        point INTEGER
+    ) STRICT;
+    CREATE INDEX overrules_of_job ON overrules (job, point)
+    """,
 )
 """Schema of the log, oldest first; appended to, never changed."""
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A row of the log."""
+
+    point: int
+    decided_at: float
+    request: Decide | None
+    """None: logged by an older esperd, which did not keep it."""
+    answer: Decided
 
 
 class DecisionLog:
@@ -50,24 +78,48 @@ class DecisionLog:
         return _replayed(rows[0]["answer"], job, point) if rows else None
 
     async def append(self, request: Decide, answer: Decided) -> Decided:
-        """Keep an answer; returns once it is durable.
+        """Keep an answer, in which what people said for this point goes first; returns once it is durable.
 
         Returns:
-            ``answer``; or the first answer, replayed, when one was logged for this point in the meantime.
+            What was decided; or the first answer, replayed, when one was logged for this point in the meantime: then what
+            people said waits for the next point.
 
         Raises:
             StoreFailed: when it cannot be written.
         """
-        encoded = msgspec.msgpack.encode(answer)
-        row = (request.job, request.point, request_hash(request), encoded, self._clock())
+        job, point, now = request.job, request.point, self._clock()
+        asked, digest = msgspec.msgpack.encode(request), request_hash(request)
 
-        def insert(connection: sqlite3.Connection) -> bytes:
-            connection.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
-            found = connection.execute("SELECT answer FROM decisions WHERE job = ? AND point = ?", row[:2]).fetchone()
-            return bytes(found["answer"])
+        def insert(connection: sqlite3.Connection) -> Decided:
+            found = connection.execute("SELECT answer FROM decisions WHERE job = ? AND point = ?", (job, point)).fetchone()
+            if found is not None:
+                return _replayed(found["answer"], job, point)
+            decided = overrule(answer, take(connection, job, point))
+            row = (job, point, digest, msgspec.msgpack.encode(decided), now, asked)
+            connection.execute(
+                "INSERT INTO decisions (job, point, request_hash, answer, decided_at, request) VALUES (?, ?, ?, ?, ?, ?)", row
+            )
+            return decided
 
-        kept = await self._database.write(insert)
-        return answer if kept == encoded else _replayed(kept, request.job, request.point)
+        return await self._database.write(insert)
+
+    async def latest(self, job: str) -> Logged | None:
+        """The last decision point of a job; None before the first.
+
+        Raises:
+            StoreFailed: when the row cannot be read.
+        """
+        rows = await self._database.read("SELECT * FROM decisions WHERE job = ? ORDER BY point DESC LIMIT 1", (job,))
+        return _logged(rows[0]) if rows else None
+
+    async def page(self, job: str, after: int, limit: int) -> list[Logged]:
+        """Decision points above ``after``, in order, at most ``limit``.
+
+        Raises:
+            StoreFailed: when a row cannot be read.
+        """
+        sql = "SELECT * FROM decisions WHERE job = ? AND point > ? ORDER BY point LIMIT ?"
+        return [_logged(row) for row in await self._database.read(sql, (job, after, limit))]
 
 
 def request_hash(request: Decide) -> str:
@@ -76,8 +128,21 @@ def request_hash(request: Decide) -> str:
 
 
 def _replayed(encoded: bytes, job: str, point: int) -> Decided:
+    return msgspec.structs.replace(_decoded(encoded, Decided, job, point), replayed=True)
+
+
+def _logged(row: sqlite3.Row) -> Logged:
+    job, point = row["job"], row["point"]
+    return Logged(
+        point=point,
+        decided_at=row["decided_at"],
+        request=None if row["request"] is None else _decoded(row["request"], Decide, job, point),
+        answer=_decoded(row["answer"], Decided, job, point),
+    )
+
+
+def _decoded(encoded: bytes, kind: type[MessageT], job: str, point: int) -> MessageT:
     try:
-        answer = msgspec.msgpack.decode(encoded, type=Decided)
+        return msgspec.msgpack.decode(encoded, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreFailed(f"the decision of job {job} at point {point} cannot be read: {error}", job=job, point=point) from error
-    return msgspec.structs.replace(answer, replayed=True)

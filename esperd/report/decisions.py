@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from esperd.messages.policy import Decision
 from esperd.messages.telemetry import RolledBack
 
 
 def say_decision(decision: Decision) -> str:
     """What was decided, without the reason: ``germinate conv at features.3``, ``cull features.3#1``."""
+    if decision.proposes:
+        return f"propose to {say_decision(msgspec.structs.replace(decision, action=decision.proposes, proposes=''))}"
     if decision.action == "wait" and decision.arm is not None:
         return f"decline {decision.arm.blueprint} at {decision.arm.slot}"
     if decision.arm is not None:

@@ -13,6 +13,7 @@ from esperd.growth.governor import (
     Occurrence,
     Resumed,
     Rollback,
+    SeedLost,
     SnapshotTaken,
     StepsObserved,
     TakeSnapshot,
@@ -93,6 +94,10 @@ class Guard(Generic[CursorT]):
         """The gate split was read. Raises as :meth:`steps` does."""
         self._good = False
         self._see(GateObserved(loss, self.grower.epoch))
+
+    def seed_lost(self) -> None:
+        """A seed that was heard was culled at this point: what the losses were says nothing about what they will be."""
+        self._see(SeedLost())
 
     def decided(self, cursor: Callable[[], CursorT]) -> None:
         """The decisions of this point are carried out: a good one is kept to go back to."""

@@ -193,12 +193,19 @@ class Run:
         train_loss = self._train_epoch()
         measured = self._measure()
         self.gate_losses.append(measured.mean_loss)
+        heard = self._heard()
         self.grower.end_epoch()
         if self.grows:
             self._decide(train_loss, measured)
+        if heard - self._heard():
+            self.guard.seed_lost()
         self.guard.decided(self._cursor)
         self._record(train_loss, measured, self.seconds - began)
         self.epoch_ended(self)
+
+    def _heard(self) -> set[str]:
+        """Seeds whose output enters the network."""
+        return {seed.name for seed in self.grower.network.seeds() if seed.presence != "silent"}
 
     def _measure(self) -> Measured:
         """Read the gate split, and show the governor what it says."""
@@ -302,24 +309,22 @@ class Run:
     def _go_scouting(self, asked: list[Decision]) -> None:
         """Measure what the policy wants to know of arms; it is asked again with what was found."""
         self._scout = Scout(self.grower, self.samples)
-        refusals = {id(decision): reason for decision, reason in self._scout.measure(asked)}
-        for arm in self._scout.unavailable:
-            self.unavailable.failed(arm, self.grower.epoch)
+        refused = self._scout.measure(asked)
         self.events.extend(self._scout.events)
-        self.source.loaded.clear()  # of forks, which are gone
-        for decision in asked:
-            refusal = refusals.get(id(decision), "")
-            self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
+        epoch, point = self.grower.epoch, self.decision_points
+        self.events.extend(
+            DecisionMade(epoch=epoch, decision=decision, applied=False, refusal=reason, point=point) for decision, reason in refused
+        )
 
     def _carry_out(self, decision: Decision) -> None:
         refusal, by = "", "gate"
         if decision.action == "wait":
-            if decision.arm is not None:
+            if decision.arm is not None and not decision.proposes:
                 self._refuse(decision.arm, "policy", decision.reason)
         else:
             # What a plugin's blueprint, a missing kernel or a stale decision does wrong refuses this decision; training goes on.
             try:
-                refusal = self.grower.apply(decision) or ""
+                refusal = self._too_large(decision) or self.grower.apply(decision) or ""
             except EsperError as error:
                 refusal = f"{error.code}: {error}"
                 by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
@@ -327,7 +332,24 @@ class Run:
                 self._settle(decision.arm, by, refusal)
         self.events.extend(self.source.loaded)
         self.source.loaded.clear()
-        self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
+        made = DecisionMade(
+            epoch=self.grower.epoch,
+            decision=decision,
+            applied=not refusal,
+            refusal=refusal,
+            point=self.decision_points,
+        )
+        self.events.append(made)
+
+    def _too_large(self, decision: Decision) -> str:
+        """Why a seed would break the parameter budget; empty when it would not. People may ask for what was not offered, and what
+        they approve may have been offered before another seed was grown.
+        """
+        if not decision.by or decision.action != "germinate" or decision.arm is None:
+            return ""
+        slot = self.grower.network.port(decision.arm.slot).record
+        price = self._price(decision.arm, self.plugins.blueprints[decision.arm.blueprint], slot)
+        return "" if price is None else self._over_budget(price[0])
 
     def _settle(self, arm: Arm, by: str, refusal: str) -> None:
         """Remember how a germination went: what the daemon could not provide is no fault of the arm."""
@@ -388,11 +410,9 @@ class Run:
                 if price is None:
                     continue
                 parameters, flops_per_sample = price
-                total = self.grower.network.effective_parameters + parameters
                 broken = self.source.broken.get(blueprint.name, "")
                 why_not = broken or taken or self.unavailable.why_not(arm, self.grower.epoch)
-                if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
-                    why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
+                why_not = why_not or self._over_budget(parameters)
                 yield ArmOption(
                     arm=arm,
                     parameters=parameters,
@@ -400,6 +420,13 @@ class Run:
                     available=not why_not,
                     why_not=why_not,
                 )
+
+    def _over_budget(self, parameters: int) -> str:
+        """Why a seed of this size does not fit the budget; empty when it does."""
+        total = self.grower.network.effective_parameters + parameters
+        if self.budget.parameters is None or total <= self.budget.parameters:
+            return ""
+        return f"{total} parameters would exceed the budget's {self.budget.parameters}"
 
     def _price(self, arm: Arm, blueprint: Blueprint, slot: SlotRecord) -> tuple[int, float] | None:
         """Parameters and FLOPs of an arm, by the formulas of its blueprint. None when they fail: what has no price is not

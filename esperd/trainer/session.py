@@ -32,7 +32,7 @@ from esperd.growth.precision import Precision
 from esperd.growth.slots import find_slots
 from esperd.messages.card import CARD, is_users_own
 from esperd.messages.growth import SlotRecord
-from esperd.messages.jobs import Artifact, Budget, Job
+from esperd.messages.jobs import Artifact, Budget, Growth, Job
 from esperd.messages.reports import Comparison, Report
 from esperd.messages.telemetry import AuditMeasured, Body, CheckpointSaved, ExportFailed, TrainingStarted
 from esperd.plugins import Plugins
@@ -54,7 +54,15 @@ from esperd.trainer.runner import runner_of
 TRACE_SAMPLES = 4
 """Samples of the batch that slots are traced with."""
 
+UNHURRIED_EPOCHS = 1_000_000_000
+"""Longest stay on probation where people approve: no job trains as many epochs."""
+
 log = structlog.get_logger()
+
+
+def patient_growth(job: Job) -> Growth:
+    """How long stages last. A seed that people are asked about is not culled for a timeout while they think."""
+    return msgspec.structs.replace(job.growth, probation_epochs=UNHURRIED_EPOCHS) if job.policy.approve else job.growth
 
 
 @dataclass(frozen=True)
@@ -167,7 +175,7 @@ class Session:
             optimizer=build_optimizer(self.job.optimizer, network.host.parameters()),
             loss=self.loss,
             metric=self.metric,
-            growth=self.job.growth,
+            growth=patient_growth(self.job),
             settings=self.job.gates,
             gates=gate_checks(self.plugins.gates.values()),
             operations={name: resolve(entry.apply) for name, entry in self.plugins.surgery_operations.items()},

@@ -251,6 +251,20 @@ def test_a_wait_for_nothing_is_no_decision_worth_showing_and_a_repeated_refusal_
     assert [made.decision.reason for made in view.decisions] == ["no 4"]
 
 
+def test_each_proposal_is_shown_once_and_what_a_person_says_always():
+    arm = Arm(slot="features.3", blueprint="conv_light")
+    grow = Decision(action="wait", proposes="germinate", arm=arm, reason="awaits approval: never tried")
+    cull = Decision(action="wait", proposes="cull", seed="features.7#1", reason="awaits approval: it costs too much")
+    waits = Decision(action="wait", reason="ada said: not now", by="ada")
+    made = [DecisionMade(epoch=1, decision=decision, applied=True) for decision in (grow, cull, grow, cull, waits)]
+    view = view_after(synthetic_job.numbered(made))
+    assert [each.decision for each in view.decisions] == [grow, cull, waits]
+    assert describe(synthetic_job.numbered(made)[1]) == (
+        "decision   propose to cull features.7#1: awaits approval: it costs too much"
+    )
+    assert describe(synthetic_job.numbered(made)[4]) == "decision   wait: ada said: not now"
+
+
 def test_only_the_last_decisions_are_kept():
     assert len(view_after().decisions) == DECISIONS_KEPT
     assert view_after().decisions[-1].epoch == 18

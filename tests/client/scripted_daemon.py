@@ -14,7 +14,7 @@ import synthetic_job
 from esperd import __version__
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
-from esperd.errors import Conflict, JobNotFound, ProtocolMismatch
+from esperd.errors import Conflict, JobNotFound, NothingToShow, ProtocolMismatch
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import (
     ActorList,
@@ -45,7 +45,18 @@ from esperd.messages.jobs import (
     SubmitJob,
 )
 from esperd.messages.kernels import KernelKey, KernelList, KernelRow, ListKernels, Profile
+from esperd.messages.overruling import (
+    ExplainDecision,
+    ListProposals,
+    LoggedDecision,
+    Overrule,
+    ProposalList,
+    ReplayDecisions,
+    ReplayedPoint,
+    ReplayPage,
+)
 from esperd.messages.telemetry import Event, EventPage, GetEvents
+from esperd.policy.wishes import decisions_of
 
 ACTORS = ActorList(
     actors=(
@@ -117,6 +128,10 @@ class ScriptedDaemon:
     artifacts: dict[str, bytes] = field(default_factory=dict)
     asked: list[Message] = field(default_factory=list)
     corrupt: bool = False
+    decisions: dict[int, LoggedDecision] = field(default_factory=dict)
+    proposals: ProposalList = field(default_factory=lambda: ProposalList(point=None, proposals=(), said=()))
+    replayed: tuple[ReplayedPoint, ...] = ()
+    approve: bool = False
 
     def __post_init__(self) -> None:
         self.endpoint = f"ipc://{self.directory}/control.sock"
@@ -134,7 +149,9 @@ class ScriptedDaemon:
             await self.publisher.publish(f"job/{event.job}", msgspec.msgpack.encode(event))
 
     def info(self) -> JobInfo:
-        return synthetic_job.info(self.state)
+        info = synthetic_job.info(self.state)
+        policy = msgspec.structs.replace(info.job.policy, approve=self.approve)
+        return msgspec.structs.replace(info, job=msgspec.structs.replace(info.job, policy=policy))
 
     async def _answer(self, client: bytes, message: Message) -> Reply:
         self.asked.append(message)
@@ -161,6 +178,8 @@ class ScriptedDaemon:
                 return EventPage(events=tuple(page), more=len(later) > len(page))
             case ListArtifacts() | FetchArtifact():
                 return self._artifact(message)
+            case Overrule() | ListProposals() | ExplainDecision() | ReplayDecisions():
+                return self._about_decisions(message)
             case ListActors():
                 return ACTORS
             case ListKernels():
@@ -168,6 +187,20 @@ class ScriptedDaemon:
             case ListPlugins():
                 return PLUGINS
         raise AssertionError(f"not in the script: {message!r}")
+
+    def _about_decisions(self, message: Overrule | ListProposals | ExplainDecision | ReplayDecisions) -> Reply:
+        match message:
+            case Overrule():
+                last = self.decisions[max(self.decisions)]
+                return decisions_of(message, last.request.observation, last.answer)
+            case ListProposals():
+                return self.proposals
+            case ExplainDecision():
+                if message.point not in self.decisions:
+                    raise NothingToShow(f"job {message.id} has no decision point {message.point}", point=message.point)
+                return self.decisions[message.point]
+        later = [found for found in self.replayed if found.point > message.after]
+        return ReplayPage(points=tuple(later[:2]), more=len(later) > 2)
 
     def _artifact(self, message: ListArtifacts | FetchArtifact) -> Reply:
         if isinstance(message, ListArtifacts):

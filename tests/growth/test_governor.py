@@ -20,6 +20,7 @@ from esperd.growth.governor import (
     GateObserved,
     Resumed,
     Rollback,
+    SeedLost,
     SnapshotTaken,
     StepsObserved,
     TakeSnapshot,
@@ -71,6 +72,16 @@ def test_a_loss_that_is_not_finite_trips_at_once(loss, before):
         (rollback,) = rollbacks(follow(watch, [occurrence])[1])
         assert "is not finite" in rollback.reason
         assert rollback.numbers == {"loss": None}
+
+
+def test_a_loss_that_rises_because_a_seed_was_culled_is_no_catastrophe_and_a_later_one_is():
+    watch = trained([0.1] * 6, gate=[0.1] * 6, chance_loss=CHANCE)
+    alone = [look(1.9)] * 6 + [GateObserved(1.9, 4)] * 6
+    assert rollbacks(follow(watch, alone, chance_loss=CHANCE)[1])
+    watch, told = follow(watch, [SeedLost(), *alone], chance_loss=CHANCE)
+    assert not rollbacks(told)
+    assert rollbacks(follow(watch, [look(30.0)] * IN_A_ROW, chance_loss=CHANCE)[1])
+    assert rollbacks(follow(watch, [look(math.nan)], chance_loss=CHANCE)[1])
 
 
 def test_a_training_loss_far_above_its_level_trips_when_it_stays_there():

@@ -141,6 +141,7 @@ async def test_a_strategy_that_cannot_answer_is_a_typed_error_and_nothing_is_log
 @pytest.mark.asyncio
 async def test_a_damaged_row_is_reported_with_job_and_point(tmp_path, plugins):
     async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
-        await database.write(lambda connection: connection.execute("INSERT INTO decisions VALUES ('j', 0, '', x'ff', 0.0)"))
+        insert = "INSERT INTO decisions (job, point, request_hash, answer, decided_at) VALUES ('j', 0, '', x'ff', 0.0)"
+        await database.write(lambda connection: connection.execute(insert))
         with pytest.raises(StoreFailed, match="job j at point 0"):
             await PolicyActor(database, plugins).handle(request())
