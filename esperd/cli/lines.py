@@ -9,6 +9,7 @@ from esperd.messages.telemetry import (
     DecisionMade,
     EpochCompleted,
     Event,
+    EvidenceGiven,
     ExportFailed,
     GateEvaluated,
     JobStateChanged,
@@ -25,7 +26,7 @@ from esperd.messages.telemetry import (
 )
 from esperd.report import numbers
 from esperd.report.attribution import effect
-from esperd.report.decisions import say_decision, say_rollback
+from esperd.report.decisions import say_decision, say_evidence, say_rollback
 
 
 def describe(event: Event, metric_name: str | None = None) -> str | None:
@@ -59,6 +60,8 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return _runs_on(body)
         case PolicyUnavailable() as body:
             return f"policy     unavailable at epoch {body.epoch}, training goes on without growing: {body.reason}"
+        case EvidenceGiven() as body:
+            return f"evidence   {say_evidence(body.evidence)}"
         case AuditMeasured() as body:
             measured = body.metrics
             score = f", {metric_name} {numbers.metric(measured.metric, metric_name)}" if measured.metric is not None else ""

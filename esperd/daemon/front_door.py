@@ -10,6 +10,7 @@ from esperd.daemon.admission import check_python
 from esperd.errors import MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
+from esperd.messages.evidence import ForgetEvidence, ListEvidence
 from esperd.messages.jobs import (
     CancelJob,
     FetchArtifact,
@@ -34,6 +35,8 @@ ROUTES: dict[type[Message], str] = {
     ListArtifacts: "jobs",
     FetchArtifact: "jobs",
     ListKernels: "cache",
+    ListEvidence: "policy",
+    ForgetEvidence: "policy",
     GetEvents: "telemetry",
 }
 """Requests that an actor answers. Whatever stands neither here nor in :class:`FrontDoor` is refused: clients may not speak

@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import Message, Reply, Value
+from esperd.messages.evidence import EvidenceSnapshot, Precedent
 from esperd.messages.growth import SeedRecord, SlotRecord
 
 
@@ -65,6 +66,12 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Arms that are screened at once when something is to be grown; 1: none is, the best arm is grown."""
     patience: Annotated[int, msgspec.Meta(ge=1)] = 3
     """Contribution measurements after which an undecided probationary seed is culled."""
+    memory: bool = False
+    """Whether arms never tried in this job are judged by what earlier jobs learned about their blueprints. Off: that it pays is
+    not measured on real networks yet."""
+    min_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    """Least exploration: an available arm that was tried less often than this share of an equal part of all tries comes before
+    every other, whatever the strategy says of it. 0: none is guaranteed."""
 
 
 class Observation(Value, frozen=True, kw_only=True):
@@ -132,6 +139,8 @@ class Decide(Message, frozen=True, kw_only=True):
     observation: Observation
     state: bytes = b""
     """What the last answer for this job returned; empty at the first decision."""
+    evidence: tuple[Precedent, ...] = ()
+    """What other jobs learned; the policy actor adds it, where the settings ask for it."""
 
 
 class Decided(Reply, frozen=True, kw_only=True):
@@ -141,3 +150,5 @@ class Decided(Reply, frozen=True, kw_only=True):
     state: bytes
     replayed: bool = False
     """True when the answer was read from the decision log instead of being decided again."""
+    evidence: EvidenceSnapshot | None = None
+    """What the decisions had of other jobs' experience; None: nothing, the settings do not ask for it."""

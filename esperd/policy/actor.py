@@ -5,13 +5,17 @@ from __future__ import annotations
 import traceback
 
 import anyio.to_thread
+import msgspec
 
 from esperd.actors.actor import Actor, handles
 from esperd.declarations import resolve
 from esperd.errors import EsperError, HandlerFailed
+from esperd.messages.evidence import EvidenceForgotten, EvidenceList, ForgetEvidence, ListEvidence
 from esperd.messages.policy import Decide, Decided
 from esperd.plugins import Plugins
 from esperd.policy.decision_log import DecisionLog
+from esperd.policy.evidence import EvidenceStore
+from esperd.policy.evidence_rows import rows_of
 from esperd.store.database import Database
 
 
@@ -26,11 +30,12 @@ class PolicyActor(Actor):
 
     def __init__(self, database: Database, plugins: Plugins) -> None:
         self._log = DecisionLog(database)
+        self._evidence = EvidenceStore(database)
         self._plugins = plugins
 
     @handles(Decide)
     async def decide(self, request: Decide) -> Decided:
-        """Answer as this point was answered before; otherwise decide, log, answer.
+        """Answer as this point was answered before; otherwise decide, log, answer. Tries that ended are recorded with it.
 
         A resumed job replays what it was told even when it now observes something else: growth that happened once happens
         again at the same point.
@@ -44,7 +49,32 @@ class PolicyActor(Actor):
         known = await self._log.find(request.job, request.point)
         if known is not None:
             return known
-        return await self._log.append(request, await self._run_strategy(request))
+        given = None
+        if request.settings.memory:
+            evidence, given = await self._evidence.snapshot(request.job)
+            request = msgspec.structs.replace(request, evidence=evidence)
+        answer = msgspec.structs.replace(await self._run_strategy(request), evidence=given)
+        return await self._log.append(
+            request, answer, beside=lambda connection: self._evidence.record(connection, request, answer)
+        )
+
+    @handles(ListEvidence)
+    async def list_evidence(self, request: ListEvidence) -> EvidenceList:
+        """What tries of earlier jobs come to.
+
+        Raises:
+            StoreFailed: when they cannot be read.
+        """
+        return EvidenceList(rows=rows_of(await self._evidence.tries(request.blueprint, request.job)))
+
+    @handles(ForgetEvidence)
+    async def forget_evidence(self, request: ForgetEvidence) -> EvidenceForgotten:
+        """Delete tries of earlier jobs.
+
+        Raises:
+            StoreFailed: when they cannot be deleted.
+        """
+        return EvidenceForgotten(tries=await self._evidence.forget(request.blueprint))
 
     async def _run_strategy(self, request: Decide) -> Decided:
         """Decide on a thread, so that a slow strategy delays no other actor."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from collections.abc import Callable
 
 import msgspec
 
 from esperd.errors import StoreFailed
 from esperd.messages.policy import Decide, Decided
+from esperd.policy.evidence import TABLES
 from esperd.store.clock import Clock
 from esperd.store.database import Database
 
@@ -24,6 +26,7 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (job, point)
     ) STRICT
     """,
+    TABLES,
 )
 """Schema of the log, oldest first; appended to, never changed."""
 
@@ -49,8 +52,15 @@ class DecisionLog:
         rows = await self._database.read("SELECT answer FROM decisions WHERE job = ? AND point = ?", (job, point))
         return _replayed(rows[0]["answer"], job, point) if rows else None
 
-    async def append(self, request: Decide, answer: Decided) -> Decided:
+    async def append(
+        self, request: Decide, answer: Decided, beside: Callable[[sqlite3.Connection], None] = lambda _connection: None
+    ) -> Decided:
         """Keep an answer; returns once it is durable.
+
+        Args:
+            request: the question.
+            answer: to it.
+            beside: writes what belongs to this answer, in the same transaction; not called when another one stands already.
 
         Returns:
             ``answer``; or the first answer, replayed, when one was logged for this point in the meantime.
@@ -62,7 +72,8 @@ class DecisionLog:
         row = (request.job, request.point, request_hash(request), encoded, self._clock())
 
         def insert(connection: sqlite3.Connection) -> bytes:
-            connection.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+            if connection.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount:
+                beside(connection)
             found = connection.execute("SELECT answer FROM decisions WHERE job = ? AND point = ?", row[:2]).fetchone()
             return bytes(found["answer"])
 

@@ -18,11 +18,12 @@ from esperd.growth.lifecycle import shortest_life
 from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.growth.optimizer import set_learning_rate
 from esperd.growth.snapshot import Rebuild, restore, take
+from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Budget, Job
 from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation
 from esperd.messages.reports import Metrics, RefusedArm
-from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, PolicyUnavailable
+from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, EvidenceGiven, PolicyUnavailable
 from esperd.plugins import Plugins
 from esperd.trainer import budget as budgets
 from esperd.trainer.budget import Schedule
@@ -121,6 +122,8 @@ class Run:
     traced_flops: float = 0.0
     decision_points: int = 0
     """Times the policy was asked. It never goes back, not even with the network: an answer belongs to one question."""
+    evidence: EvidenceSnapshot | None = None
+    """What the policy was given of other jobs' experience; None: nothing."""
 
     def __post_init__(self) -> None:
         self._started = self.clock()
@@ -277,6 +280,9 @@ class Run:
             self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=f"{error.code}: {error}"))
             return
         self.policy_state = decided.state
+        if decided.evidence is not None and decided.evidence != self.evidence:
+            self.evidence = decided.evidence
+            self.events.append(EvidenceGiven(epoch=self.grower.epoch, evidence=decided.evidence))
         for decision in decided.decisions:
             self._carry_out(decision)
 
@@ -468,6 +474,7 @@ class Run:
             decision_points=self.decision_points,
             rolled_back=tuple(self.guard.told),
             look=len(self.look),
+            evidence=self.evidence,
         )
         if self.look:
             tensors["run.look"] = torch.stack(self.look)
@@ -493,6 +500,7 @@ class Run:
         self.policy_unavailable = state.policy_unavailable
         self.unavailable = UnavailableArms(state.unavailable)
         self.decision_points = state.decision_points
+        self.evidence = state.evidence
         self.guard.watch, self.guard.told = state.watch, list(state.rolled_back)
         self.look = list(moved["run.look"].unbind()) if state.look else []
 

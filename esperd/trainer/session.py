@@ -341,6 +341,7 @@ class Session:
                 *rollbacks("growth", grown.watch),
                 *(rollbacks("control", control.guard.watch) if control is not None else ()),
             ),
+            evidence=grown.evidence,
         )
         text = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
         (structure,) = [artifact for artifact in self.finished.artifacts if artifact.name == STRUCTURE]
