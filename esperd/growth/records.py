@@ -30,6 +30,7 @@ def record_of(seed: Seed) -> SeedRecord:
         reason=seed.life.reason,
         screening=seed.screening,
         incubation_loss=seed.incubation_loss,
+        activation_bytes=seed.activation_bytes,
     )
 
 

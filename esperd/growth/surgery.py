@@ -77,6 +77,7 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
         problem = f"its probe raised {type(error).__name__}: {error}"
         grower.occur(seed, CullRequested(problem))
         raise BlueprintRejected(f"seed {name} of blueprint {seed.blueprint!r} was culled: {problem}", seed=name) from error
+    seed.activation_bytes = shown.activation_bytes
     grower.occur(seed, Placed(), probe=shown)
     return None if seed.stage is Stage.TRAINING else seed.life.reason
 
