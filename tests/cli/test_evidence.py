@@ -44,7 +44,7 @@ def answering(monkeypatch, said):
 
 def test_the_listing_tells_tries_contribution_and_price_and_what_is_unknown_is_no_zero(daemon, capsys):
     assert ran(daemon) == 0
-    head, _, known, refused = capsys.readouterr().out.splitlines()[:4]
+    head, known, refused = capsys.readouterr().out.splitlines()
     assert head.split()[:4] == ["blueprint", "topology", "depth", "tries"]
     for told in (
         "conv_residual",
