@@ -13,6 +13,7 @@ import msgspec
 from esperd.messages.base import Message, Reply, Value
 from esperd.messages.evidence import EvidenceSnapshot, Precedent
 from esperd.messages.growth import SeedRecord, SlotRecord
+from esperd.messages.reports import SeedOutcome
 
 
 class Arm(Value, frozen=True, kw_only=True, order=True):
@@ -152,3 +153,15 @@ class Decided(Reply, frozen=True, kw_only=True):
     """True when the answer was read from the decision log instead of being decided again."""
     evidence: EvidenceSnapshot | None = None
     """What the decisions had of other jobs' experience; None: nothing, the settings do not ask for it."""
+
+
+class Conclude(Message, frozen=True, kw_only=True):
+    """Tell the policy how the seeds ended when no decision point is to come that would; said again, it is heard once."""
+
+    job: str
+    point: int
+    """The last decision point."""
+    epoch: int
+    """Epochs completed."""
+    seeds: tuple[SeedOutcome, ...]
+    """Every seed that was kept or culled. What still lives is gone with the budget: nothing was found out about its arm."""

@@ -10,8 +10,9 @@ import msgspec
 from esperd.actors.actor import Actor, handles
 from esperd.declarations import resolve
 from esperd.errors import EsperError, HandlerFailed
+from esperd.messages.base import Done
 from esperd.messages.evidence import EvidenceForgotten, EvidenceList, ForgetEvidence, ListEvidence
-from esperd.messages.policy import Decide, Decided
+from esperd.messages.policy import Conclude, Decide, Decided
 from esperd.plugins import Plugins
 from esperd.policy.decision_log import DecisionLog
 from esperd.policy.evidence import EvidenceStore
@@ -57,6 +58,16 @@ class PolicyActor(Actor):
         return await self._log.append(
             request, answer, beside=lambda connection: self._evidence.record(connection, request, answer)
         )
+
+    @handles(Conclude)
+    async def conclude(self, request: Conclude) -> Done:
+        """Record how the last seeds of a job ended.
+
+        Raises:
+            StoreFailed: when it cannot be recorded.
+        """
+        await self._evidence.conclude(request)
+        return Done()
 
     @handles(ListEvidence)
     async def list_evidence(self, request: ListEvidence) -> EvidenceList:

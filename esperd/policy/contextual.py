@@ -4,6 +4,7 @@ arXiv:1003.0146, with one model for all arms as in Chu, Li, Reyzin and Schapire 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -41,7 +42,8 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     and ``w = A⁻¹ sum (reward - m) x``. Before the first reward there is no model, and
     arms come as the job lists them. An arm that was never tried is not declined: a prediction is no measurement.
 
-    What other jobs lead this one to expect of an available arm counts as tries of it, here and now.
+    What other jobs lead this one to expect of an available arm counts as tries of it, here and now. They know of blueprints, and
+    the arms of one share its tries: the model would count them once an arm.
     """
     known = [(entry.arm, entry.circumstances, entry.reward) for entry in state.tries if entry.circumstances is not None]
     listed = sorted(available, key=lambda found: found.arm)  # sums of floats depend on the order
@@ -49,7 +51,9 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     if not known and not priors:
         return Selection(ranked=by_score(available, request.rng_seed))
     blueprints = sorted({found.arm.blueprint for found in available} | {arm.blueprint for arm, _, _ in known})
-    counts = np.array([1.0 for _ in known] + [prior.tries for _, prior in priors])  # (tries,)
+    sharing = Counter(found.arm.blueprint for found, _ in priors)
+    told = [prior.tries / sharing[found.arm.blueprint] for found, prior in priors]
+    counts = np.array([1.0 for _ in known] + told)  # (tries,)
     rewards = np.array([reward for _, _, reward in known] + [prior.mean for _, prior in priors])  # (tries,)
     features = [_features(arm, circumstances, blueprints) for arm, circumstances, _ in known]
     features += [_features(found.arm, _circumstances(found, request), blueprints) for found, _ in priors]

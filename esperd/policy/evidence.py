@@ -13,9 +13,9 @@ import msgspec
 
 from esperd.errors import StoreFailed
 from esperd.messages.evidence import EvidenceSnapshot, Precedent, TriedSeed
-from esperd.messages.policy import Decide, Decided
+from esperd.messages.policy import Conclude, Decide, Decided
 from esperd.policy.precedents import precedents_of
-from esperd.policy.tracking import decode_book, follow
+from esperd.policy.tracking import Book, conclude, decode_book, follow
 from esperd.store.clock import Clock
 from esperd.store.database import Database
 
@@ -71,9 +71,20 @@ class EvidenceStore:
         Raises:
             StoreFailed: when what is kept about the job's tries cannot be read.
         """
-        row = connection.execute("SELECT book FROM books WHERE job = ?", (request.job,)).fetchone()
-        book, tried = follow(decode_book(b"" if row is None else row["book"], request.job), request, answer, self._clock())
-        connection.execute("INSERT OR REPLACE INTO books VALUES (?, ?)", (request.job, book.encode()))
+        self._keep(connection, request.job, *follow(_book(connection, request.job), request, answer, self._clock()))
+
+    async def conclude(self, ending: Conclude) -> None:
+        """Keep the tries that the last decisions of a job ended; durable on return. Said again, it is kept once.
+
+        Raises:
+            StoreFailed: when they cannot be kept, or what is kept about the job's tries cannot be read.
+        """
+        await self._database.write(
+            lambda connection: self._keep(connection, ending.job, *conclude(_book(connection, ending.job), ending, self._clock()))
+        )
+
+    def _keep(self, connection: sqlite3.Connection, job: str, book: Book, tried: tuple[TriedSeed, ...]) -> None:
+        connection.execute("INSERT OR REPLACE INTO books VALUES (?, ?)", (job, book.encode()))
         for one in tried:
             kind = (one.blueprint, one.topology or "")
             connection.execute(
@@ -149,6 +160,11 @@ class EvidenceStore:
         if digest != told.sha256:
             raise StoreFailed(f"the evidence given to job {job} is damaged: its hash is {digest}, not {told.sha256}", job=job)
         return _decoded(encoded, tuple[Precedent, ...]), told
+
+
+def _book(connection: sqlite3.Connection, job: str) -> Book:
+    row = connection.execute("SELECT book FROM books WHERE job = ?", (job,)).fetchone()
+    return decode_book(b"" if row is None else row["book"], job)
 
 
 def _take(records: list[bytes]) -> tuple[EvidenceSnapshot, bytes]:

@@ -11,7 +11,7 @@ import msgspec
 from esperd.errors import StoreFailed
 from esperd.messages.evidence import TriedSeed, TryOutcome
 from esperd.messages.growth import LIVE_STAGES, SeedRecord, Stage
-from esperd.messages.policy import Arm, Decide, Decided, Observation, PolicySettings
+from esperd.messages.policy import Arm, Conclude, Decide, Decided, Observation, PolicySettings
 from esperd.policy.circumstances import circumstances_of
 from esperd.policy.credit import reward
 from esperd.policy.rent import rent
@@ -71,8 +71,7 @@ def follow(book: Book, request: Decide, answer: Decided, at: float) -> tuple[Boo
     """Turn one page: take in an observation, and what was answered to it.
 
     As in :func:`esperd.policy.credit.observe`, a living seed that is no longer reported is taken for culled, a germination that
-    was asked for and is not reported for refused, and one whose kernel could not be provided for no try at all. A seed that still
-    lives when its job ends is not told of.
+    was asked for and is not reported for refused, and one whose kernel could not be provided for no try at all.
 
     Args:
         book: as the last answer left it.
@@ -91,10 +90,11 @@ def follow(book: Book, request: Decide, answer: Decided, at: float) -> tuple[Boo
     living: list[Living] = []
     tried: list[TriedSeed] = []
     arrived: set[Arm] = set()
+    when = (request.job, observation.epoch, request.point, at)
 
     def tell(record: SeedRecord, outcome: TryOutcome) -> None:
         if record.seed not in ended:
-            tried.append(_tried(known[record.seed], record, outcome, request, at))
+            tried.append(_tried(known[record.seed], record, outcome, *when))
         ended.add(record.seed)
 
     for record in sorted(observation.seeds, key=lambda record: record.seed):
@@ -107,14 +107,44 @@ def follow(book: Book, request: Decide, answer: Decided, at: float) -> tuple[Boo
         if record.stage in LIVE_STAGES:
             living.append(Living(begun=known[record.seed], record=record))
         else:
-            tell(record, "fossilized" if record.stage is Stage.FOSSILIZED else "culled")
+            tell(record, _ended_as(record))
     reported = {record.seed for record in observation.seeds}
     for seed in sorted(last.keys() - reported):
         tell(last[seed], "culled")
     refused = (begun for begun in book.asked if begun.arm not in arrived and begun.arm not in observation.unavailable)
-    tried.extend(_tried(begun, None, "refused", request, at) for begun in refused)
+    tried.extend(_tried(begun, None, "refused", *when) for begun in refused)
     turned = Book(living=tuple(living), asked=_asked(request, answer), ended=tuple(sorted(ended)))
     return turned, tuple(tried)
+
+
+def conclude(book: Book, ending: Conclude, at: float) -> tuple[Book, tuple[TriedSeed, ...]]:
+    """Close a book: the last decisions kept and culled seeds, and no observation tells of it. What still lived is not told of.
+
+    Args:
+        book: as the last answer left it.
+        ending: how the seeds ended.
+        at: seconds since the epoch, for the records.
+
+    Returns:
+        The closed book, and the tries that ended since its last page.
+    """
+    outcomes = {outcome.seed: outcome for outcome in ending.seeds if outcome.stage in (Stage.FOSSILIZED, Stage.CULLED)}
+    ended = set(book.ended)
+    tried = []
+    for entry in book.living:
+        outcome = outcomes.get(entry.record.seed)
+        if outcome is None or outcome.seed in ended:
+            continue
+        record = msgspec.structs.replace(
+            entry.record, stage=outcome.stage, contribution=outcome.contribution, trial=outcome.trial
+        )
+        tried.append(_tried(entry.begun, record, _ended_as(record), ending.job, ending.epoch, ending.point, at))
+        ended.add(outcome.seed)
+    return Book(ended=tuple(sorted(ended))), tuple(tried)
+
+
+def _ended_as(record: SeedRecord) -> TryOutcome:
+    return "fossilized" if record.stage is Stage.FOSSILIZED else "culled"
 
 
 def _asked(request: Decide, answer: Decided) -> tuple[Begun, ...]:
@@ -143,11 +173,13 @@ def _begun(arm: Arm, parameters: int, flops_per_sample: float, observation: Obse
     )
 
 
-def _tried(begun: Begun, record: SeedRecord | None, outcome: TryOutcome, request: Decide, at: float) -> TriedSeed:
+def _tried(
+    begun: Begun, record: SeedRecord | None, outcome: TryOutcome, job: str, epoch: int, point: int, at: float
+) -> TriedSeed:
     """One record; without a seed's it is of a germination that was refused."""
     where = begun.circumstances
     told = TriedSeed(
-        job=request.job,
+        job=job,
         seed=None,
         slot=begun.arm.slot,
         blueprint=begun.arm.blueprint,
@@ -161,8 +193,8 @@ def _tried(begun: Begun, record: SeedRecord | None, outcome: TryOutcome, request
         rent=begun.rent,
         gate_loss=begun.gate_loss,
         begun_epoch=begun.epoch,
-        ended_epoch=request.observation.epoch,
-        point=request.point,
+        ended_epoch=epoch,
+        point=point,
         recorded_at=at,
     )
     if record is None:

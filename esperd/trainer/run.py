@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import structlog
 import torch
 
 from esperd.declarations import Blueprint
@@ -21,7 +22,7 @@ from esperd.growth.snapshot import Rebuild, restore, take
 from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Budget, Job
-from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation
+from esperd.messages.policy import Arm, ArmOption, Conclude, Decide, Decision, Observation
 from esperd.messages.reports import Metrics, RefusedArm
 from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, EvidenceGiven, PolicyUnavailable
 from esperd.plugins import Plugins
@@ -37,6 +38,9 @@ from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableA
 EVALUATION_BATCH = 512
 """Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured. Where each
 sample has many targets, its outputs are as many times larger, and a training batch is all that is known to fit."""
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +189,7 @@ class Run:
                 self._one_epoch()
             except WentBack as went:
                 self._go_on_from_cursor(went.cursor)
+        self._tell_outcomes()
         self.grower.close()
         self._ended = self.clock()
 
@@ -285,6 +290,17 @@ class Run:
             self.events.append(EvidenceGiven(epoch=self.grower.epoch, evidence=decided.evidence))
         for decision in decided.decisions:
             self._carry_out(decision)
+
+    def _tell_outcomes(self) -> None:
+        """Tell the policy of the seeds that its last decisions kept or culled. Where it cannot be told, later jobs know less."""
+        if not self.decision_points:
+            return
+        seeds = tuple(self.grower.outcomes)
+        ending = Conclude(job=self.desk.job_id, point=self.decision_points, epoch=self.grower.epoch, seeds=seeds)
+        try:
+            self.desk.conclude(ending)
+        except EsperError as error:
+            log.warning("the last seeds were not recorded", job=self.desk.job_id, code=error.code, error=str(error))
 
     def _carry_out(self, decision: Decision) -> None:
         refusal, by = "", "gate"

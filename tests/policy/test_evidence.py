@@ -12,14 +12,15 @@ from esperd.builtins import strategies
 from esperd.errors import StoreFailed
 from esperd.messages.evidence import ForgetEvidence, ListEvidence, Precedent, TriedSeed
 from esperd.messages.growth import Stage
-from esperd.messages.policy import Arm, Decided, Decision, PolicySettings
+from esperd.messages.policy import Arm, Conclude, Decided, Decision, PolicySettings
+from esperd.messages.reports import SeedOutcome
 from esperd.plugins import Plugins
 from esperd.policy.actor import PolicyActor
 from esperd.policy.decision_log import MIGRATIONS
 from esperd.policy.evidence import MOST_KEPT, EvidenceStore
 from esperd.policy.precedents import HALF_LIFE_TRIES, MOST_PRIOR_TRIES, gain_of, precedents_of, prior_of, third_of
 from esperd.policy.rent import rent
-from esperd.policy.tracking import Book, decode_book, follow
+from esperd.policy.tracking import Book, conclude, decode_book, follow
 from esperd.store.database import Database
 
 RENT = rent(100, 1000.0, observation(), PolicySettings())
@@ -113,8 +114,39 @@ def test_a_seed_that_a_rollback_brings_back_to_life_is_told_once():
     assert len(followed(*pages)) == 1
 
 
-def test_what_still_lives_at_the_end_is_not_told_of():
-    assert followed((observation(), GERMINATE), (observation(seeds=(seed("s1#1", stage=Stage.PROBATIONARY),)), WAIT)) == []
+def outcome(name, stage, measured=None):
+    return SeedOutcome(
+        seed=name,
+        slot="s1",
+        blueprint="conv",
+        stage=stage,
+        reason="",
+        contribution=measured,
+        parameters=100,
+        flops_per_sample=1000.0,
+        germinated_epoch=1,
+        ended_epoch=9,
+    )
+
+
+@pytest.mark.parametrize("stage", [Stage.FOSSILIZED, Stage.CULLED])
+def test_what_the_last_decision_ended_is_told_when_the_job_concludes_and_once(stage):
+    living = msgspec.structs.replace(seed("s1#1", stage=Stage.PROBATIONARY), gradient_ratio=0.7)
+    book, _ = follow(Book(), request(observation(seeds=(living,))), WAIT, at=7.0)
+    ending = Conclude(job="j", point=9, epoch=9, seeds=(outcome("s1#1", stage, contribution(0.05)),))
+    closed, (told,) = conclude(book, ending, at=8.0)
+
+    assert (told.seed, told.outcome, told.contribution) == ("s1#1", stage.value, contribution(0.05))
+    assert (told.gradient_ratio, told.ended_epoch, told.point) == (0.7, 9, 9)
+    assert told.reward == pytest.approx(0.05 - RENT if stage is Stage.FOSSILIZED else -RENT)
+    assert conclude(closed, ending, at=9.0) == (closed, ())
+
+
+def test_what_still_lives_when_the_budget_ends_is_not_told_of():
+    living = seed("s1#1", stage=Stage.PROBATIONARY)
+    book, tried = follow(Book(), request(observation(seeds=(living,))), WAIT, at=7.0)
+
+    assert (tried, conclude(book, Conclude(job="j", point=9, epoch=9, seeds=()), at=8.0)) == ((), (Book(), ()))
 
 
 @given(st.lists(observations, min_size=1, max_size=6))
@@ -267,6 +299,19 @@ async def test_a_resumed_job_records_nothing_twice(tmp_path, plugins):
         known = await EvidenceStore(database).tries()
 
     assert [answer.replayed for answer in replayed] == [True, True, True, False]
+    assert [(one.job, one.seed, one.outcome) for one in known] == [("a", "s1#1", "fossilized")]
+
+
+@pytest.mark.asyncio
+async def test_the_last_seeds_of_a_job_are_recorded_when_it_concludes_also_when_it_says_so_twice(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        actor = PolicyActor(database, plugins)
+        await play(actor, "a", observation(), BORN)
+        ending = Conclude(job="a", point=2, epoch=9, seeds=(outcome("s1#1", Stage.FOSSILIZED, contribution(0.05)),))
+        for _ in range(2):
+            await actor.handle(ending)
+        known = await EvidenceStore(database).tries()
+
     assert [(one.job, one.seed, one.outcome) for one in known] == [("a", "s1#1", "fossilized")]
 
 

@@ -98,6 +98,9 @@ class Script:
             decisions.append(germinate("squeeze_excite", "first"))
         return Decided(decisions=tuple(decisions), state=request.state + b".", evidence=GIVEN)
 
+    def conclude(self, ending):
+        raise ActorUnavailable("policy is between two incarnations")
+
 
 def run_of(script: Script, epoch_ended: Callable[[Run], None] = lambda _run: None) -> Run:
     """A run at its beginning, in float16, so that there is a gradient scaler, too."""
