@@ -28,7 +28,7 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     """
     discount = request.settings.discount
     weights, totals = _faded(state.tries, discount)
-    for found in available:
+    for found in sorted(available, key=lambda found: found.arm):  # sums of floats depend on the order
         if found.prior is not None:
             weight = found.prior.tries * discount ** len(state.tries)
             weights[found.arm] = weights.get(found.arm, 0.0) + weight
