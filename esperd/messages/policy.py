@@ -142,6 +142,8 @@ class Decide(Message, frozen=True, kw_only=True):
     """What the last answer for this job returned; empty at the first decision."""
     evidence: tuple[Precedent, ...] = ()
     """What other jobs learned; the policy actor adds it, where the settings ask for it."""
+    given: EvidenceSnapshot | None = None
+    """Of which snapshot ``evidence`` is; None: of none."""
 
 
 class Decided(Reply, frozen=True, kw_only=True):

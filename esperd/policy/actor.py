@@ -50,14 +50,10 @@ class PolicyActor(Actor):
         known = await self._log.find(request.job, request.point)
         if known is not None:
             return known
-        given = None
         if request.settings.memory:
             evidence, given = await self._evidence.snapshot(request.job)
-            request = msgspec.structs.replace(request, evidence=evidence)
-        answer = msgspec.structs.replace(await self._run_strategy(request), evidence=given)
-        return await self._log.append(
-            request, answer, beside=lambda connection: self._evidence.record(connection, request, answer)
-        )
+            request = msgspec.structs.replace(request, evidence=evidence, given=given)
+        return await self._log.append(request, await self._run_strategy(request), beside=self._evidence.record)
 
     @handles(Conclude)
     async def conclude(self, request: Conclude) -> Done:
@@ -105,7 +101,7 @@ class PolicyActor(Actor):
             ) from error
         if not isinstance(answer, Decided):
             raise HandlerFailed(f"strategy {name!r} must answer with Decided, not {type(answer).__name__}", strategy=name)
-        return answer
+        return msgspec.structs.replace(answer, evidence=request.given)
 
 
 def _call(reference: str, request: Decide) -> object:

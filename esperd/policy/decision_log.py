@@ -53,7 +53,7 @@ class DecisionLog:
         return _replayed(rows[0]["answer"], job, point) if rows else None
 
     async def append(
-        self, request: Decide, answer: Decided, beside: Callable[[sqlite3.Connection], None] = lambda _connection: None
+        self, request: Decide, answer: Decided, beside: Callable[[sqlite3.Connection, Decide, Decided], None] | None = None
     ) -> Decided:
         """Keep an answer; returns once it is durable.
 
@@ -72,8 +72,9 @@ class DecisionLog:
         row = (request.job, request.point, request_hash(request), encoded, self._clock())
 
         def insert(connection: sqlite3.Connection) -> bytes:
-            if connection.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount:
-                beside(connection)
+            inserted = connection.execute("INSERT INTO decisions VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row).rowcount
+            if inserted and beside is not None:
+                beside(connection, request, answer)
             found = connection.execute("SELECT answer FROM decisions WHERE job = ? AND point = ?", row[:2]).fetchone()
             return bytes(found["answer"])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_requests import contribution, observation, observations, option, request, seed
 
@@ -23,6 +23,7 @@ from esperd.policy.rent import rent
 from esperd.policy.tracking import Book, conclude, decode_book, follow
 from esperd.store.database import Database
 
+some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 RENT = rent(100, 1000.0, observation(), PolicySettings())
 ARM = Arm(slot="s1", blueprint="conv")
 GERMINATE = Decided(decisions=(Decision(action="germinate", arm=ARM, reason="first"),), state=b"")
@@ -149,6 +150,7 @@ def test_what_still_lives_when_the_budget_ends_is_not_told_of():
     assert (tried, conclude(book, Conclude(job="j", point=9, epoch=9, seeds=()), at=8.0)) == ((), (Book(), ()))
 
 
+@some
 @given(st.lists(observations, min_size=1, max_size=6))
 def test_no_seed_is_told_of_twice_whatever_is_observed(history):
     told = [one.seed for one in followed(*((seen, GERMINATE) for seen in history)) if one.seed is not None]
@@ -208,6 +210,7 @@ tries = st.lists(
 )
 
 
+@some
 @given(tries)
 def test_precedents_lie_within_what_was_seen_and_their_parts_make_the_whole(known):
     found = precedents_of(known)
@@ -386,7 +389,7 @@ async def test_an_answer_that_comes_second_records_nothing(tmp_path):
 
         log, written = DecisionLog(database), []
         for _ in range(2):
-            await log.append(request(observation()), WAIT, beside=lambda _connection: written.append(1))
+            await log.append(request(observation()), WAIT, beside=lambda *_: written.append(1))
     assert written == [1]
 
 
