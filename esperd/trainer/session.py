@@ -303,6 +303,7 @@ class Session:
                 "data_sha256": self.splits.fingerprint,
                 "audit_loss": metrics.loss,
                 "audit_metric": metrics.metric,
+                **({"evidence_sha256": run.evidence.sha256} if run.evidence is not None else {}),
             },
             version=esperd.__version__,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import shutil
 from types import SimpleNamespace
 
@@ -105,6 +106,8 @@ def test_a_job_with_memory_is_given_what_the_first_learned_and_tells_of_it_once(
     assert told.first.report.evidence is None
     assert (event.evidence.tries, event.evidence.jobs) == (len(tries(told.database, "first")), 1)
     assert told.second.report.evidence == event.evidence
+    assert json.loads(told.second.files["growth.json"])["manifest"]["evidence_sha256"] == event.evidence.sha256
+    assert "evidence_sha256" not in json.loads(told.first.files["growth.json"])["manifest"]
 
 
 def test_a_resumed_job_keeps_its_snapshot_whatever_was_learned_in_between_and_ends_as_the_undisturbed_one(told):
