@@ -27,6 +27,7 @@ from esperd.jobfile import check_job, job_from, load_job
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.card import CARD, is_users_own
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
+from esperd.messages.evidence import EvidenceForgotten, EvidenceList, ForgetEvidence, ListEvidence
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     Artifact,
@@ -195,6 +196,26 @@ class Client:
     async def plugins(self) -> PluginList:
         """Every plugin the daemon loaded or failed to load."""
         return await self.ask(ListPlugins(), PluginList)
+
+    async def evidence(self, blueprint: str = "*", job: str | None = None) -> EvidenceList:
+        """What tries of seeds came to, in every job or in one.
+
+        Args:
+            blueprint: a name or a shell pattern.
+            job: id of a job; None: all of them.
+        """
+        return await self.ask(ListEvidence(blueprint=blueprint, job=job), EvidenceList)
+
+    async def forget_evidence(self, blueprint: str) -> int:
+        """Delete what is known of tries; durable on return. Jobs keep what they were given.
+
+        Args:
+            blueprint: a name or a shell pattern; ``*``: everything.
+
+        Returns:
+            How many tries were forgotten.
+        """
+        return (await self.ask(ForgetEvidence(blueprint=blueprint), EvidenceForgotten)).tries
 
 
 class JobHandle:
@@ -466,6 +487,14 @@ class SyncClient:
     def plugins(self) -> PluginList:
         """As :meth:`Client.plugins`."""
         return self._portal.call(self._client.plugins)
+
+    def evidence(self, blueprint: str = "*", job: str | None = None) -> EvidenceList:
+        """As :meth:`Client.evidence`."""
+        return self._portal.call(self._client.evidence, blueprint, job)
+
+    def forget_evidence(self, blueprint: str) -> int:
+        """As :meth:`Client.forget_evidence`."""
+        return self._portal.call(self._client.forget_evidence, blueprint)
 
     def _entered(self, client: Client) -> AbstractContextManager[Client]:
         return self._portal.wrap_async_context_manager(client)

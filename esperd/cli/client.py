@@ -359,6 +359,51 @@ def kernels(options: Options) -> None:
     _with_daemon(options, work)
 
 
+@esper.command()
+@click.option("--blueprint", metavar="PATTERN", default="*", help="Only blueprints of this name or shell pattern.")
+@click.option("--job", "job_id", metavar="ID", help="Only tries of this job.")
+@click.option(
+    "--forget",
+    metavar="[PATTERN]",
+    is_flag=False,
+    flag_value="*",
+    help="Delete what is known of the blueprints that match; without a pattern: of all.",
+)
+@click.option("--yes", is_flag=True, help="For --forget: do not ask.")
+@client_options
+@_options
+def evidence(options: Options, blueprint: str, job_id: str | None, forget: str | None, *, yes: bool) -> None:
+    """Show what tries of seeds came to, in all jobs. Jobs with `policy.memory` learn from it."""
+    from esperd.cli.forgetting import may_forget
+    from esperd.cli.listings import evidence_grid
+    from esperd.messages.evidence import EvidenceForgotten
+
+    if forget is not None and (job_id is not None or blueprint != "*"):
+        raise click.UsageError("--forget takes its own pattern; --blueprint and --job belong to the listing")
+    if yes and forget is None:
+        raise click.UsageError("--yes belongs to --forget")
+
+    async def work(esper: Client, output: Output) -> None:
+        if forget is None:
+            listed = await esper.evidence(blueprint, job_id)
+            if output.as_json:
+                output.json(listed)
+            else:
+                output.grid(evidence_grid(listed))
+            return
+        tries = sum(row.tries for row in (await esper.evidence(forget)).rows)
+        if not may_forget(tries, forget, yes=yes or not tries, as_json=output.as_json):
+            output.line("nothing was forgotten")
+            return
+        forgotten = await esper.forget_evidence(forget)
+        if output.as_json:
+            output.json(EvidenceForgotten(tries=forgotten))
+        else:
+            output.line(f"forgotten: {forgotten} tries")
+
+    _with_daemon(options, work)
+
+
 @esper.group(invoke_without_command=True)
 @client_options
 @click.pass_context

@@ -9,6 +9,7 @@ from esperd.messages.telemetry import (
     DecisionMade,
     EpochCompleted,
     Event,
+    EvidenceGiven,
     ExportFailed,
     GateEvaluated,
     JobStateChanged,
@@ -25,7 +26,7 @@ from esperd.messages.telemetry import (
 )
 from esperd.report import numbers
 from esperd.report.attribution import effect
-from esperd.report.decisions import say_decision, say_rollback
+from esperd.report.decisions import say_decision, say_evidence, say_rollback
 
 
 def describe(event: Event, metric_name: str | None = None) -> str | None:
@@ -57,8 +58,8 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return f"rolledback {say_rollback(body)}"
         case KernelLoaded() | NetworkCompiled() | NetworkNotCompiled() as body:
             return _runs_on(body)
-        case PolicyUnavailable() as body:
-            return f"policy     unavailable at epoch {body.epoch}, training goes on without growing: {body.reason}"
+        case PolicyUnavailable() | EvidenceGiven() as body:
+            return _policy(body)
         case AuditMeasured() as body:
             measured = body.metrics
             score = f", {metric_name} {numbers.metric(measured.metric, metric_name)}" if measured.metric is not None else ""
@@ -94,6 +95,12 @@ def _epoch(body: EpochCompleted, metric_name: str | None) -> str:
         f"gate {numbers.loss(body.gate_loss)}{score}  lr {body.learning_rate:.2e}  "
         f"{numbers.count(body.parameters)} parameters{f'  [{seeds}]' if seeds else ''}"
     )
+
+
+def _policy(body: PolicyUnavailable | EvidenceGiven) -> str:
+    if isinstance(body, EvidenceGiven):
+        return f"policy     decides with {say_evidence(body.evidence)}"
+    return f"policy     unavailable at epoch {body.epoch}, training goes on without growing: {body.reason}"
 
 
 def _measured(body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from esperd.messages.control import ActorList, ActorState, PluginList
+from esperd.messages.evidence import EvidenceList, EvidenceRow
 from esperd.messages.jobs import JobInfo, JobState
 from esperd.messages.kernels import KernelList
 from esperd.report import numbers
@@ -140,6 +141,52 @@ def kernels_line(listed: KernelList) -> str:
     """The cache's counters."""
     quarantined = f", {listed.quarantined} quarantined" if listed.quarantined else ""
     return f"since the daemon started: {listed.hits} from the cache, {listed.misses} compiled{quarantined}"
+
+
+def evidence_grid(listed: EvidenceList) -> Grid:
+    """What tries of seeds came to."""
+    return Grid(
+        "",
+        (
+            Column("blueprint", style="bold"),
+            Column("topology"),
+            Column("depth"),
+            Column("tries", "right"),
+            Column("kept", "right"),
+            Column("refused", "right"),
+            Column("jobs", "right"),
+            Column("contribution", "right"),
+            Column("gain / loss", "right"),
+            Column("reward", "right"),
+            Column("parameters", "right"),
+            Column("per sample", "right"),
+            Column("newest"),
+        ),
+        [_evidence_row(row) for row in listed.rows],
+        empty="nothing is known yet: it is recorded when a seed of a job ends",
+    )
+
+
+def _evidence_row(row: EvidenceRow) -> tuple[str, ...]:
+    return (
+        row.blueprint,
+        row.topology or numbers.UNKNOWN,
+        numbers.UNKNOWN if row.third is None else f"{row.third} of 3",
+        numbers.count(row.tries),
+        numbers.count(row.kept),
+        numbers.count(row.refused),
+        numbers.count(row.jobs),
+        numbers.interval(row.contribution, row.lower, row.upper),
+        numbers.UNKNOWN if row.gain is None else f"{row.gain:.2%}",
+        numbers.signed(row.reward),
+        _range([numbers.count(value) for value in row.parameters]),
+        _range([numbers.flops(value) for value in row.flops_per_sample]),
+        _when(row.newest),
+    )
+
+
+def _range(ends: Sequence[str]) -> str:
+    return " to ".join(dict.fromkeys(ends))
 
 
 def plugins_grid(listed: PluginList) -> Grid:

@@ -10,6 +10,7 @@ from esperd.daemon.admission import check_python
 from esperd.errors import IllegalTransition, MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
+from esperd.messages.evidence import ForgetEvidence, ListEvidence
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     CancelJob,
@@ -37,6 +38,8 @@ ROUTES: dict[type[Message], str] = {
     ListArtifacts: "jobs",
     FetchArtifact: "jobs",
     ListKernels: "cache",
+    ListEvidence: "policy",
+    ForgetEvidence: "policy",
     GetEvents: "telemetry",
     Overrule: "policy",
     ListProposals: "policy",

@@ -44,6 +44,8 @@ class Probe:
     tensors_with_gradient_first: int
     tensors_with_gradient_third: int
     """Of them, how many had received a non-zero gradient by the first and by the third step."""
+    activation_bytes: float | None = None
+    """What its module keeps for the backward pass, for one sample; no gate asks for it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,8 @@ class Seed(nn.Module):
         self.gradient_ratio: float | None = None
         self.incubation_loss: float | None = None
         """Mean loss of the last epoch's incubation passes; None when none ran."""
+        self.activation_bytes: float | None = None
+        """What its module keeps for the backward pass, for one sample; None: it was not probed."""
 
     @property
     def alpha(self) -> float:

@@ -10,6 +10,7 @@ from torch import nn
 from esperd.growth.contribution import PerSample
 from esperd.growth.gates import Probe
 from esperd.growth.incubation import lookahead_gradients
+from esperd.growth.kept import kept_for_backward
 from esperd.growth.network import GrowingNetwork, Seed
 from esperd.growth.untouched import untouched
 
@@ -29,9 +30,12 @@ def probe(
     alpha: float,
 ) -> Probe:
     """Try a seed that does nothing yet: three lookahead steps on real samples. Its weights are put back afterwards."""
-    x = _slot_tensor(network, seed, inputs)
-    with untouched(network), torch.no_grad():
-        output = seed.module(x.contiguous())
+    x = _slot_tensor(network, seed, inputs).contiguous()
+    with untouched(network), torch.enable_grad():
+        entering = x.detach().requires_grad_(x.is_floating_point()).clone()  # as in training: part of a graph, and no leaf of it
+        with kept_for_backward(seed.module, [entering]) as kept:
+            output = seed.module(entering)
+    activation_bytes, output = kept.size_bytes / len(x), output.detach()
     parameters = list(seed.parameters())
     fits = output.shape == x.shape and output.dtype == x.dtype and output.device == x.device
     first, third = _learning_tensors(network, seed, inputs, targets, loss, alpha) if fits and parameters else (0, 0)
@@ -45,6 +49,7 @@ def probe(
         tensors=len(parameters),
         tensors_with_gradient_first=first,
         tensors_with_gradient_third=third,
+        activation_bytes=activation_bytes,
     )
 
 

@@ -29,6 +29,8 @@ def record_of(seed: Seed) -> SeedRecord:
         verdict=seed.verdict,
         reason=seed.life.reason,
         screening=seed.screening,
+        incubation_loss=seed.incubation_loss,
+        activation_bytes=seed.activation_bytes,
     )
 
 

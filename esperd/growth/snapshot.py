@@ -56,6 +56,7 @@ class SeedState(msgspec.Struct, frozen=True, kw_only=True):
     verdict: Verdict | None
     gradient_ratio: float | None
     incubation_loss: float | None
+    activation_bytes: float | None = None
 
 
 class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
@@ -217,6 +218,7 @@ def _seed_state(seed: Seed) -> SeedState:
         verdict=seed.verdict,
         gradient_ratio=seed.gradient_ratio,
         incubation_loss=seed.incubation_loss,
+        activation_bytes=seed.activation_bytes,
     )
 
 
@@ -249,4 +251,5 @@ def _rebuild_seed(saved: SeedState, rebuild: Rebuild) -> Seed:
     seed.verdict = saved.verdict
     seed.gradient_ratio = saved.gradient_ratio
     seed.incubation_loss = saved.incubation_loss
+    seed.activation_bytes = saved.activation_bytes
     return seed

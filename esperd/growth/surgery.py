@@ -63,6 +63,7 @@ def germinate(grower: Grower, decision: Decision) -> str | None:
         raise BlueprintRejected(
             f"seed {seed.name} of blueprint {seed.blueprint!r} was culled: {problem}", seed=seed.name
         ) from error
+    seed.activation_bytes = shown.activation_bytes
     grower.occur(seed, Placed(), probe=shown)
     return None if seed.stage is Stage.TRAINING else seed.life.reason
 

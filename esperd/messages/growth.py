@@ -134,6 +134,10 @@ class SeedRecord(Value, frozen=True, kw_only=True):
     """Why it was culled or fossilized; empty while it lives."""
     screening: str = ""
     """Name of the screening it is a candidate of; empty: of none."""
+    incubation_loss: float | None = None
+    """Mean loss of its incubation passes in the last epoch that had any; None: none ran."""
+    activation_bytes: float | None = None
+    """What its module keeps for the backward pass, for one sample, measured as it germinated; None: it was not."""
 
 
 class Screened(Value, frozen=True, kw_only=True):

@@ -11,7 +11,9 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import Message, Reply, Value
+from esperd.messages.evidence import EvidenceSnapshot, Precedent
 from esperd.messages.growth import SeedRecord, SlotRecord, Trial
+from esperd.messages.reports import SeedOutcome
 
 
 class Arm(Value, frozen=True, kw_only=True, order=True):
@@ -102,6 +104,12 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     approve: bool = False
     """What the policy wants to do to the structure is proposed to people, and done once one of them approves; training goes on
     meanwhile. See "Overruling" in ``docs/policy.md``."""
+    memory: bool = False
+    """Whether arms never tried in this job are judged by what earlier jobs learned about their blueprints. Off: that it pays is
+    not measured on real networks yet."""
+    min_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
+    """Least exploration: an available arm that was tried less often than this share of an equal part of all tries comes before
+    every other, whatever the strategy says of it. 0: none is guaranteed."""
 
 
 class Observation(Value, frozen=True, kw_only=True):
@@ -184,6 +192,10 @@ class Decide(Message, frozen=True, kw_only=True):
     observation: Observation
     state: bytes = b""
     """What the last answer for this job returned; empty at the first decision."""
+    evidence: tuple[Precedent, ...] = ()
+    """What other jobs learned; the policy actor adds it, where the settings ask for it."""
+    given: EvidenceSnapshot | None = None
+    """Of which snapshot ``evidence`` is; None: of none."""
 
 
 class Decided(Reply, frozen=True, kw_only=True):
@@ -193,3 +205,17 @@ class Decided(Reply, frozen=True, kw_only=True):
     state: bytes
     replayed: bool = False
     """True when the answer was read from the decision log instead of being decided again."""
+    evidence: EvidenceSnapshot | None = None
+    """What the decisions had of other jobs' experience; None: nothing, the settings do not ask for it."""
+
+
+class Conclude(Message, frozen=True, kw_only=True):
+    """Tell the policy how the seeds ended when no decision point is to come that would; said again, it is heard once."""
+
+    job: str
+    point: int
+    """The last decision point."""
+    epoch: int
+    """Epochs completed."""
+    seeds: tuple[SeedOutcome, ...]
+    """Every seed that was kept or culled. What still lives is gone with the budget: nothing was found out about its arm."""

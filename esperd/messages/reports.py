@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from esperd.messages.base import Value
+from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import Attribution, Contribution, SlotRecord, Stage, Trial
 
 
@@ -115,3 +116,5 @@ class Report(Value, frozen=True, kw_only=True):
     None: no seed was kept, or the job's ``growth.attribution_share`` is 0."""
     rollbacks: tuple[RollbackRecord, ...] | None = None
     """Catastrophes that training was taken back from, oldest first; None: format 1, which did not say."""
+    evidence: EvidenceSnapshot | None = None
+    """What the policy was given of other jobs' experience; None: nothing, ``policy.memory`` is off."""

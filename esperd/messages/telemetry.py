@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
+from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import Contribution, Screened, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import JobError, JobState
 from esperd.messages.policy import ArmMerit, ArmTrial, Decision
@@ -192,6 +193,15 @@ class PolicyUnavailable(EventBody, frozen=True, kw_only=True):
     reason: str
 
 
+class EvidenceGiven(EventBody, frozen=True, kw_only=True):
+    """The policy decides with what other jobs learned. Sent once, at the first decision; ``esper evidence`` shows what is known
+    now.
+    """
+
+    epoch: int
+    evidence: EvidenceSnapshot
+
+
 class RolledBack(EventBody, frozen=True, kw_only=True):
     """Training met a catastrophe: the network went back to the last good decision point, and goes on differently from there."""
 
@@ -247,6 +257,7 @@ Body = (
     | NetworkNotCompiled
     | CheckpointSaved
     | PolicyUnavailable
+    | EvidenceGiven
     | RolledBack
     | AuditMeasured
     | ExportFailed

@@ -5,10 +5,13 @@ from __future__ import annotations
 import traceback
 
 import anyio.to_thread
+import msgspec
 
 from esperd.actors.actor import Actor, handles
 from esperd.declarations import resolve
 from esperd.errors import EsperError, HandlerFailed, NothingToShow
+from esperd.messages.base import Done
+from esperd.messages.evidence import EvidenceForgotten, EvidenceList, ForgetEvidence, ListEvidence
 from esperd.messages.overruling import (
     ExplainDecision,
     ListProposals,
@@ -20,9 +23,11 @@ from esperd.messages.overruling import (
     ReplayedPoint,
     ReplayPage,
 )
-from esperd.messages.policy import Decide, Decided
+from esperd.messages.policy import Conclude, Decide, Decided
 from esperd.plugins import Plugins
 from esperd.policy.decision_log import DecisionLog, Logged
+from esperd.policy.evidence import EvidenceStore
+from esperd.policy.evidence_rows import rows_of
 from esperd.policy.overruling import overrule, proposals, withhold
 from esperd.policy.replay import difference
 from esperd.policy.said import Said
@@ -42,11 +47,12 @@ class PolicyActor(Actor):
     def __init__(self, database: Database, plugins: Plugins) -> None:
         self._log = DecisionLog(database)
         self._said = Said(database)
+        self._evidence = EvidenceStore(database)
         self._plugins = plugins
 
     @handles(Decide)
     async def decide(self, request: Decide) -> Decided:
-        """Answer as this point was answered before; otherwise decide, log, answer.
+        """Answer as this point was answered before; otherwise decide, log, answer. Tries that ended are recorded with it.
 
         A resumed job replays what it was told even when it now observes something else: growth that happened once happens
         again at the same point.
@@ -60,7 +66,10 @@ class PolicyActor(Actor):
         known = await self._log.find(request.job, request.point)
         if known is not None:
             return known
-        return await self._log.append(request, await self._answer(request))
+        if request.settings.memory:
+            evidence, given = await self._evidence.snapshot(request.job)
+            request = msgspec.structs.replace(request, evidence=evidence, given=given)
+        return await self._log.append(request, await self._answer(request), beside=self._evidence.record)
 
     @handles(Overrule)
     async def overrule(self, wish: Overrule) -> Overruled:
@@ -145,6 +154,34 @@ class PolicyActor(Actor):
         answer = await self._run_strategy(request)
         return withhold(answer) if request.settings.approve else answer
 
+    @handles(Conclude)
+    async def conclude(self, request: Conclude) -> Done:
+        """Record how the last seeds of a job ended.
+
+        Raises:
+            StoreFailed: when it cannot be recorded.
+        """
+        await self._evidence.conclude(request)
+        return Done()
+
+    @handles(ListEvidence)
+    async def list_evidence(self, request: ListEvidence) -> EvidenceList:
+        """What tries of earlier jobs come to.
+
+        Raises:
+            StoreFailed: when they cannot be read.
+        """
+        return EvidenceList(rows=rows_of(await self._evidence.tries(request.blueprint, request.job)))
+
+    @handles(ForgetEvidence)
+    async def forget_evidence(self, request: ForgetEvidence) -> EvidenceForgotten:
+        """Delete tries of earlier jobs.
+
+        Raises:
+            StoreFailed: when they cannot be deleted.
+        """
+        return EvidenceForgotten(tries=await self._evidence.forget(request.blueprint))
+
     async def _run_strategy(self, request: Decide) -> Decided:
         """Decide on a thread, so that a slow strategy delays no other actor."""
         name = request.settings.strategy
@@ -163,7 +200,7 @@ class PolicyActor(Actor):
             ) from error
         if not isinstance(answer, Decided):
             raise HandlerFailed(f"strategy {name!r} must answer with Decided, not {type(answer).__name__}", strategy=name)
-        return answer
+        return msgspec.structs.replace(answer, evidence=request.given)
 
 
 def _call(reference: str, request: Decide) -> object:

@@ -4,6 +4,7 @@ arXiv:1003.0146, with one model for all arms as in Chu, Li, Reyzin and Schapire 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -40,26 +41,37 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     :class:`~esperd.policy.state.Circumstances` and an indicator of its blueprint; ``A = RIDGE * I + sum x xᵀ`` over the tries
     and ``w = A⁻¹ sum (reward - m) x``. Before the first reward there is no model, and
     arms come as the job lists them. An arm that was never tried is not declined: a prediction is no measurement.
+
+    What other jobs lead this one to expect of an available arm counts as tries of it, here and now. They know of blueprints, and
+    the arms of one share its tries: the model would count them once an arm.
     """
     known = [(entry.arm, entry.circumstances, entry.reward) for entry in state.tries if entry.circumstances is not None]
-    if not known:
+    listed = sorted(available, key=lambda found: found.arm)  # sums of floats depend on the order
+    priors = [(found, found.prior) for found in listed if found.prior is not None]
+    if not known and not priors:
         return Selection(ranked=by_score(available, request.rng_seed))
     blueprints = sorted({found.arm.blueprint for found in available} | {arm.blueprint for arm, _, _ in known})
-    seen = np.stack([_features(arm, circumstances, blueprints) for arm, circumstances, _ in known])  # (tries, features)
-    rewards = np.array([reward for _, _, reward in known])  # (tries,)
+    sharing = Counter(found.arm.blueprint for found, _ in priors)
+    told = [prior.tries / sharing[found.arm.blueprint] for found, prior in priors]
+    counts = np.array([1.0 for _ in known] + told)  # (tries,)
+    rewards = np.array([reward for _, _, reward in known] + [prior.mean for _, prior in priors])  # (tries,)
+    features = [_features(arm, circumstances, blueprints) for arm, circumstances, _ in known]
+    features += [_features(found.arm, _circumstances(found, request), blueprints) for found, _ in priors]
+    scale, mean = np.sqrt(counts), np.average(rewards, weights=counts)
+    seen = scale[:, None] * np.stack(features)  # (tries, features)
     precision = RIDGE * np.eye(seen.shape[1]) + seen.T @ seen  # (features, features)
-    weights = np.linalg.solve(precision, seen.T @ (rewards - rewards.mean()))  # (features,)
-    width = request.settings.exploration * spread(state.arms)
+    weights = np.linalg.solve(precision, seen.T @ (scale * (rewards - mean)))  # (features,)
+    width = request.settings.exploration * spread(state.arms, available)
     ranked = []
     for found in available:
         x = _features(found.arm, _circumstances(found, request), blueprints)
-        expected, doubt = float(rewards.mean() + weights @ x), float(np.sqrt(x @ np.linalg.solve(precision, x)))
+        expected, doubt = float(mean + weights @ x), float(np.sqrt(x @ np.linalg.solve(precision, x)))
         ranked.append(_bounded(found, expected, expected + width * doubt, f"{len(available)} available arms"))
     return Selection(ranked=by_score(ranked, request.rng_seed), promise="promises at most")
 
 
 def _bounded(found: RankedArm, expected: float, score: float, among: str) -> RankedArm:
-    own = "never tried" if found.mean is None else f"own mean {found.mean:.4f} over {found.pulls} tries"
+    own = "never tried" if found.expected is None else f"own mean {found.expected:.4f} over {found.known}"
     why = f"best of {among}: expected reward {expected:.4f} by its like, upper bound {score:.4f}, {own}"
     return replace(found, score=score, pays=found.pulls == 0 or score > 0.0, why=why)
 

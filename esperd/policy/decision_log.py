@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -14,6 +15,7 @@ import msgspec
 from esperd.errors import StoreFailed
 from esperd.messages.base import MessageT
 from esperd.messages.policy import Decide, Decided
+from esperd.policy.evidence import TABLES
 from esperd.policy.overruling import overrule
 from esperd.policy.said import take
 from esperd.store.clock import Clock
@@ -41,6 +43,7 @@ MIGRATIONS: tuple[str, ...] = (
     ) STRICT;
     CREATE INDEX overrules_of_job ON overrules (job, point)
     """,
+    TABLES,
 )
 """Schema of the log, oldest first; appended to, never changed."""
 
@@ -77,8 +80,15 @@ class DecisionLog:
         rows = await self._database.read("SELECT answer FROM decisions WHERE job = ? AND point = ?", (job, point))
         return _replayed(rows[0]["answer"], job, point) if rows else None
 
-    async def append(self, request: Decide, answer: Decided) -> Decided:
+    async def append(
+        self, request: Decide, answer: Decided, beside: Callable[[sqlite3.Connection, Decide, Decided], None] | None = None
+    ) -> Decided:
         """Keep an answer, in which what people said for this point goes first; returns once it is durable.
+
+        Args:
+            request: the question.
+            answer: to it.
+            beside: writes what belongs to this answer, in the same transaction; not called when another one stands already.
 
         Returns:
             What was decided; or the first answer, replayed, when one was logged for this point in the meantime: then what
@@ -99,6 +109,8 @@ class DecisionLog:
             connection.execute(
                 "INSERT INTO decisions (job, point, request_hash, answer, decided_at, request) VALUES (?, ?, ?, ?, ?, ?)", row
             )
+            if beside is not None:
+                beside(connection, request, decided)
             return decided
 
         return await self._database.write(insert)

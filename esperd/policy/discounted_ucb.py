@@ -20,13 +20,20 @@ def decide(request: Decide) -> Decided:
 
 
 def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
-    """Arms never tried first, then by ``m + exploration * spread * sqrt(2 ln N / n)``, where a try counts ``discount ** age``.
+    """Arms of which nothing is known first, then by ``m + exploration * spread * sqrt(2 ln N / n)``, where a try counts
+    ``discount ** age``.
 
     The age of a try is the number of tries, of any arm, credited after it; ``n`` and ``N`` are the sums of those weights, of the
-    arm and of all, and ``m`` is the weighted mean.
+    arm and of all, and ``m`` is the weighted mean. What other jobs know counts as if it had come before this one's first try.
     """
-    weights, totals = _faded(state.tries, request.settings.discount)
-    width = request.settings.exploration * spread(state.arms)
+    discount = request.settings.discount
+    weights, totals = _faded(state.tries, discount)
+    for found in sorted(available, key=lambda found: found.arm):  # sums of floats depend on the order
+        if found.prior is not None:
+            weight = found.prior.tries * discount ** len(state.tries)
+            weights[found.arm] = weights.get(found.arm, 0.0) + weight
+            totals[found.arm] = totals.get(found.arm, 0.0) + weight * found.prior.mean
+    width = request.settings.exploration * spread(state.arms, available)
     pulls = max(sum(weights.values()), 1.0)  # rounding: the newest try alone weighs 1
     ranked = [_bounded(found, weights, totals, pulls, width, len(available)) for found in available]
     return Selection(ranked=by_score(ranked, request.rng_seed), promise="promises at most")
@@ -52,7 +59,7 @@ def _bounded(
     mean = totals[found.arm] / weight
     score = mean + width * math.sqrt(2.0 * math.log(pulls) / weight)
     why = (
-        f"best of {available} available arms: discounted mean reward {mean:.4f} over {found.pulls} tries that count as "
+        f"best of {available} available arms: discounted mean reward {mean:.4f} over {found.known} that count as "
         f"{weight:.2f}, upper bound {score:.4f}"
     )
     return replace(found, score=score, pays=score > 0.0, why=why)

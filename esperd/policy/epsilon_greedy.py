@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from esperd.messages.policy import Decide, Decided
 from esperd.policy import lots, pipeline
-from esperd.policy.arms import RankedArm, Selection, by_score
+from esperd.policy.arms import RankedArm, Selection, all_tries, by_score
 from esperd.policy.state import BanditState
 
 
@@ -19,22 +19,22 @@ def decide(request: Decide) -> Decided:
 
 
 def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
-    """Arms never tried first. Then, with the probability ``epsilon = min(1, exploration * arms / tries)``, an order by lot;
-    otherwise the highest mean.
+    """Arms of which nothing is known first. Then, with the probability ``epsilon = min(1, exploration * arms / tries)``, an order
+    by lot; otherwise the highest mean.
     """
-    tries = sum(entry.pulls for entry in state.arms)
+    tries = all_tries(state.arms, available)
     epsilon = min(1.0, request.settings.exploration * len(available) / tries) if tries else 1.0
     explores = lots.uniform(request) < epsilon
     told = f"explored (epsilon {epsilon:.3f}): drawn among" if explores else f"best mean (epsilon {epsilon:.3f}) of"
     ranked = [_told(found, f"{told} {len(available)} available arms", explores=explores) for found in available]
     if explores:
-        return Selection(ranked=sorted(ranked, key=lambda found: (found.pulls > 0, lots.uniform(request, found.arm))))
+        return Selection(ranked=sorted(ranked, key=lambda found: (found.tries > 0, lots.uniform(request, found.arm))))
     return Selection(ranked=by_score(ranked, request.rng_seed), promise="has brought")
 
 
 def _told(found: RankedArm, said: str, *, explores: bool) -> RankedArm:
     """The score is the mean; who explores asks for none."""
-    if found.mean is None:
+    if found.expected is None:
         return found
-    why = f"{said}: mean reward {found.mean:.4f} over {found.pulls} tries"
-    return replace(found, score=found.mean, pays=explores or found.mean > 0.0, why=why)
+    why = f"{said}: mean reward {found.expected:.4f} over {found.known}"
+    return replace(found, score=found.expected, pays=explores or found.expected > 0.0, why=why)

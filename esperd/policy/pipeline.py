@@ -15,6 +15,7 @@ from esperd.policy.circumstances import circumstances_of
 from esperd.policy.credit import observe
 from esperd.policy.judge import judge
 from esperd.policy.obstacles import nothing_available, obstacle
+from esperd.policy.starving import starving_first
 from esperd.policy.state import AskedArm, BanditState, decode_state
 
 
@@ -68,13 +69,14 @@ def _grow(
         Arms to germinate, each with its decision; or the decision to wait; or the selection, when it has to measure first.
     """
     observation, settings = request.observation, request.settings
-    available = available_arms(observation, state.arms, settings)
+    available = available_arms(observation, state.arms, settings, request.evidence)
     reason = obstacle(observation, settings, ended) or nothing_available(observation, available)
     if reason:
         return Decision(action="wait", reason=reason)
     selection = select(request, state, available)
     if selection.measure:
         return selection
+    selection = starving_first(selection, state, observation, settings)
     ranked = selection.ranked
     affordable = [found for found in ranked if found.pulls or not 0.0 < observation.gate_loss < found.rent]
     if not affordable:

@@ -22,20 +22,20 @@ def decide(request: Decide) -> Decided:
 def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
     """Drawn here and now from ``Normal(mean, (exploration * spread)^2 / n)``: the posterior under a flat prior.
 
-    Under that prior an arm that was never tried could be worth anything, and comes first.
+    Under that prior an arm of which nothing is known could be worth anything, and comes first.
     """
-    width = request.settings.exploration * spread(state.arms)
+    width = request.settings.exploration * spread(state.arms, available)
     ranked = [_drawn(request, found, width, len(available)) for found in available]
     return Selection(ranked=by_score(ranked, request.rng_seed), promise="was drawn at")
 
 
 def _drawn(request: Decide, found: RankedArm, width: float, available: int) -> RankedArm:
-    if found.mean is None:
+    if found.expected is None:
         return found
-    deviation = width / math.sqrt(found.pulls)
-    score = found.mean + deviation * lots.normal(request, found.arm)
+    deviation = width / math.sqrt(found.tries)
+    score = found.expected + deviation * lots.normal(request, found.arm)
     why = (
-        f"highest draw of {available} available arms: {score:.4f} from a mean reward of {found.mean:.4f} ± {deviation:.4f} "
-        f"over {found.pulls} tries"
+        f"highest draw of {available} available arms: {score:.4f} from a mean reward of {found.expected:.4f} ± {deviation:.4f} "
+        f"over {found.known}"
     )
     return replace(found, score=score, pays=score > 0.0, why=why)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from esperd.messages.policy import Decide, Decided
 from esperd.policy import pipeline
-from esperd.policy.arms import RankedArm, Selection, by_score, spread
+from esperd.policy.arms import RankedArm, Selection, all_tries, by_score, spread
 from esperd.policy.state import BanditState
 
 
@@ -20,16 +20,16 @@ def decide(request: Decide) -> Decided:
 
 
 def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
-    """Arms never tried first, then by ``mean + exploration * spread * sqrt(2 ln N / n)``."""
-    pulls, deviation = sum(entry.pulls for entry in state.arms), spread(state.arms)
+    """Arms of which nothing is known first, then by ``mean + exploration * spread * sqrt(2 ln N / n)``."""
+    tries, deviation = max(all_tries(state.arms, available), 1), spread(state.arms, available)
     width = request.settings.exploration * deviation
-    ranked = [_bounded(found, pulls, width, len(available)) for found in available]
+    ranked = [_bounded(found, tries, width, len(available)) for found in available]
     return Selection(ranked=by_score(ranked, request.rng_seed), promise="promises at most")
 
 
-def _bounded(found: RankedArm, pulls: int, width: float, available: int) -> RankedArm:
-    if found.mean is None:
+def _bounded(found: RankedArm, tries: float, width: float, available: int) -> RankedArm:
+    if found.expected is None:
         return found
-    score = found.mean + width * math.sqrt(2.0 * math.log(pulls) / found.pulls)
-    why = f"best of {available} available arms: mean reward {found.mean:.4f} over {found.pulls} tries, upper bound {score:.4f}"
+    score = found.expected + width * math.sqrt(2.0 * math.log(tries) / found.tries)
+    why = f"best of {available} available arms: mean reward {found.expected:.4f} over {found.known}, upper bound {score:.4f}"
     return replace(found, score=score, pays=score > 0.0, why=why)

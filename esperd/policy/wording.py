@@ -82,4 +82,4 @@ def alternatives(ranked: Sequence[RankedArm], chosen: RankedArm) -> tuple[Altern
 
 def record(found: RankedArm) -> str:
     """What is known about an arm."""
-    return "never tried" if found.mean is None else f"mean {found.mean:.4f} over {found.pulls} tries"
+    return "never tried" if found.expected is None else f"mean {found.expected:.4f} over {found.known}"

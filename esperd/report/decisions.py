@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.policy import Decision
 from esperd.messages.telemetry import RolledBack
 
@@ -19,6 +20,11 @@ def say_decision(decision: Decision) -> str:
     if decision.alpha is not None:
         return f"{decision.action} {decision.seed} to {decision.alpha:g}"
     return f"{decision.action} {decision.seed}" if decision.seed else decision.action
+
+
+def say_evidence(given: EvidenceSnapshot) -> str:
+    """What the policy was given of other jobs' experience."""
+    return f"{given.tries} tries of {given.jobs} other jobs, as {given.precedents} precedents (sha256 {given.sha256[:12]})"
 
 
 def say_remedy(action: str, rate_scale: float) -> str:

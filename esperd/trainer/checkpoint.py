@@ -20,6 +20,7 @@ import torch
 from esperd.errors import CheckpointRejected
 from esperd.growth.governor import Watch
 from esperd.growth.snapshot import GrowerState
+from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import Attribution
 from esperd.messages.jobs import Artifact
 from esperd.messages.reports import Metrics, RefusedArm
@@ -54,6 +55,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """What was rolled back since the policy was last asked."""
     look: int
     """Steps since the governor was last shown any; their losses are in the tensors."""
+    evidence: EvidenceSnapshot | None = None
+    """What the policy was given of other jobs' experience."""
 
 
 class FinishedGrowth(msgspec.Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from esperd.messages.kernels import KernelKey, KernelProvided
-from esperd.messages.policy import Decide, Decided
+from esperd.messages.policy import Conclude, Decide, Decided
 from esperd.messages.telemetry import Body
 
 StopReason = Literal["pause", "cancel", "drain"]
@@ -25,6 +25,14 @@ class Desk(Protocol):
 
         Raises:
             EsperError: when it cannot be reached or refuses.
+        """
+        ...
+
+    def conclude(self, ending: Conclude) -> None:
+        """Tell the policy how the seeds ended.
+
+        Raises:
+            EsperError: when it cannot be reached or cannot record it.
         """
         ...
 

@@ -12,11 +12,11 @@ import structlog
 from esperd.actors.clock import SystemClock
 from esperd.actors.threadlink import ThreadLink
 from esperd.errors import ActorUnavailable, AskTimeout, Busy, Conflict, DaemonUnreachable, EsperError, HandlerFailed, StoreFailed
-from esperd.messages.base import Message, MessageT, Reply
+from esperd.messages.base import Done, Message, MessageT, Reply
 from esperd.messages.control import Stop
 from esperd.messages.jobs import CheckpointWritten, Lease, StopJob
 from esperd.messages.kernels import KernelKey, KernelProvided, ProvideKernel
-from esperd.messages.policy import Decide, Decided
+from esperd.messages.policy import Conclude, Decide, Decided
 from esperd.messages.telemetry import Body, NewEvent, Record
 from esperd.trainer.desk import StopReason
 
@@ -83,6 +83,10 @@ class LinkDesk:
     def decide(self, request: Decide) -> Decided:
         """Ask the policy actor."""
         return self._ask("policy", request, Decided, DECIDE_TIMEOUT_S)
+
+    def conclude(self, ending: Conclude) -> None:
+        """Tell the policy actor."""
+        self._ask("policy", ending, Done, DECIDE_TIMEOUT_S)
 
     def kernel(self, key: KernelKey) -> KernelProvided:
         """Ask the cache actor."""

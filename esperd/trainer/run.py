@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import structlog
 import torch
 
 from esperd.declarations import Blueprint
@@ -18,11 +19,12 @@ from esperd.growth.lifecycle import shortest_life
 from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.growth.optimizer import set_learning_rate
 from esperd.growth.snapshot import Rebuild, restore, take
+from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Budget, Job
-from esperd.messages.policy import Arm, ArmOption, Decide, Decided, Decision, Observation
+from esperd.messages.policy import Arm, ArmOption, Conclude, Decide, Decided, Decision, Observation
 from esperd.messages.reports import Metrics, RefusedArm
-from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, PolicyUnavailable
+from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, EvidenceGiven, PolicyUnavailable
 from esperd.plugins import Plugins
 from esperd.trainer import budget as budgets
 from esperd.trainer.budget import Schedule
@@ -37,6 +39,9 @@ from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableA
 EVALUATION_BATCH = 512
 """Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured. Where each
 sample has many targets, its outputs are as many times larger, and a training batch is all that is known to fit."""
+
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,8 @@ class Run:
     traced_flops: float = 0.0
     decision_points: int = 0
     """Times the policy was asked. It never goes back, not even with the network: an answer belongs to one question."""
+    evidence: EvidenceSnapshot | None = None
+    """What the policy was given of other jobs' experience; None: nothing."""
 
     def __post_init__(self) -> None:
         self._started = self.clock()
@@ -185,6 +192,7 @@ class Run:
                 self._one_epoch()
             except WentBack as went:
                 self._go_on_from_cursor(went.cursor)
+        self._tell_outcomes()
         self.grower.close()
         self._ended = self.clock()
 
@@ -304,6 +312,9 @@ class Run:
             self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=f"{error.code}: {error}"))
             return None
         self.policy_state = decided.state
+        if decided.evidence is not None and decided.evidence != self.evidence:
+            self.evidence = decided.evidence
+            self.events.append(EvidenceGiven(epoch=self.grower.epoch, evidence=decided.evidence))
         return decided
 
     def _go_scouting(self, asked: list[Decision]) -> None:
@@ -313,8 +324,20 @@ class Run:
         self.events.extend(self._scout.events)
         epoch, point = self.grower.epoch, self.decision_points
         self.events.extend(
-            DecisionMade(epoch=epoch, decision=decision, applied=False, refusal=reason, point=point) for decision, reason in refused
+            DecisionMade(epoch=epoch, decision=decision, applied=False, refusal=reason, point=point)
+            for decision, reason in refused
         )
+
+    def _tell_outcomes(self) -> None:
+        """Tell the policy of the seeds that its last decisions kept or culled. Where it cannot be told, later jobs know less."""
+        if not self.decision_points:
+            return
+        seeds = tuple(self.grower.outcomes)
+        ending = Conclude(job=self.desk.job_id, point=self.decision_points, epoch=self.grower.epoch, seeds=seeds)
+        try:
+            self.desk.conclude(ending)
+        except EsperError as error:
+            log.warning("the last seeds were not recorded", job=self.desk.job_id, code=error.code, error=str(error))
 
     def _carry_out(self, decision: Decision) -> None:
         refusal, by = "", "gate"
@@ -528,6 +551,7 @@ class Run:
             decision_points=self.decision_points,
             rolled_back=tuple(self.guard.told),
             look=len(self.look),
+            evidence=self.evidence,
         )
         if self.look:
             tensors["run.look"] = torch.stack(self.look)
@@ -553,6 +577,7 @@ class Run:
         self.policy_unavailable = state.policy_unavailable
         self.unavailable = UnavailableArms(state.unavailable)
         self.decision_points = state.decision_points
+        self.evidence = state.evidence
         self.guard.watch, self.guard.told = state.watch, list(state.rolled_back)
         self.look = list(moved["run.look"].unbind()) if state.look else []
 

@@ -311,6 +311,7 @@ class Session:
                 "data_sha256": self.splits.fingerprint,
                 "audit_loss": metrics.loss,
                 "audit_metric": metrics.metric,
+                **({"evidence_sha256": run.evidence.sha256} if run.evidence is not None else {}),
             },
             version=esperd.__version__,
         )
@@ -349,6 +350,7 @@ class Session:
                 *rollbacks("growth", grown.watch),
                 *(rollbacks("control", control.guard.watch) if control is not None else ()),
             ),
+            evidence=grown.evidence,
         )
         text = msgspec.json.format(msgspec.json.encode(report, order="deterministic"), indent=2)
         (structure,) = [artifact for artifact in self.finished.artifacts if artifact.name == STRUCTURE]

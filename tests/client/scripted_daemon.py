@@ -27,6 +27,7 @@ from esperd.messages.control import (
     PluginRecord,
     Welcome,
 )
+from esperd.messages.evidence import EvidenceForgotten, EvidenceList, EvidenceRow, ForgetEvidence, ListEvidence
 from esperd.messages.jobs import (
     Artifact,
     ArtifactChunk,
@@ -102,6 +103,50 @@ KERNELS = KernelList(
     misses=1,
     quarantined=0,
 )
+EVIDENCE = EvidenceList(
+    rows=(
+        EvidenceRow(
+            blueprint="conv_residual",
+            topology="cnn",
+            third=2,
+            tries=7,
+            kept=3,
+            refused=1,
+            jobs=2,
+            contribution=0.0312,
+            lower=0.0201,
+            upper=0.0423,
+            gain=0.0271,
+            reward=0.0105,
+            incubation_loss=0.61,
+            gradient_ratio=0.8,
+            activation_bytes=8192.0,
+            parameters=(592, 2368),
+            flops_per_sample=(73_728.0, 294_912.0),
+            newest=1_700_000_000.0,
+        ),
+        EvidenceRow(
+            blueprint="refused_everywhere",
+            topology=None,
+            third=None,
+            tries=2,
+            kept=0,
+            refused=2,
+            jobs=1,
+            contribution=None,
+            lower=None,
+            upper=None,
+            gain=None,
+            reward=-0.002,
+            incubation_loss=None,
+            gradient_ratio=None,
+            activation_bytes=None,
+            parameters=(10, 10),
+            flops_per_sample=(20.0, 20.0),
+            newest=1_700_000_050.0,
+        ),
+    )
+)
 PLUGINS = PluginList(
     plugins=(
         PluginRecord(name="builtins.hosts", distribution=None, registered={"hosts": ["cnn", "mlp"]}),
@@ -113,6 +158,7 @@ PLUGINS = PluginList(
         ),
     )
 )
+LISTINGS = {ListActors: ACTORS, ListKernels: KERNELS, ListPlugins: PLUGINS, ListEvidence: EVIDENCE}
 CHUNK_BYTES = 1000
 
 
@@ -180,12 +226,10 @@ class ScriptedDaemon:
                 return self._artifact(message)
             case Overrule() | ListProposals() | ExplainDecision() | ReplayDecisions():
                 return self._about_decisions(message)
-            case ListActors():
-                return ACTORS
-            case ListKernels():
-                return KERNELS
-            case ListPlugins():
-                return PLUGINS
+            case ListActors() | ListKernels() | ListPlugins() | ListEvidence():
+                return LISTINGS[type(message)]
+            case ForgetEvidence():
+                return EvidenceForgotten(tries=sum(row.tries for row in EVIDENCE.rows))
         raise AssertionError(f"not in the script: {message!r}")
 
     def _about_decisions(self, message: Overrule | ListProposals | ExplainDecision | ReplayDecisions) -> Reply:

@@ -4,7 +4,7 @@ import anyio.from_thread
 import msgspec
 import pytest
 import synthetic_job
-from scripted_daemon import ACTORS, KERNELS, PLUGINS, ScriptedDaemon
+from scripted_daemon import ACTORS, EVIDENCE, KERNELS, PLUGINS, ScriptedDaemon
 
 from esperd import client as client_module
 from esperd.client import Client, SyncClient, default_endpoint
@@ -20,6 +20,7 @@ from esperd.errors import (
     StoreFailed,
 )
 from esperd.messages.card import MARK
+from esperd.messages.evidence import ListEvidence
 from esperd.messages.jobs import Budget, CancelJob, Job, JobState, PauseJob, ResumeJob, SubmitJob
 from esperd.messages.telemetry import GetEvents
 
@@ -109,6 +110,9 @@ async def test_listings_come_back_as_the_daemon_sent_them(daemon):
         assert await esper.actors() == ACTORS
         assert await esper.kernels() == KERNELS
         assert await esper.plugins() == PLUGINS
+        assert await esper.evidence("conv*", synthetic_job.JOB_ID) == EVIDENCE
+        assert daemon.asked[-1] == ListEvidence(blueprint="conv*", job=synthetic_job.JOB_ID)
+        assert await esper.forget_evidence("conv*") == 9
         assert await esper.jobs() == (daemon.info(),)
 
 
@@ -309,6 +313,7 @@ def test_the_blocking_client_does_the_same(daemon, tmp_path):
             assert change().id == job.id
         assert esper.jobs() == (daemon.info(),)
         assert (esper.actors(), esper.kernels(), esper.plugins()) == (ACTORS, KERNELS, PLUGINS)
+        assert (esper.evidence(), esper.forget_evidence("*")) == (EVIDENCE, 9)
         assert esper.daemon.events_endpoint == daemon.publisher.endpoint
         with pytest.raises(JobNotFound):
             esper.job("absent").info()

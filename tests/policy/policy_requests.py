@@ -66,9 +66,16 @@ def observation(**fields):
     )
 
 
-def request(seen, *, policy=None, state=b"", point=3, rng_seed=0):
-    settings = policy or PolicySettings()
-    return Decide(job="j", point=point, rng_seed=rng_seed, settings=settings, observation=seen, state=state)
+def request(seen, *, policy=None, state=b"", point=3, rng_seed=0, evidence=()):
+    return Decide(
+        job="j",
+        point=point,
+        rng_seed=rng_seed,
+        settings=policy or PolicySettings(),
+        observation=seen,
+        state=state,
+        evidence=evidence,
+    )
 
 
 SCOUTING = ("gauge", "try")

@@ -56,6 +56,7 @@ class InProcessDesk:
         self.phase = "growth"
         self.steps_in_epoch = 0
         self.decided = []
+        self.concluded = []
 
     def decide(self, request):
         if request.point in self.policy_away:
@@ -63,6 +64,9 @@ class InProcessDesk:
         self.decided.append(request.point)
         self.observations.append(request.observation)
         return resolve(PLUGINS.strategies[request.settings.strategy].decide)(request)
+
+    def conclude(self, ending):
+        self.concluded.append(ending)
 
     def kernel(self, key):
         if not self.kernels:

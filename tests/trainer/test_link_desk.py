@@ -13,6 +13,7 @@ import pytest
 from esperd.errors import ActorUnavailable, Conflict, DaemonUnreachable, HandlerFailed, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.jobs import CheckpointWritten, Lease
+from esperd.messages.policy import Conclude
 from esperd.messages.telemetry import CheckpointSaved, EpochCompleted, PolicyUnavailable, Record
 from esperd.store.blobs import Blobs
 from esperd.store.filesystem import RealFilesystem
@@ -162,3 +163,13 @@ def test_a_job_whose_artifacts_the_disk_refuses_is_left_for_another_worker_and_n
     )
     with pytest.raises(StoreFailed, match="ENOSPC"):
         worker._train(LinkDesk(Link(), lease), lease)
+
+
+def test_how_the_seeds_ended_is_told_to_the_policy_and_trouble_is_the_runs_to_judge():
+    ending = Conclude(job="j1", point=9, epoch=9, seeds=())
+    link = Link(None, ActorUnavailable("policy crashed and is being restarted"))
+    desk, _ = desk_of(link)
+    desk.conclude(ending)
+    with pytest.raises(ActorUnavailable):
+        desk.conclude(ending)
+    assert link.taken == [ending]
