@@ -12,6 +12,7 @@ from esperd.errors import EsperError, HandlerFailed
 from esperd.messages.policy import Decide, Decided
 from esperd.plugins import Plugins
 from esperd.policy.decision_log import DecisionLog
+from esperd.policy.trigger import with_signal
 from esperd.store.database import Database
 
 
@@ -21,7 +22,7 @@ class PolicyActor(Actor):
 
     Args:
         database: opened with :data:`esperd.policy.decision_log.MIGRATIONS`.
-        plugins: registered strategies.
+        plugins: registered strategies and triggers.
     """
 
     def __init__(self, database: Database, plugins: Plugins) -> None:
@@ -36,15 +37,32 @@ class PolicyActor(Actor):
         again at the same point.
 
         Raises:
-            UnknownName: when no strategy has the name in the settings.
-            ImportFailed: when the strategy's code does not import.
-            HandlerFailed: when the strategy raises, or answers with something other than ``Decided``.
+            UnknownName: when no strategy, or no trigger, has the name in the settings.
+            ImportFailed: when the code of either does not import.
+            HandlerFailed: when either raises, or answers with something other than ``Decided``, or ``Signal``.
             StoreFailed: when the log cannot be read or written; then nothing was decided.
         """
         known = await self._log.find(request.job, request.point)
         if known is not None:
             return known
+        request = await self._ask_trigger(request)
         return await self._log.append(request, await self._run_strategy(request))
+
+    async def _ask_trigger(self, request: Decide) -> Decide:
+        """The request with what its trigger says; asked on a thread, too."""
+        name = request.settings.trigger
+        trigger = self._plugins.triggers[name]
+        try:
+            return await anyio.to_thread.run_sync(with_signal, request, trigger.fires, abandon_on_cancel=True)
+        except EsperError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise HandlerFailed(
+                f"trigger {name!r} raised {type(error).__name__} at point {request.point}: {error}",
+                trigger=name,
+                point=request.point,
+                traceback=traceback.format_exc(),
+            ) from error
 
     async def _run_strategy(self, request: Decide) -> Decided:
         """Decide on a thread, so that a slow strategy delays no other actor."""

@@ -90,7 +90,7 @@ def spread(statistics: Sequence[ArmStatistics]) -> float:
 
 
 def _recorded(option: ArmOption, entry: ArmStatistics | None, observation: Observation, settings: PolicySettings) -> RankedArm:
-    price = rent(option.parameters, option.flops_per_sample, observation, settings)
+    price = rent(option.parameters, option.flops_per_sample, observation, settings, option.seconds_share)
     if entry is None:
         return RankedArm(option=option, rent=price, pulls=0, mean=None)
     return RankedArm(option=option, rent=price, pulls=entry.pulls, mean=entry.total / entry.pulls)

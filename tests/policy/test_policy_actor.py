@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from esperd.builtins import strategies
+from esperd.builtins import strategies, triggers
 from esperd.declarations import Strategy
 from esperd.errors import HandlerFailed, ImportFailed, StoreFailed, UnknownName
 from esperd.hookspecs import hookimpl
@@ -52,6 +52,7 @@ def importable(monkeypatch):
 def plugins():
     found = Plugins()
     found.add("builtins.strategies", strategies)
+    found.add("builtins.triggers", triggers)
     found.add("tests", TestStrategies())
     return found
 
