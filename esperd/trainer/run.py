@@ -17,6 +17,7 @@ from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import shortest_life
 from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.growth.optimizer import set_learning_rate
+from esperd.growth.slot_statistics import SlotWatch
 from esperd.growth.snapshot import Rebuild, restore, take
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Budget, Job
@@ -30,7 +31,9 @@ from esperd.trainer.checkpoint import RunState
 from esperd.trainer.data import Split, Splits, epoch_order
 from esperd.trainer.desk import Desk, StopReason
 from esperd.trainer.guard import Guard, WentBack
+from esperd.trainer.headroom import headroom
 from esperd.trainer.kernel_source import KernelSource
+from esperd.trainer.stopwatch import ArmSeconds, seconds_share
 from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableArms
 
 EVALUATION_BATCH = 512
@@ -46,6 +49,8 @@ class Cursor:
     loss_sum: torch.Tensor | None
     loss_samples: int
     gate_losses: tuple[float, ...]
+    train_losses: tuple[float, ...]
+    gate_flops: tuple[float, ...]
     policy_state: bytes
     refused: tuple[RefusedArm, ...]
     unavailable: tuple[UnavailableArm, ...]
@@ -111,6 +116,11 @@ class Run:
     loss_samples: int = 0
     seconds_before: float = 0.0
     gate_losses: list[float] = field(default_factory=list)
+    train_losses: list[float] = field(default_factory=list)
+    gate_flops: list[float] = field(default_factory=list)
+    """FLOPs spent when each gate loss was measured."""
+    seconds_shares: dict[Arm, float] = field(default_factory=dict)
+    """Forward seconds of a seed over the host's, by arm, as last measured; only where the job charges for them."""
     policy_state: bytes = b""
     refused: list[RefusedArm] = field(default_factory=list)
     policy_unavailable: int = 0
@@ -128,6 +138,7 @@ class Run:
         self.grower.steps_per_epoch = self.steps_per_epoch
         self.grower.batches = TrialSamples(self.splits, self.job, self.device, self.desk)
         if self.grows:
+            self.grower.watch = SlotWatch(self.grower.network)
             self._refuse_broken()
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
@@ -190,6 +201,8 @@ class Run:
         train_loss = self._train_epoch()
         measured = self._measure()
         self.gate_losses.append(measured.mean_loss)
+        self.train_losses.append(train_loss)
+        self.gate_flops.append(self.grower.ledger.total)
         self.grower.end_epoch()
         if self.grows:
             self._decide(train_loss, measured)
@@ -294,6 +307,7 @@ class Run:
                 by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
             if decision.arm is not None:
                 self._settle(decision.arm, by, refusal)
+                self._time(decision.arm)
         self.events.extend(self.source.loaded)
         self.source.loaded.clear()
         self.events.append(DecisionMade(epoch=self.grower.epoch, decision=decision, applied=not refusal, refusal=refusal))
@@ -306,6 +320,14 @@ class Run:
             self.unavailable.settled(arm)
         if refusal:
             self._refuse(arm, by, refusal)
+
+    def _time(self, arm: Arm) -> None:
+        """Measure how long a seed of this arm takes, where the job charges for it and one has come to live."""
+        if self.job.policy.rent_seconds == 0.0:
+            return
+        for seed in self.grower.network.port(arm.slot):
+            if seed.blueprint == arm.blueprint and seed.lives and (share := seconds_share(self.grower, seed)) is not None:
+                self.seconds_shares[arm] = share
 
     def _refuse(self, arm: Arm, by: str, reason: str) -> None:
         """Remember a refusal; the same arm refused again by the same party keeps its latest reason only."""
@@ -339,6 +361,10 @@ class Run:
             slots=grower.network.slots,
             options=tuple(self._options()),
             unavailable=self.unavailable.arms(),
+            train_losses=tuple(self.train_losses),
+            gate_flops=tuple(self.gate_flops),
+            slot_statistics=() if grower.watch is None else grower.watch.read(),
+            headroom=headroom(self.device),
             rolled_back=tuple(self.guard.told),
         )
 
@@ -360,10 +386,14 @@ class Run:
                 why_not = broken or taken or self.unavailable.why_not(arm, self.grower.epoch)
                 if not why_not and self.budget.parameters is not None and total > self.budget.parameters:
                     why_not = f"{total} parameters would exceed the budget's {self.budget.parameters}"
+                flops, most = self._grown_flops() + flops_per_sample, self.budget.flops_per_sample
+                if not why_not and most is not None and flops > most:
+                    why_not = f"{flops:.4g} FLOPs per sample would exceed the budget's {most:.4g}"
                 yield ArmOption(
                     arm=arm,
                     parameters=parameters,
                     flops_per_sample=flops_per_sample,
+                    seconds_share=self.seconds_shares.get(arm),
                     available=not why_not,
                     why_not=why_not,
                 )
@@ -416,6 +446,10 @@ class Run:
             )
         )
 
+    def _grown_flops(self) -> float:
+        """Forward FLOPs for one sample were every seed in the network heard, as those that still learn may be one day."""
+        return self.host_flops_per_sample + sum(seed.flops_per_sample for seed in self.grower.network.seeds())
+
     def flops_per_sample(self) -> float:
         """Forward FLOPs of the network as it is: host and every seed with alpha above 0."""
         seeds = (seed.flops_per_sample for seed in self.grower.network.seeds() if seed.alpha > 0.0)
@@ -451,6 +485,8 @@ class Run:
         grower, tensors = take(self.grower)
         if self.loss_sum is not None:
             tensors["run.loss_sum"] = self.loss_sum
+        if self.grower.watch is not None and self.grower.watch.sums is not None:
+            tensors["run.slot_sums"] = self.grower.watch.sums
         if self.grower.sample is not None:
             tensors["run.sample_inputs"], tensors["run.sample_targets"] = self.grower.sample
         state = RunState(
@@ -460,6 +496,9 @@ class Run:
             loss_samples=self.loss_samples,
             seconds=self.seconds,
             gate_losses=tuple(self.gate_losses),
+            train_losses=tuple(self.train_losses),
+            gate_flops=tuple(self.gate_flops),
+            seconds_shares=tuple(ArmSeconds(arm=arm, share=self.seconds_shares[arm]) for arm in sorted(self.seconds_shares)),
             policy_state=self.policy_state,
             refused=tuple(self.refused),
             policy_unavailable=self.policy_unavailable,
@@ -488,6 +527,10 @@ class Run:
         self.seconds_before = state.seconds
         self._started = self.clock()
         self.gate_losses = list(state.gate_losses)
+        self.train_losses, self.gate_flops = list(state.train_losses), list(state.gate_flops)
+        self.seconds_shares = {known.arm: known.share for known in state.seconds_shares}
+        if self.grower.watch is not None:
+            self.grower.watch.sums = moved.get("run.slot_sums")
         self.policy_state = state.policy_state
         self.refused = list(state.refused)
         self.policy_unavailable = state.policy_unavailable
@@ -504,6 +547,8 @@ class Run:
             loss_sum=None if self.loss_sum is None else self.loss_sum.clone(),
             loss_samples=self.loss_samples,
             gate_losses=tuple(self.gate_losses),
+            train_losses=tuple(self.train_losses),
+            gate_flops=tuple(self.gate_flops),
             policy_state=self.policy_state,
             refused=tuple(self.refused),
             unavailable=self.unavailable.entries(),
@@ -513,6 +558,9 @@ class Run:
         self.batch, self.loss_samples, self.look = cursor.batch, cursor.loss_samples, []
         self.loss_sum = None if cursor.loss_sum is None else cursor.loss_sum.clone()
         self.gate_losses, self.policy_state = list(cursor.gate_losses), cursor.policy_state
+        self.train_losses, self.gate_flops = list(cursor.train_losses), list(cursor.gate_flops)
+        if self.grower.watch is not None:
+            self.grower.watch.forget()
         self.refused, self.unavailable = list(cursor.refused), UnavailableArms(cursor.unavailable)
 
 

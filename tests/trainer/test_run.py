@@ -39,6 +39,7 @@ JOB = desks.growing_job(
     budget={"epochs": GOOD + 2},
     optimizer={"learning_rate": 1e-2},
     governor={"steps": 3, "action": "cut_rate"},
+    policy={"rent_seconds": 0.01},
 )
 
 

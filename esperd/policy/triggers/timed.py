@@ -20,10 +20,7 @@ def periodic(request: Decide) -> Signal:
     2020, arXiv:1906.02909). Whether something was grown at that time does not matter.
     """
     epoch, settings = request.observation.epoch, request.settings
-    since = (epoch - settings.warmup_epochs) % settings.period
+    since, every = (epoch - settings.warmup_epochs) % settings.period, f"every {settings.period} (period)"
     if since == 0:
-        return Signal(fires=True, reason=f"epoch {epoch} is one of every {settings.period} (period)")
-    return Signal(
-        fires=False,
-        reason=f"epoch {epoch}: the next time is epoch {epoch + settings.period - since}, every {settings.period} (period)",
-    )
+        return Signal(fires=True, reason=f"epoch {epoch} is a time to grow: {every}")
+    return Signal(fires=False, reason=f"epoch {epoch}: the next time is epoch {epoch + settings.period - since}, {every}")
