@@ -1,7 +1,8 @@
 """What is measured at the slots while a network trains: the gradient there, what flows by, and how long the host takes to it.
 
-Measured on the host's own passes, as they are, at every :data:`~esperd.growth.gradients.STRIDE`-th step. Sums stay on the device
-until a decision point reads them, and training stays as it is, to the bit: a hook looks at a gradient, and touches nothing.
+Measured on the host's own passes, as they are, at the second step after a decision point and every :data:`STRIDE`-th from there.
+Norms stay on the device until a decision point reads them, and training stays as it is, to the bit: a hook looks at a gradient,
+and touches nothing.
 
 Not measured: passes whose FLOPs are being counted, which take longer than others; passes through a compiled program, which has
 no place to look into (under :class:`~esperd.growth.compiled.Compiled` nothing is known of any slot); passes behind the host. Of
@@ -20,14 +21,20 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from esperd.growth.gradients import STRIDE
 from esperd.growth.network import GrowingNetwork
 from esperd.growth.precision import Precision
 from esperd.growth.streams import device_of
 from esperd.messages.policy import SlotStatistics
 
-TIMED = 32
-"""Steps between two decision points whose forward seconds are taken: a mean of more says nothing new. Chosen, not measured."""
+STRIDE = 16
+"""Every so many steps are sampled. A sampled step of the smallest networks takes a tenth longer than others (measured on a CPU),
+so that all of them together take less than a hundredth longer."""
+
+MOST = 64
+"""Steps sampled between two decision points, at most: a mean of more says nothing new. Chosen, not measured."""
+
+TIMED = 8
+"""Of these, so many take forward seconds as well. Chosen, not measured."""
 
 Span = tuple[float, float] | tuple[torch.cuda.Event, torch.cuda.Event]
 """Beginning and end, as seconds or as events on the device's stream."""
@@ -43,6 +50,8 @@ class _Place:
     bytes_per_sample: int | None = None
     norm: torch.Tensor | None = None
     """() of the gradient in the step that runs, on the device; of several calls of the module, their root of squares."""
+    samples: int = 0
+    """In the batch of that step."""
 
 
 class SlotWatch:
@@ -54,11 +63,16 @@ class SlotWatch:
 
     def __init__(self, network: GrowingNetwork) -> None:
         self._places = [_Place(record.slot, network.host.get_submodule(record.slot)) for record in network.slots]
-        self._device = device_of(network)
-        self._nothing = torch.full((), math.nan, device=self._device)
-        self._one = torch.ones((), device=self._device)
-        self.sums: torch.Tensor | None = None
-        """(2, slots) float32, on the device: sums of the norms, and how many; None before the first sampled step."""
+        device = device_of(network)
+        self._device = device
+        self._nothing = torch.full((), math.nan, device=device)
+        self._one = torch.ones((), device=device)
+        self._begun = 0
+        """Steps taken at the last decision point."""
+        self._fresh: list[tuple[torch.Tensor, list[float]]] = []
+        """By sampled step: (slots + 1,) norms and by how much the loss was scaled, on the device; and √B by slot."""
+        self._norms: list[list[float]] = []
+        """By sampled step and slot, as read from the device; NaN where there was none."""
 
     def due(self, step: int) -> bool:
         """Whether this step is sampled.
@@ -66,7 +80,8 @@ class SlotWatch:
         Args:
             step: optimiser steps taken before it.
         """
-        return bool(self._places) and step % STRIDE == STRIDE - 1
+        sampled = len(self._fresh) + len(self._norms)
+        return bool(self._places) and sampled < MOST and (step - self._begun) % STRIDE == 1
 
     @contextmanager
     def watching(self, precision: Precision) -> Iterator[None]:
@@ -76,42 +91,60 @@ class SlotWatch:
             precision: knows by how much the loss is scaled.
         """
         timed = len(self._places[0].spans) < TIMED
+        handles = []
         for place in self._places:
             place.norm = None
-        handles = [handle for place in self._places for handle in self._hooks(place, timed=timed)]
+            handles += self._hooks(place, timed=timed)
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-        self._take_in(precision)
+        scale = self._one if precision.scaler is None else precision.scaled(self._one)
+        norms = torch.stack([*(self._nothing if place.norm is None else place.norm for place in self._places), scale])
+        self._fresh.append((norms, [place.samples**0.5 for place in self._places]))
 
-    def read(self) -> tuple[SlotStatistics, ...]:
-        """What was measured since this was last called, by slot in order of execution; empty when no step was sampled. Waits for
-        the device.
+    def read(self, step: int) -> tuple[SlotStatistics, ...]:
+        """What was measured since the last decision point, by slot in order of execution; empty when no step was sampled. Waits
+        for the device.
+
+        Args:
+            step: optimiser steps taken.
         """
-        sums, counts = (None, None) if self.sums is None else self.sums.tolist()
         told = []
-        for index, place in enumerate(self._places):
-            samples = 0 if counts is None else int(counts[index])
-            if not samples and place.bytes_per_sample is None:
-                continue
+        for place, norms in zip(self._places, zip(*self.norms(), strict=True), strict=False):
+            known = [norm for norm in norms if math.isfinite(norm)]
             told.append(
                 SlotStatistics(
                     slot=place.slot,
-                    gradient=sums[index] / samples if sums is not None and samples else None,
-                    steps=samples,
+                    gradient=sum(known) / len(known) if known else None,
+                    steps=len(known),
                     activation_bytes=place.bytes_per_sample,
                     seconds=_mean_seconds(place.spans),
                 )
             )
-            place.spans, place.bytes_per_sample = [], None
-        self.sums = None
+        self.begin(step)
         return tuple(told)
 
-    def forget(self) -> None:
-        """The network goes back to an earlier point: what was measured since belongs to no decision."""
-        self.sums = None
+    def norms(self) -> list[list[float]]:
+        """Norms of the sampled steps, by step and slot; NaN for none. Enough to go on from, but for bytes and seconds. Waits for
+        the device.
+        """
+        if self._fresh:
+            read = torch.stack([norms for norms, _ in self._fresh]).tolist()
+            for (*norms, scale), (_, roots) in zip(read, self._fresh, strict=True):
+                self._norms.append([norm * root / scale for norm, root in zip(norms, roots, strict=True)])
+            self._fresh = []
+        return self._norms
+
+    def begin(self, step: int, norms: list[list[float]] | None = None) -> None:
+        """Measure from a decision point on.
+
+        Args:
+            step: optimiser steps taken until then.
+            norms: what :meth:`norms` gave when training was stopped since; None: nothing is known yet.
+        """
+        self._begun, self._norms, self._fresh = step, list(norms or ()), []
         for place in self._places:
             place.spans, place.bytes_per_sample = [], None
 
@@ -128,7 +161,8 @@ class SlotWatch:
             place.spans.append((begun.pop(), self._now()))  # type: ignore[arg-type]  # both of one kind
 
         def left(_module: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            place.bytes_per_sample = output.element_size() * output[0].numel()
+            place.samples = len(output)
+            place.bytes_per_sample = output.element_size() * output.numel() // max(place.samples, 1)
             if output.requires_grad:
                 output.register_hook(_norm_into(place))  # type: ignore[no-untyped-call]  # torch does not annotate it
 
@@ -148,23 +182,14 @@ class SlotWatch:
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def _take_in(self, precision: Precision) -> None:
-        """Add this step's norms to the sums; one that is missing or no finite number is left out."""
-        norms = torch.stack([self._nothing if place.norm is None else place.norm for place in self._places])
-        if precision.scaler is not None:
-            norms = norms / precision.scaled(self._one)
-        known = torch.isfinite(norms)
-        taken = torch.stack([torch.where(known, norms, 0.0), known.float()])
-        self.sums = taken if self.sums is None else self.sums + taken
-
 
 def _norm_into(place: _Place) -> Callable[[torch.Tensor], None]:
-    """A hook on a tensor (B, ...) that keeps the norm of its gradient: the mean loss's, times √B, so that it is the root of the
+    """A hook on a tensor (B, ...) that keeps the norm of its gradient. That is of the mean loss: times √B it is the root of the
     mean square over samples of each sample's own.
     """
 
     def look(gradient: torch.Tensor) -> None:
-        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32) * len(gradient) ** 0.5
+        norm = torch.linalg.vector_norm(gradient, dtype=torch.float32)
         place.norm = norm if place.norm is None else torch.hypot(place.norm, norm)
 
     return look

@@ -363,7 +363,7 @@ class Run:
             unavailable=self.unavailable.arms(),
             train_losses=tuple(self.train_losses),
             gate_flops=tuple(self.gate_flops),
-            slot_statistics=() if grower.watch is None else grower.watch.read(),
+            slot_statistics=() if grower.watch is None else grower.watch.read(grower.step),
             headroom=headroom(self.device),
             rolled_back=tuple(self.guard.told),
         )
@@ -485,8 +485,8 @@ class Run:
         grower, tensors = take(self.grower)
         if self.loss_sum is not None:
             tensors["run.loss_sum"] = self.loss_sum
-        if self.grower.watch is not None and self.grower.watch.sums is not None:
-            tensors["run.slot_sums"] = self.grower.watch.sums
+        if self.grower.watch is not None and (norms := self.grower.watch.norms()):
+            tensors["run.slot_norms"] = torch.tensor(norms, dtype=torch.float64)
         if self.grower.sample is not None:
             tensors["run.sample_inputs"], tensors["run.sample_targets"] = self.grower.sample
         state = RunState(
@@ -530,7 +530,8 @@ class Run:
         self.train_losses, self.gate_flops = list(state.train_losses), list(state.gate_flops)
         self.seconds_shares = {known.arm: known.share for known in state.seconds_shares}
         if self.grower.watch is not None:
-            self.grower.watch.sums = moved.get("run.slot_sums")
+            norms = tensors["run.slot_norms"].tolist() if "run.slot_norms" in tensors else None
+            self.grower.watch.begin(self.grower.step - self.batch, norms)
         self.policy_state = state.policy_state
         self.refused = list(state.refused)
         self.policy_unavailable = state.policy_unavailable
@@ -560,7 +561,7 @@ class Run:
         self.gate_losses, self.policy_state = list(cursor.gate_losses), cursor.policy_state
         self.train_losses, self.gate_flops = list(cursor.train_losses), list(cursor.gate_flops)
         if self.grower.watch is not None:
-            self.grower.watch.forget()
+            self.grower.watch.begin(self.grower.step - self.batch)
         self.refused, self.unavailable = list(cursor.refused), UnavailableArms(cursor.unavailable)
 
 
