@@ -248,6 +248,10 @@ class Session:
             because = "some CUDA operations are not deterministic"
         if not because and self.job.compile:
             because = "compile = true: a checkpoint does not hold what was compiled, and compiled sums may round otherwise"
+        if not because and self.job.policy.rent_seconds > 0.0:
+            because = "policy.rent_seconds is above 0: decisions depend on measured seconds"
+        if not because and self.job.policy.min_free_memory > 0.0:
+            because = "policy.min_free_memory is above 0: decisions depend on what else the machine holds"
         if not because:
             because = self._fault_met(run)
         self.events.append(
