@@ -45,8 +45,28 @@ class PolicyActor(Actor):
         known = await self._log.find(request.job, request.point)
         if known is not None:
             return known
-        request = await self._ask_trigger(request)
         return await self._log.append(request, await self._run_strategy(request))
+
+    async def _run_strategy(self, request: Decide) -> Decided:
+        """Decide on a thread, so that a slow strategy delays no other actor; its trigger is asked first."""
+        name = request.settings.strategy
+        strategy = self._plugins.strategies[name]
+        request = await self._ask_trigger(request)
+        try:
+            # Pure by contract: abandoned when this actor is stopped, it leaves nothing behind.
+            answer = await anyio.to_thread.run_sync(_call, strategy.decide, request, abandon_on_cancel=True)
+        except EsperError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise HandlerFailed(
+                f"strategy {name!r} raised {type(error).__name__} at point {request.point}: {error}",
+                strategy=name,
+                point=request.point,
+                traceback=traceback.format_exc(),
+            ) from error
+        if not isinstance(answer, Decided):
+            raise HandlerFailed(f"strategy {name!r} must answer with Decided, not {type(answer).__name__}", strategy=name)
+        return answer
 
     async def _ask_trigger(self, request: Decide) -> Decide:
         """The request with what its trigger says; asked on a thread, too."""
@@ -63,26 +83,6 @@ class PolicyActor(Actor):
                 point=request.point,
                 traceback=traceback.format_exc(),
             ) from error
-
-    async def _run_strategy(self, request: Decide) -> Decided:
-        """Decide on a thread, so that a slow strategy delays no other actor."""
-        name = request.settings.strategy
-        strategy = self._plugins.strategies[name]
-        try:
-            # Pure by contract: abandoned when this actor is stopped, it leaves nothing behind.
-            answer = await anyio.to_thread.run_sync(_call, strategy.decide, request, abandon_on_cancel=True)
-        except EsperError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise HandlerFailed(
-                f"strategy {name!r} raised {type(error).__name__} at point {request.point}: {error}",
-                strategy=name,
-                point=request.point,
-                traceback=traceback.format_exc(),
-            ) from error
-        if not isinstance(answer, Decided):
-            raise HandlerFailed(f"strategy {name!r} must answer with Decided, not {type(answer).__name__}", strategy=name)
-        return answer
 
 
 def _call(reference: str, request: Decide) -> object:
