@@ -205,10 +205,10 @@ class Decide(Message, frozen=True, kw_only=True):
     rng_seed: int
     settings: PolicySettings
     observation: Observation
-    state: bytes = b""
-    """What the last answer for this job returned; empty at the first decision."""
     signal: Signal | None = None
     """What the trigger of the settings says; the policy actor asks it before the strategy. None: it was not asked yet."""
+    state: bytes = b""
+    """What the last answer for this job returned; empty at the first decision."""
 
 
 class Decided(Reply, frozen=True, kw_only=True):
