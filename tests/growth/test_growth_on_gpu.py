@@ -178,7 +178,7 @@ def test_slots_are_measured_without_waiting_and_training_stays_to_the_bit(precis
         ends.append(everything(grown))
     assert same(*ends)
     for told, size in zip(grown.watch.read(grown.step), (16 * 12 * 12, 24 * 6 * 6), strict=True):
-        assert told.steps == 1  # the eighteenth step would be the next
+        assert told.steps == 1
         assert told.gradient > 0.0
         assert 0.0 < told.seconds < 1.0
         assert told.activation_bytes in (4 * size, 2 * size)

@@ -14,7 +14,7 @@ from esperd.growth.network import GrowingNetwork
 from esperd.growth.slot_statistics import MOST, STRIDE, TIMED, SlotWatch
 from esperd.growth.streams import forked
 
-MANY = digits(5, BATCH * (STRIDE * 2 + 4))
+MANY = digits(5, BATCH * 6)
 
 
 def watched(**options):
