@@ -27,8 +27,8 @@ from esperd.growth.streams import device_of
 from esperd.messages.policy import SlotStatistics
 
 STRIDE = 32
-"""Every so many steps are sampled. Measured on a CPU, a sampled step takes a twentieth longer than others (a CNN of four slots) to
-a sixth (an MLP of two), so that all of them together take 0.15 to 0.5 % longer."""
+"""Every so many steps are sampled. Measured on a CPU, a sampled step takes a twentieth longer than others (a CNN of four slots)
+to a sixth (an MLP of two), so that all of them together take 0.15 to 0.5 % longer."""
 
 MOST = 64
 """Steps sampled between two decision points, at most: a mean of more says nothing new. Chosen, not measured."""
