@@ -70,6 +70,17 @@ class Strategy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trigger:
+    """A way to tell when to grow. ``fires`` names a function ``(request: Decide) -> Signal``: pure, torch-free, random only
+    through ``request.rng_seed`` and ``request.point``. Whatever it knows of the past it finds in the observation.
+    """
+
+    name: str
+    fires: str
+    description: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Gate:
     """A check before a stage. ``check`` names a function ``(evidence, settings) -> Verdict``, pure; see
     :mod:`esperd.growth.gates`. Several may guard one stage: a seed enters when all of them pass.
@@ -125,7 +136,7 @@ class AlphaSchedule:
     description: str
 
 
-Declaration = Blueprint | Strategy | Gate | SurgeryOperation | Host | Dataset | AlphaSchedule
+Declaration = Blueprint | Strategy | Trigger | Gate | SurgeryOperation | Host | Dataset | AlphaSchedule
 
 
 def resolve(reference: str) -> Any:  # noqa: ANN401 - whatever the module holds under that name

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pluggy
 
-from esperd.declarations import AlphaSchedule, Blueprint, Dataset, Gate, Host, Strategy, SurgeryOperation
+from esperd.declarations import AlphaSchedule, Blueprint, Dataset, Gate, Host, Strategy, SurgeryOperation, Trigger
 from esperd.messages.jobs import JobInfo
 from esperd.messages.telemetry import DecisionMade, StageChanged
 
@@ -26,6 +26,11 @@ def esperd_blueprints() -> Iterable[Blueprint]:  # type: ignore[empty-body]
 @hookspec
 def esperd_strategies() -> Iterable[Strategy]:  # type: ignore[empty-body]
     """Ways to choose where, when and what to grow."""
+
+
+@hookspec
+def esperd_triggers() -> Iterable[Trigger]:  # type: ignore[empty-body]
+    """Ways to tell when to grow."""
 
 
 @hookspec

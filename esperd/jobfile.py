@@ -154,6 +154,12 @@ def contradiction_in(job: Job) -> tuple[list[Step], str] | None:
             f"{named}: options are for an optimizer of your own, those of {optimizer.name!r} are keys of [optimizer]; remove "
             "them, or set optimizer.name to a module:function that takes them"
         )
+    policy = job.policy
+    if policy.plateau_release < policy.plateau_improvement:
+        return ["policy", "plateau_release"], (
+            f"{policy.plateau_release:g} is below policy.plateau_improvement = {policy.plateau_improvement:g}, so a plateau "
+            "would end while it lasts; raise it, or lower the other"
+        )
     if gates.proof == "trial" and epochs is not None and gates.trial_epochs > epochs:
         return ["gates", "trial_epochs"], (
             f"a trial of {gates.trial_epochs:g} epochs is longer than the whole job, budget.epochs = {epochs}; lower it, or "

@@ -27,6 +27,7 @@ from esperd.declarations import (
     Host,
     Strategy,
     SurgeryOperation,
+    Trigger,
 )
 from esperd.errors import UnknownName
 from esperd.messages.control import PluginRecord
@@ -36,6 +37,7 @@ ENTRY_POINT_GROUP = "esperd"
 BUILTIN_PLUGINS = (
     "esperd.builtins.blueprints",
     "esperd.builtins.strategies",
+    "esperd.builtins.triggers",
     "esperd.builtins.gates",
     "esperd.builtins.surgery",
     "esperd.builtins.hosts",
@@ -49,6 +51,7 @@ DeclarationT = TypeVar("DeclarationT", bound=Declaration)
 _KINDS: dict[str, type[Any]] = {
     "blueprints": Blueprint,
     "strategies": Strategy,
+    "triggers": Trigger,
     "gates": Gate,
     "surgery_operations": SurgeryOperation,
     "hosts": Host,
@@ -126,6 +129,7 @@ class Plugins:
 
     blueprints: Registry[Blueprint]
     strategies: Registry[Strategy]
+    triggers: Registry[Trigger]
     gates: Registry[Gate]
     surgery_operations: Registry[SurgeryOperation]
     hosts: Registry[Host]

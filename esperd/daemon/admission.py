@@ -25,7 +25,7 @@ def check_job(job: Job, plugins: Plugins) -> None:
     Raises:
         InvalidJob: no limit in the budget, a split that leaves nothing, a workdir or data file that does not exist, values that
             contradict each other.
-        UnknownName: a host, data set, blueprint, strategy or alpha schedule that nothing registered; lists what exists.
+        UnknownName: a host, data set, blueprint, strategy, trigger or alpha schedule that nothing registered; lists what exists.
     """
     if job.budget.epochs is None and job.budget.flops is None and job.budget.seconds is None:
         raise InvalidJob("a job needs a limit: set budget.epochs, budget.flops or budget.seconds", key="budget")
@@ -49,6 +49,7 @@ def check_job(job: Job, plugins: Plugins) -> None:
     for blueprint in job.gates.blueprints:
         plugins.blueprints[blueprint]
     plugins.strategies[job.policy.strategy]
+    plugins.triggers[job.policy.trigger]
     plugins.alpha_schedules[job.growth.alpha_schedule]
 
 

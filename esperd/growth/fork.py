@@ -42,6 +42,7 @@ def fork(grower: Grower) -> Grower:
         precision=precision,
         ledger=ledger,
         emit=_tell_nobody,
+        watch=None,
         resting=dict(grower.resting),
         outcomes=list(grower.outcomes),
         windows={name: list(window) for name, window in grower.windows.items()},

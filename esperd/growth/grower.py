@@ -7,6 +7,7 @@ It owns no loop. A training loop calls :meth:`Grower.train_step` for each batch,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -30,6 +31,7 @@ from esperd.growth.precision import Precision
 from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.records import outcome_of, record_of, screened
 from esperd.growth.runner import Plain, Runner
+from esperd.growth.slot_statistics import SlotWatch
 from esperd.growth.source import SeedSource
 from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage, Verdict
 from esperd.messages.jobs import Gates, Growth
@@ -90,6 +92,7 @@ class Grower:
         runner: runs the host's own training passes.
         batches: what controlled trials train on and are judged by; None: none can be run.
         ranks: the processes that grow this network together; with several of them ``runner`` averages their gradients.
+        watch: measures at the slots in the host's own passes; None: nothing does.
     """
 
     network: GrowingNetwork
@@ -109,6 +112,7 @@ class Grower:
     runner: Runner = field(default_factory=Plain)
     batches: TrialBatches | None = None
     ranks: Ranks = field(default_factory=Alone)
+    watch: SlotWatch | None = None
     epoch: int = 0
     """Epochs completed."""
     steps_per_epoch: int = 1
@@ -183,7 +187,8 @@ class Grower:
     def _host_pass(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         structure = self.structure()
         shape = tuple(inputs.shape[1:])
-        forward = self.runner.forward(self.network, structure, counted=self.ledger.cost("train", structure, shape) is None)
+        counted = self.ledger.cost("train", structure, shape) is None
+        forward = self.runner.forward(self.network, structure, counted=counted)
 
         def work() -> torch.Tensor:
             with self.precision.autocast():
@@ -191,11 +196,18 @@ class Grower:
             self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             return value.detach()
 
-        value = self.ledger.charge("train", structure, len(inputs), work, shape=shape)
+        with self._watching(counted=counted):
+            value = self.ledger.charge("train", structure, len(inputs), work, shape=shape)
         for seed in self.network.seeds():
             if seed.presence == "taught":
                 self.runner.taught(seed)
         return value
+
+    def _watching(self, *, counted: bool) -> AbstractContextManager[None]:
+        """The slots are measured in every so many passes: those that run as they do otherwise, and can be looked into."""
+        if self.watch is None or counted or not self.runner.records or not self.watch.due(self.step):
+            return nullcontext()
+        return self.watch.watching(self.precision)
 
     def _frozen_passes(self, seeds: list[Seed], inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with self.incubator.beside(seeds, inputs, record=False):

@@ -91,6 +91,8 @@ class Budget(Section, frozen=True, kw_only=True):
     """Seconds of training. A job bound by time cannot be resumed bit-identically."""
     parameters: Positive | None = None
     """Largest parameter count the grown network may have."""
+    flops_per_sample: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    """Largest forward FLOPs for one sample the grown network may have: what using it costs."""
 
 
 class Slots(Section, frozen=True, kw_only=True):

@@ -30,6 +30,8 @@ class ArmOption(Value, frozen=True, kw_only=True):
     parameters: int
     flops_per_sample: float
     """Forward FLOPs for one sample."""
+    seconds_share: float | None = None
+    """Forward seconds of a seed of this arm over the host's, as measured when one last germinated; None: none was measured."""
     available: bool
     why_not: str = ""
     """Why it may not be germinated now (slot taken, embargoed, over a budget, its blueprint does not import); empty when
@@ -82,8 +84,40 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Loss a seed must save per unit of added parameters / host parameters; chosen, not measured."""
     rent_flops: Annotated[float, msgspec.Meta(ge=0.0)] = 0.02
     """Loss a seed must save per unit of added FLOPs / host FLOPs; chosen, not measured."""
+    rent_seconds: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    """Loss a seed must save per unit of its forward seconds / the host's, as measured when a seed of its arm germinates; before
+    that the price is not known and not charged. Above 0 the job cannot be resumed bit-identically: clocks do not repeat."""
     warmup_epochs: Annotated[int, msgspec.Meta(ge=0)] = 2
     """Epochs before the first germination."""
+    trigger: str = "always"
+    """Name of a registered trigger: when something may be grown at all."""
+    plateau_window: Annotated[int, msgspec.Meta(ge=1)] = 3
+    """``plateau``: latest gate losses whose best is held against the best before them. Of the order of AutoGrow's K = 3
+    (arXiv:1906.02909)."""
+    plateau_improvement: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.01
+    """``plateau``: it begins when the gate loss improves by less than this share of itself. Chosen, not measured."""
+    plateau_release: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.02
+    """``plateau``: it ends when the gate loss improves by more than this share; at least ``plateau_improvement``. Chosen, not
+    measured."""
+    plateau_looks: Annotated[int, msgspec.Meta(ge=1)] = 2
+    """``plateau``: looks in a row that must show it before it begins. Chosen, not measured."""
+    period: Annotated[int, msgspec.Meta(ge=1)] = 3
+    """``periodic``: epochs from one time to grow to the next; AutoGrow's K = 3 (arXiv:1906.02909)."""
+    gap_centre: Annotated[float, msgspec.Meta(gt=0.0)] = 0.2
+    """``generalisation_gap``: gate loss over train loss, minus 1, at which the interval is half of ``gap_longest``. Chosen, not
+    measured."""
+    gap_longest: Annotated[int, msgspec.Meta(ge=1)] = 8
+    """``generalisation_gap``: epochs from one time to grow to the next when the gap is large. Chosen, not measured."""
+    bottleneck_ratio: Annotated[float, msgspec.Meta(ge=1.0)] = 2.0
+    """``gradient_bottleneck``: it fires when the gradient at one slot is this many times the median of the others. Chosen, not
+    measured."""
+    stop_rule: bool = False
+    """Whether nothing more is grown while training on promises more per FLOP than the best arm; see ``docs/policy.md``."""
+    stop_window: Annotated[int, msgspec.Meta(ge=3)] = 5
+    """Latest gate losses from which ``stop_rule`` reads what training on brings. Chosen, not measured."""
+    min_free_memory: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0
+    """Share of the memory (of the device; on a CPU of the machine, or of what its control group may use) that must be free
+    for anything to be grown. 0: not looked at."""
     latest_germination: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.6
     """Share of the budget after which nothing is germinated: what is grown late cannot learn any more under a falling
     learning rate, and its incubation is paid for nothing. Chosen, not measured."""
@@ -110,6 +144,30 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     min_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
     """Least exploration: an available arm that was tried less often than this share of an equal part of all tries comes before
     every other, whatever the strategy says of it. 0: none is guaranteed."""
+
+
+class SlotStatistics(Value, frozen=True, kw_only=True):
+    """What was measured at one slot in training steps since the last decision point. None: not measured."""
+
+    slot: str
+    gradient: float | None = None
+    """Norm of the loss's gradient at what leaves the slot, of one sample: root of the mean square over the samples of a batch,
+    mean over the sampled steps."""
+    steps: int = 0
+    """Sampled steps behind :attr:`gradient`."""
+    activation_bytes: int | None = None
+    """Bytes of what leaves the slot, for one sample."""
+    seconds: float | None = None
+    """Forward seconds of the host module whose output the slot is, for one batch, mean over the sampled steps."""
+
+
+class Headroom(Value, frozen=True, kw_only=True):
+    """Memory as measured at a decision point."""
+
+    where: str
+    """``cuda``, ``machine``, or ``cgroup`` where a control group leaves less than the machine has."""
+    free_bytes: int
+    total_bytes: int
 
 
 class Observation(Value, frozen=True, kw_only=True):
@@ -139,6 +197,14 @@ class Observation(Value, frozen=True, kw_only=True):
     """What the last answer asked to be measured by ``gauge``; empty when it asked for none."""
     trials: tuple[ArmTrial, ...] = ()
     """What the last answer asked to be measured by ``try``; empty when it asked for none."""
+    train_losses: tuple[float, ...] = ()
+    """Mean training loss of every epoch so far, oldest first; as many as :attr:`gate_losses`."""
+    gate_flops: tuple[float, ...] = ()
+    """Training FLOPs spent, everything charged, when each of :attr:`gate_losses` was measured."""
+    slot_statistics: tuple[SlotStatistics, ...] = ()
+    """One for each slot that was sampled; empty where none could be."""
+    headroom: Headroom | None = None
+    """Free memory; None where it cannot be measured."""
     rolled_back: tuple[str, ...] = ()
     """Catastrophes since the last decision point, in words: what was seen, and how far the network went back. Seeds that were
     culled for one say so in their outcome."""
@@ -181,6 +247,15 @@ class Decision(Value, frozen=True, kw_only=True):
     """For ``wait``: the action that awaits a person's approval; empty: none does."""
 
 
+class Signal(Value, frozen=True, kw_only=True):
+    """What a trigger says at a decision point."""
+
+    fires: bool
+    """Whether this is a time to grow."""
+    reason: str
+    """Why, in numbers."""
+
+
 class Decide(Message, frozen=True, kw_only=True):
     """Ask the policy what to do at a decision point."""
 
@@ -190,6 +265,8 @@ class Decide(Message, frozen=True, kw_only=True):
     rng_seed: int
     settings: PolicySettings
     observation: Observation
+    signal: Signal | None = None
+    """What the trigger of the settings says; the policy actor asks it before the strategy. None: it was not asked yet."""
     state: bytes = b""
     """What the last answer for this job returned; empty at the first decision."""
     evidence: tuple[Precedent, ...] = ()

@@ -31,6 +31,7 @@ from esperd.policy.evidence_rows import rows_of
 from esperd.policy.overruling import overrule, proposals, withhold
 from esperd.policy.replay import difference
 from esperd.policy.said import Said
+from esperd.policy.trigger import with_signal
 from esperd.policy.wishes import decisions_of
 from esperd.store.database import Database
 
@@ -41,7 +42,7 @@ class PolicyActor(Actor):
 
     Args:
         database: opened with :data:`esperd.policy.decision_log.MIGRATIONS`.
-        plugins: registered strategies.
+        plugins: registered strategies and triggers.
     """
 
     def __init__(self, database: Database, plugins: Plugins) -> None:
@@ -58,9 +59,9 @@ class PolicyActor(Actor):
         again at the same point.
 
         Raises:
-            UnknownName: when no strategy has the name in the settings.
-            ImportFailed: when the strategy's code does not import.
-            HandlerFailed: when the strategy raises, or answers with something other than ``Decided``.
+            UnknownName: when no strategy, or no trigger, has the name in the settings.
+            ImportFailed: when the code of either does not import.
+            HandlerFailed: when either raises, or answers with something other than ``Decided``, or ``Signal``.
             StoreFailed: when the log cannot be read or written; then nothing was decided.
         """
         known = await self._log.find(request.job, request.point)
@@ -183,9 +184,10 @@ class PolicyActor(Actor):
         return EvidenceForgotten(tries=await self._evidence.forget(request.blueprint))
 
     async def _run_strategy(self, request: Decide) -> Decided:
-        """Decide on a thread, so that a slow strategy delays no other actor."""
+        """Decide on a thread, so that a slow strategy delays no other actor; its trigger is asked first."""
         name = request.settings.strategy
         strategy = self._plugins.strategies[name]
+        request = await self._ask_trigger(request)
         try:
             # Pure by contract: abandoned when this actor is stopped, it leaves nothing behind.
             answer = await anyio.to_thread.run_sync(_call, strategy.decide, request, abandon_on_cancel=True)
@@ -201,6 +203,22 @@ class PolicyActor(Actor):
         if not isinstance(answer, Decided):
             raise HandlerFailed(f"strategy {name!r} must answer with Decided, not {type(answer).__name__}", strategy=name)
         return msgspec.structs.replace(answer, evidence=request.given)
+
+    async def _ask_trigger(self, request: Decide) -> Decide:
+        """The request with what its trigger says; asked on a thread, too."""
+        name = request.settings.trigger
+        trigger = self._plugins.triggers[name]
+        try:
+            return await anyio.to_thread.run_sync(with_signal, request, trigger.fires, abandon_on_cancel=True)
+        except EsperError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise HandlerFailed(
+                f"trigger {name!r} raised {type(error).__name__} at point {request.point}: {error}",
+                trigger=name,
+                point=request.point,
+                traceback=traceback.format_exc(),
+            ) from error
 
 
 def _call(reference: str, request: Decide) -> object:

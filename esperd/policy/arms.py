@@ -145,7 +145,7 @@ def _recorded(
     settings: PolicySettings,
     evidence: Sequence[Precedent],
 ) -> RankedArm:
-    price = rent(option.parameters, option.flops_per_sample, observation, settings)
+    price = rent(option.parameters, option.flops_per_sample, observation, settings, option.seconds_share)
     prior = prior_of(option, price, observation, evidence)
     if entry is None:
         return RankedArm(option=option, rent=price, pulls=0, mean=None, prior=prior)

@@ -15,7 +15,7 @@ import msgspec
 from esperd.messages.growth import LIVE_STAGES, SeedRecord, Stage
 from esperd.messages.policy import Arm, ArmMerit, ArmTrial, Observation, PolicySettings
 from esperd.policy.circumstances import circumstances_of
-from esperd.policy.rent import rent
+from esperd.policy.rent import rent, seconds_share_of
 from esperd.policy.state import ArmStatistics, AskedArm, BanditState, Circumstances, PendingSeed, Try
 
 
@@ -118,7 +118,8 @@ def _adopt(record: SeedRecord, asked: AskedArm | None, observation: Observation,
         circumstances = circumstances_of(record.slot, record.parameters, record.flops_per_sample, observation)
     else:
         circumstances = asked.circumstances
-    price = rent(record.parameters, record.flops_per_sample, observation, settings)
+    seconds_share = seconds_share_of(_arm(record), observation)
+    price = rent(record.parameters, record.flops_per_sample, observation, settings, seconds_share)
     return PendingSeed(seed=record.seed, arm=_arm(record), rent=price, circumstances=circumstances)
 
 

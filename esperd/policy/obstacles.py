@@ -8,9 +8,11 @@ from esperd.messages.growth import LIVE_STAGES, Stage
 from esperd.messages.policy import Observation, PolicySettings
 from esperd.policy.arms import RankedArm
 
+MIB = 2**20
+
 
 def obstacle(observation: Observation, settings: PolicySettings, ended: set[str | None]) -> str:
-    """Limits of time and number; empty when something may be germinated.
+    """Limits of time, number and memory; empty when something may be germinated.
 
     Args:
         observation: of this decision point.
@@ -34,11 +36,26 @@ def obstacle(observation: Observation, settings: PolicySettings, ended: set[str 
             f"too late: the budget allows {observation.epochs_left:.1f} more epochs and a seed needs "
             f"{observation.shortest_life_epochs} to show what it brings"
         )
+    if settings.min_free_memory > 0.0 and (reason := _short_of_memory(observation, settings.min_free_memory)):
+        return reason
     if len(live) >= settings.max_live_seeds:
         return f"{len(live)} seeds live already (max_live_seeds {settings.max_live_seeds})"
     if may_be_kept >= settings.max_fossilized:
         return f"{len(kept)} seeds are kept and {may_be_kept - len(kept)} may be (max_fossilized {settings.max_fossilized})"
     return ""
+
+
+def _short_of_memory(observation: Observation, wanted: float) -> str:
+    headroom = observation.headroom
+    if headroom is None:
+        return f"free memory cannot be measured here, and {wanted:.0%} of it must be free (min_free_memory)"
+    share = headroom.free_bytes / max(headroom.total_bytes, 1)
+    if share >= wanted:
+        return ""
+    return (
+        f"memory is short: {headroom.free_bytes / MIB:.0f} of {headroom.total_bytes / MIB:.0f} MiB are free ({headroom.where}), "
+        f"{share:.1%}, and {wanted:.1%} must be (min_free_memory)"
+    )
 
 
 def nothing_available(observation: Observation, available: Sequence[RankedArm]) -> str:

@@ -17,6 +17,8 @@ from esperd.policy.judge import judge
 from esperd.policy.obstacles import nothing_available, obstacle
 from esperd.policy.starving import starving_first
 from esperd.policy.state import AskedArm, BanditState, decode_state
+from esperd.policy.stop_rule import stop
+from esperd.policy.trigger import held_back
 
 
 def answer(request: Decide, select: Select) -> Decided:
@@ -32,6 +34,7 @@ def answer(request: Decide, select: Select) -> Decided:
 
     Raises:
         CheckpointRejected: when ``request.state`` is not a state of this version.
+        HandlerFailed: when the trigger of the settings was not asked before.
     """
     observation, settings = request.observation, request.settings
     state = observe(decode_state(request.state), observation, settings)
@@ -73,6 +76,8 @@ def _grow(
     reason = obstacle(observation, settings, ended) or nothing_available(observation, available)
     if reason:
         return Decision(action="wait", reason=reason)
+    if waiting := held_back(request):
+        return waiting
     selection = select(request, state, available)
     if selection.measure:
         return selection
@@ -81,6 +86,8 @@ def _grow(
     affordable = [found for found in ranked if found.pulls or not 0.0 < observation.gate_loss < found.rent]
     if not affordable:
         return wording.decline_price(ranked, observation.gate_loss)
+    if stopped := stop(request, state, selection, affordable):
+        return stopped
     chosen = [found for found in affordable if found.pays][: settings.nursery]
     if not chosen:
         return wording.decline_promise(affordable[0], selection)

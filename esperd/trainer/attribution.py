@@ -9,7 +9,8 @@ import torch
 from esperd.growth.attribution import attribute
 from esperd.messages.growth import Attribution, Stage
 from esperd.trainer.desk import Desk
-from esperd.trainer.run import Run, Stopped, batches_of, evaluation_batch
+from esperd.trainer.passes import Stopped, batches_of, evaluation_batch
+from esperd.trainer.run import Run
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 

@@ -24,6 +24,7 @@ from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import Attribution
 from esperd.messages.jobs import Artifact
 from esperd.messages.reports import Metrics, RefusedArm
+from esperd.trainer.stopwatch import ArmSeconds
 from esperd.trainer.unavailable import UnavailableArm
 
 FORMAT = 3
@@ -44,6 +45,10 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """Samples in the current epoch's loss so far."""
     seconds: float
     gate_losses: tuple[float, ...]
+    train_losses: tuple[float, ...] = ()
+    gate_flops: tuple[float, ...] = ()
+    """FLOPs spent when each gate loss was measured."""
+    seconds_shares: tuple[ArmSeconds, ...] = ()
     policy_state: bytes
     refused: tuple[RefusedArm, ...]
     policy_unavailable: int

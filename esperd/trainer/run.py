@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -11,35 +10,32 @@ from dataclasses import dataclass, field
 import structlog
 import torch
 
-from esperd.declarations import Blueprint
 from esperd.errors import EsperError, TrainingDiverged
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import shortest_life
-from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.growth.optimizer import set_learning_rate
+from esperd.growth.slot_statistics import SlotWatch
 from esperd.growth.snapshot import Rebuild, restore, take
 from esperd.messages.evidence import EvidenceSnapshot
-from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Budget, Job
-from esperd.messages.policy import Arm, ArmOption, Conclude, Decide, Decided, Decision, Observation
+from esperd.messages.policy import Arm, Conclude, Decide, Decided, Decision, Observation, SlotStatistics
 from esperd.messages.reports import Metrics, RefusedArm
 from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, EvidenceGiven, PolicyUnavailable
 from esperd.plugins import Plugins
 from esperd.trainer import budget as budgets
 from esperd.trainer.budget import Schedule
 from esperd.trainer.checkpoint import RunState
-from esperd.trainer.data import Split, Splits, epoch_order
-from esperd.trainer.desk import Desk, StopReason
+from esperd.trainer.data import Splits, epoch_order
+from esperd.trainer.desk import Desk
 from esperd.trainer.guard import Guard, WentBack
+from esperd.trainer.headroom import headroom
 from esperd.trainer.kernel_source import KernelSource
+from esperd.trainer.offers import Offers
+from esperd.trainer.passes import Stopped, TrialSamples, batches_of, evaluation_batch
 from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
+from esperd.trainer.stopwatch import ArmSeconds, seconds_share
 from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableArms
-
-EVALUATION_BATCH = 512
-"""Samples in one gate or audit pass; larger than training batches because no graph is kept. Chosen, not measured. Where each
-sample has many targets, its outputs are as many times larger, and a training batch is all that is known to fit."""
-
 
 log = structlog.get_logger()
 
@@ -52,28 +48,11 @@ class Cursor:
     loss_sum: torch.Tensor | None
     loss_samples: int
     gate_losses: tuple[float, ...]
+    train_losses: tuple[float, ...]
+    gate_flops: tuple[float, ...]
     policy_state: bytes
     refused: tuple[RefusedArm, ...]
     unavailable: tuple[UnavailableArm, ...]
-
-
-TRIAL_EPOCHS = 500_000
-"""Orders of the train split from here on are for trials: no job trains as many epochs."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop and did.
-
-    Args:
-        why: as the daemon said.
-        between_steps: whether it stands after a whole step, where it can be saved. In the middle of a decision point it does not,
-            and the job goes on from its last checkpoint.
-    """
-
-    def __init__(self, why: StopReason, *, between_steps: bool = True) -> None:
-        super().__init__(why)
-        self.why: StopReason = why
-        self.between_steps = between_steps
 
 
 @dataclass
@@ -117,6 +96,10 @@ class Run:
     loss_samples: int = 0
     seconds_before: float = 0.0
     gate_losses: list[float] = field(default_factory=list)
+    train_losses: list[float] = field(default_factory=list)
+    gate_flops: list[float] = field(default_factory=list)
+    """FLOPs spent when each gate loss was measured."""
+    """Forward seconds of a seed over the host's, by arm, as last measured; only where the job charges for them."""
     policy_state: bytes = b""
     refused: list[RefusedArm] = field(default_factory=list)
     policy_unavailable: int = 0
@@ -134,11 +117,14 @@ class Run:
         self._started = self.clock()
         self._ended: float | None = None
         self._scout: Scout | None = None
+        self._slot_statistics: tuple[SlotStatistics, ...] = ()
         self.grower.steps_per_epoch = self.steps_per_epoch
         self.samples = TrialSamples(self.splits, self.job, self.device, self.desk)
         self.grower.batches = self.samples
         if self.grows:
+            self.grower.watch = SlotWatch(self.grower.network)
             self._refuse_broken()
+        self.offers = Offers(self.grower, self.source, self.plugins, self.job, self.budget, self._formula_failed)
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
@@ -202,6 +188,8 @@ class Run:
         measured = self._measure()
         self.gate_losses.append(measured.mean_loss)
         heard = self._heard()
+        self.train_losses.append(train_loss)
+        self.gate_flops.append(self.grower.ledger.total)
         self.grower.end_epoch()
         if self.grows:
             self._decide(train_loss, measured)
@@ -279,6 +267,8 @@ class Run:
     def _decide(self, train_loss: float, measured: Measured) -> None:
         """Ask the policy, carry out what it says, remember what was refused."""
         self._scout = None
+        watch = self.grower.watch
+        self._slot_statistics = () if watch is None else watch.read(self.grower.step)  # once: reading begins anew
         for _ in range(MOST_ROUNDS):
             decided = self._ask(train_loss, measured)
             if decided is None:
@@ -353,6 +343,7 @@ class Run:
                 by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
             if decision.arm is not None:
                 self._settle(decision.arm, by, refusal)
+                self._time(decision.arm)
         self.events.extend(self.source.loaded)
         self.source.loaded.clear()
         made = DecisionMade(
@@ -371,8 +362,8 @@ class Run:
         if not decision.by or decision.action != "germinate" or decision.arm is None:
             return ""
         slot = self.grower.network.port(decision.arm.slot).record
-        price = self._price(decision.arm, self.plugins.blueprints[decision.arm.blueprint], slot)
-        return "" if price is None else self._over_budget(price[0])
+        price = self.offers.price(decision.arm, self.plugins.blueprints[decision.arm.blueprint], slot)
+        return "" if price is None else self.offers.over_budget(*price)
 
     def _settle(self, arm: Arm, by: str, refusal: str) -> None:
         """Remember how a germination went: what the daemon could not provide is no fault of the arm."""
@@ -383,10 +374,22 @@ class Run:
         if refusal:
             self._refuse(arm, by, refusal)
 
+    def _time(self, arm: Arm) -> None:
+        """Measure how long a seed of this arm takes, where the job charges for it and one has come to live."""
+        if self.job.policy.rent_seconds == 0.0:
+            return
+        for seed in self.grower.network.port(arm.slot):
+            if seed.blueprint == arm.blueprint and seed.lives and (share := seconds_share(self.grower, seed)) is not None:
+                self.offers.seconds_shares[arm] = share
+
     def _refuse(self, arm: Arm, by: str, reason: str) -> None:
         """Remember a refusal; the same arm refused again by the same party keeps its latest reason only."""
         self.refused = [r for r in self.refused if (r.slot, r.blueprint, r.by) != (arm.slot, arm.blueprint, by)]
         self.refused.append(RefusedArm(slot=arm.slot, blueprint=arm.blueprint, epoch=self.grower.epoch, by=by, reason=reason))
+
+    def _formula_failed(self, arm: Arm, reason: str) -> None:
+        if not any((told.slot, told.blueprint, told.reason) == (arm.slot, arm.blueprint, reason) for told in self.refused):
+            self._refuse(arm, "gate", reason)
 
     def _refuse_broken(self) -> None:
         """Tell, once, of the arms that cannot be grown in this job because their blueprint does not import."""
@@ -413,65 +416,16 @@ class Run:
             host_flops_per_sample=self.host_flops_per_sample,
             seeds=grower.records(),
             slots=grower.network.slots,
-            options=tuple(self._options()),
+            options=tuple(self.offers.options(self.unavailable)),
             unavailable=self.unavailable.arms(),
             merits=tuple(self._scout.merits) if self._scout else (),
             trials=tuple(self._scout.trials) if self._scout else (),
+            train_losses=tuple(self.train_losses),
+            gate_flops=tuple(self.gate_flops),
+            slot_statistics=self._slot_statistics,
+            headroom=headroom(self.device),
             rolled_back=tuple(self.guard.told),
         )
-
-    def _options(self) -> Iterator[ArmOption]:
-        """Every arm of the job, with its price and whether it may be grown now."""
-        blueprints = self.plugins.blueprints.matching(self.job.growth.blueprints)
-        for slot in self.grower.network.slots:
-            taken = self._why_taken(slot)
-            for blueprint in blueprints:
-                if self.source.unfit(blueprint.name, slot):
-                    continue
-                arm = Arm(slot=slot.slot, blueprint=blueprint.name)
-                price = self._price(arm, blueprint, slot)
-                if price is None:
-                    continue
-                parameters, flops_per_sample = price
-                broken = self.source.broken.get(blueprint.name, "")
-                why_not = broken or taken or self.unavailable.why_not(arm, self.grower.epoch)
-                why_not = why_not or self._over_budget(parameters)
-                yield ArmOption(
-                    arm=arm,
-                    parameters=parameters,
-                    flops_per_sample=flops_per_sample,
-                    available=not why_not,
-                    why_not=why_not,
-                )
-
-    def _over_budget(self, parameters: int) -> str:
-        """Why a seed of this size does not fit the budget; empty when it does."""
-        total = self.grower.network.effective_parameters + parameters
-        if self.budget.parameters is None or total <= self.budget.parameters:
-            return ""
-        return f"{total} parameters would exceed the budget's {self.budget.parameters}"
-
-    def _price(self, arm: Arm, blueprint: Blueprint, slot: SlotRecord) -> tuple[int, float] | None:
-        """Parameters and FLOPs of an arm, by the formulas of its blueprint. None when they fail: what has no price is not
-        offered, and that is told among the refused.
-        """
-        operator = self.job.growth.operator
-        try:
-            parameters = blueprint.parameters(slot.shape) + operator_parameters(operator, slot)
-            flops_per_sample = blueprint.flops(slot.shape) + operator_flops(operator, slot)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever a plugin's formula raises costs its own arm
-            reason = f"a formula of blueprint {blueprint.name!r} fails for {slot.shape}: {type(error).__name__}: {error}"
-            if not any((told.slot, told.blueprint, told.reason) == (arm.slot, arm.blueprint, reason) for told in self.refused):
-                self._refuse(arm, "gate", reason)
-            return None
-        return parameters, flops_per_sample
-
-    def _why_taken(self, slot: SlotRecord) -> str:
-        for seed in self.grower.network.port(slot.slot):
-            if seed.lives:
-                return f"the slot holds {seed.name} ({seed.stage})"
-        resting = self.grower.resting.get(slot.slot)
-        return f"the slot rests after {resting.name} was culled" if resting else ""
 
     @property
     def host_flops_per_sample(self) -> float:
@@ -534,6 +488,8 @@ class Run:
         grower, tensors = take(self.grower)
         if self.loss_sum is not None:
             tensors["run.loss_sum"] = self.loss_sum
+        if self.grower.watch is not None and (norms := self.grower.watch.norms()):
+            tensors["run.slot_norms"] = torch.tensor(norms, dtype=torch.float64)
         if self.grower.sample is not None:
             tensors["run.sample_inputs"], tensors["run.sample_targets"] = self.grower.sample
         state = RunState(
@@ -543,6 +499,9 @@ class Run:
             loss_samples=self.loss_samples,
             seconds=self.seconds,
             gate_losses=tuple(self.gate_losses),
+            train_losses=tuple(self.train_losses),
+            gate_flops=tuple(self.gate_flops),
+            seconds_shares=tuple(ArmSeconds(arm=arm, share=share) for arm, share in sorted(self.offers.seconds_shares.items())),
             policy_state=self.policy_state,
             refused=tuple(self.refused),
             policy_unavailable=self.policy_unavailable,
@@ -572,6 +531,11 @@ class Run:
         self.seconds_before = state.seconds
         self._started = self.clock()
         self.gate_losses = list(state.gate_losses)
+        self.train_losses, self.gate_flops = list(state.train_losses), list(state.gate_flops)
+        self.offers.seconds_shares = {known.arm: known.share for known in state.seconds_shares}
+        if self.grower.watch is not None:
+            norms = tensors["run.slot_norms"].tolist() if "run.slot_norms" in tensors else None
+            self.grower.watch.begin(self.grower.step - self.batch, norms)
         self.policy_state = state.policy_state
         self.refused = list(state.refused)
         self.policy_unavailable = state.policy_unavailable
@@ -589,6 +553,8 @@ class Run:
             loss_sum=None if self.loss_sum is None else self.loss_sum.clone(),
             loss_samples=self.loss_samples,
             gate_losses=tuple(self.gate_losses),
+            train_losses=tuple(self.train_losses),
+            gate_flops=tuple(self.gate_flops),
             policy_state=self.policy_state,
             refused=tuple(self.refused),
             unavailable=self.unavailable.entries(),
@@ -598,54 +564,12 @@ class Run:
         self.batch, self.loss_samples, self.look = cursor.batch, cursor.loss_samples, []
         self.loss_sum = None if cursor.loss_sum is None else cursor.loss_sum.clone()
         self.gate_losses, self.policy_state = list(cursor.gate_losses), cursor.policy_state
+        self.train_losses, self.gate_flops = list(cursor.train_losses), list(cursor.gate_flops)
+        if self.grower.watch is not None:
+            self.grower.watch.begin(self.grower.step - self.batch)
         self.refused, self.unavailable = list(cursor.refused), UnavailableArms(cursor.unavailable)
-
-
-@dataclass(frozen=True)
-class TrialSamples:
-    """What controlled trials are run on: the job's own splits, the train split in orders of its own.
-
-    Nothing but the job and the epoch decides them, so a resumed job tries on the same samples.
-    """
-
-    splits: Splits
-    job: Job
-    device: torch.device
-    desk: Desk
-
-    def train(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Batches without end: passes over the train split in orders that no training epoch has.
-
-        Raises:
-            Stopped: the daemon asked for it. The trial is abandoned, and run anew when the job goes on.
-        """
-        for passes in itertools.count():
-            order = epoch_order(self.job.rng_seed, TRIAL_EPOCHS + epoch + passes, self.splits.train.samples)
-            for indices in torch.split(order, self.job.batch_size):
-                why = self.desk.stop_requested()
-                if why is not None:
-                    raise Stopped(why, between_steps=False)
-                inputs, targets = self.splits.train.batch(indices)
-                yield inputs.to(self.device), targets.to(self.device)
-
-    def gate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The gate split."""
-        return batches_of(self.splits.gate, self.device, evaluation_batch(self.splits, self.job))
 
 
 def _lives_with_the_model(name: str) -> bool:
     """The optimiser's tensors are brought to their places by :func:`esperd.growth.snapshot.restore`: some stay on the CPU."""
     return not name.startswith("optimizer.")
-
-
-def evaluation_batch(splits: Splits, job: Job) -> int:
-    """Samples in one gate or audit pass."""
-    _, targets = splits.train.batch(torch.zeros(1, dtype=torch.int64))
-    return EVALUATION_BATCH if targets[0].numel() == 1 else job.batch_size
-
-
-def batches_of(split: Split, device: torch.device, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """A whole split in order, in batches of ``size``."""
-    for indices in torch.split(torch.arange(split.samples), size):
-        inputs, targets = split.batch(indices)
-        yield inputs.to(device), targets.to(device)

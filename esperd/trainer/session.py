@@ -48,7 +48,8 @@ from esperd.trainer.guard import rollbacks
 from esperd.trainer.host import HostFactory
 from esperd.trainer.kernel_source import KernelSource
 from esperd.trainer.loss import check_output, class_count, resolve_loss, resolve_metric
-from esperd.trainer.run import Run, Stopped
+from esperd.trainer.passes import Stopped
+from esperd.trainer.run import Run
 from esperd.trainer.runner import runner_of
 
 TRACE_SAMPLES = 4
@@ -256,6 +257,10 @@ class Session:
             because = "some CUDA operations are not deterministic"
         if not because and self.job.compile:
             because = "compile = true: a checkpoint does not hold what was compiled, and compiled sums may round otherwise"
+        if not because and self.job.policy.rent_seconds > 0.0:
+            because = "policy.rent_seconds is above 0: decisions depend on measured seconds"
+        if not because and self.job.policy.min_free_memory > 0.0:
+            because = "policy.min_free_memory is above 0: decisions depend on what else the machine holds"
         if not because:
             because = self._fault_met(run)
         self.events.append(

@@ -34,7 +34,7 @@ from esperd.messages.jobs import (
 from esperd.plugins import load_plugins
 from esperd.store.blobs import Blobs
 from esperd.trainer.link_desk import DAEMON_TROUBLE, LinkDesk
-from esperd.trainer.run import Stopped
+from esperd.trainer.passes import Stopped
 from esperd.trainer.session import Session
 
 LOOK_S = 0.5

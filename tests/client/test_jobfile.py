@@ -40,7 +40,7 @@ def test_an_unknown_key_is_named_with_file_line_table_and_the_nearest_known_key(
     error = refusal(GOOD.replace("epochs = 20", "epohcs = 20"))
     assert error.message == (
         "job.toml, line 7: unknown key 'epohcs' in [budget]; did you mean 'epochs'? "
-        "(known keys: epochs, flops, seconds, parameters)"
+        "(known keys: epochs, flops, seconds, parameters, flops_per_sample)"
     )
     assert error.fields == {"file": "job.toml", "key": "budget.epohcs", "line": 7}
     assert error.exit_status == 2
@@ -134,6 +134,10 @@ def test_thresholds_for_some_seeds_are_checked_as_strictly_as_any_table(tables, 
         (
             "[gates]\nproof = 'trial'\ntrial_epochs = 20.5\n",
             "line 10: gates.trial_epochs: a trial of 20.5 epochs is longer than the whole job, budget.epochs = 20; lower it",
+        ),
+        (
+            "[policy]\nplateau_release = 0.005\n",
+            "line 9: policy.plateau_release: 0.005 is below policy.plateau_improvement = 0.01",
         ),
     ],
 )

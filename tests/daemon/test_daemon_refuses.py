@@ -31,6 +31,7 @@ async def refusal(daemon, changes, error_class=InvalidJob):
         ({"growth": {"blueprints": ["conv_hevy*"]}}, "conv_hevy*", "conv_heavy"),
         ({"growth": {"alpha_schedule": "steep"}}, "steep", "cosine"),
         ({"policy": {"strategy": "oracle"}}, "oracle", "ucb"),
+        ({"policy": {"trigger": "plateaux"}}, "plateaux", "plateau"),
         ({"gates": {"blueprints": {"conv_ligth": {}}}}, "conv_ligth", "did you mean 'conv_light'?"),
     ],
 )
@@ -50,6 +51,7 @@ async def test_a_name_that_nothing_registered_is_refused_with_those_that_exist(d
         ({"optimizer": {"name": "sgd", "momentum": 0.0, "nesterov": True}}, "optimizer.nesterov", "needs momentum"),
         ({"optimizer": {"options": {"amsgrad": True}}}, "optimizer.options", "amsgrad"),
         ({"gates": {"proof": "trial", "trial_epochs": 3.0}}, "gates.trial_epochs", "budget.epochs = 2"),
+        ({"policy": {"plateau_release": 0.0}}, "policy.plateau_release", "policy.plateau_improvement = 0.01"),
         ({"workdir": "relative"}, "workdir", "relative"),
         ({"data": "missing.npz"}, "data", "missing.npz"),
         ({"python": "/no/such/python"}, "python", "No such file"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from esperd.growth.compiled import Compiled, Fallback
 from esperd.growth.fork import fork
 from esperd.growth.precision import Precision
 from esperd.growth.rollback import Snapshot
+from esperd.growth.slot_statistics import SlotWatch
 from esperd.growth.streams import Streams, forked
 from esperd.growth.trial import controlled_trial
 from esperd.messages.growth import Stage
@@ -158,6 +159,29 @@ def test_a_training_step_with_seeds_never_waits_for_the_device(incubation, optim
             grown.train_step(inputs, targets)
     if incubation != "joint":
         assert grown.incubator.health(grown.network.seed("first#0")).vanished_share is not None, "its gradients were sampled"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_slots_are_measured_without_waiting_and_training_stays_to_the_bit(precision):
+    ends = []
+    for measured in (False, True):
+        grown = grower(precision=precision)
+        grown.watch = SlotWatch(grown.network) if measured else None
+        torch.manual_seed(3)
+        fed = [batch for index in range(4) for batch in batches(index)]
+        for inputs, targets in fed[:2]:
+            grown.train_step(inputs, targets)
+        torch.cuda.synchronize()
+        with no_waiting() if precision != "float16" else nullcontext():  # a gradient scaler waits by itself
+            for inputs, targets in fed[2:]:
+                grown.train_step(inputs, targets)
+        ends.append(everything(grown))
+    assert same(*ends)
+    for told, size in zip(grown.watch.read(grown.step), (16 * 12 * 12, 24 * 6 * 6), strict=True):
+        assert told.steps == 1
+        assert told.gradient > 0.0
+        assert 0.0 < told.seconds < 1.0
+        assert told.activation_bytes in (4 * size, 2 * size)
 
 
 @pytest.mark.parametrize("operator", ["add", "multiply", "gate"])

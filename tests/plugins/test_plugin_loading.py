@@ -8,7 +8,7 @@ import types
 
 import pytest
 
-from esperd.declarations import AlphaSchedule, Blueprint, Dataset, Gate, Host, Strategy, SurgeryOperation
+from esperd.declarations import AlphaSchedule, Blueprint, Dataset, Gate, Host, Strategy, SurgeryOperation, Trigger
 from esperd.errors import UnknownName
 from esperd.hookspecs import hookimpl
 from esperd.messages.jobs import Budget, Job, JobInfo, JobState
@@ -67,6 +67,10 @@ def test_hook_esperd_blueprints():
 
 def test_hook_esperd_strategies():
     assert registers("esperd_strategies", Strategy(name="mine", decide="nowhere:decide", description=""))
+
+
+def test_hook_esperd_triggers():
+    assert registers("esperd_triggers", Trigger(name="mine", fires="nowhere:fires", description=""))
 
 
 def test_hook_esperd_gates():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from esperd.builtins import strategies
-from esperd.declarations import Strategy
+from esperd.builtins import strategies, triggers
+from esperd.declarations import Strategy, Trigger
 from esperd.errors import HandlerFailed, ImportFailed, StoreFailed, UnknownName
 from esperd.hookspecs import hookimpl
-from esperd.messages.policy import Arm, ArmOption, Decide, Decided, Decision, Observation, PolicySettings
+from esperd.messages.policy import Arm, ArmOption, Decide, Decided, Decision, Observation, PolicySettings, Signal
 from esperd.plugins import Plugins
 from esperd.policy.actor import PolicyActor
 from esperd.policy.decision_log import MIGRATIONS, DecisionLog, request_hash
@@ -31,8 +31,17 @@ def wordless(request):
     return None
 
 
+def overdue(request):
+    return Signal(fires=False, reason="for tests")
+
+
 class TestStrategies:
     __test__ = False
+
+    @hookimpl
+    def esperd_triggers(self):
+        for name in ("overdue", "raising", "wordless", "absent"):
+            yield Trigger(name=name, fires=f"{__name__}:{name}", description="for tests")
 
     @hookimpl
     def esperd_strategies(self):
@@ -52,11 +61,12 @@ def importable(monkeypatch):
 def plugins():
     found = Plugins()
     found.add("builtins.strategies", strategies)
+    found.add("builtins.triggers", triggers)
     found.add("tests", TestStrategies())
     return found
 
 
-def request(point=0, strategy="counting", gate_loss=1.0, job="j"):
+def request(point=0, strategy="counting", gate_loss=1.0, job="j", trigger="always"):
     option = ArmOption(arm=Arm(slot="s", blueprint="b"), parameters=1, flops_per_sample=1.0, available=True)
     seen = Observation(
         epoch=5,
@@ -73,7 +83,7 @@ def request(point=0, strategy="counting", gate_loss=1.0, job="j"):
         slots=(),
         options=(option,),
     )
-    return Decide(job=job, point=point, rng_seed=0, settings=PolicySettings(strategy=strategy), observation=seen)
+    return Decide(job=job, point=point, rng_seed=0, settings=PolicySettings(strategy=strategy, trigger=trigger), observation=seen)
 
 
 @pytest.mark.asyncio
@@ -135,6 +145,31 @@ async def test_a_strategy_that_cannot_answer_is_a_typed_error_and_nothing_is_log
     async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
         with pytest.raises(error, match=message):
             await PolicyActor(database, plugins).handle(request(strategy=strategy))
+        assert await database.read("SELECT * FROM decisions") == []
+
+
+@pytest.mark.asyncio
+async def test_the_trigger_of_the_job_is_asked_before_the_strategy(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        answer = await PolicyActor(database, plugins).handle(request(strategy="ucb", trigger="overdue"))
+
+    assert [decision.reason for decision in answer.decisions] == ["not now (overdue): for tests"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("trigger", "error", "message"),
+    [
+        ("plateaux", UnknownName, "no trigger is called 'plateaux'; did you mean 'plateau'"),
+        ("raising", HandlerFailed, "trigger 'raising' raised ZeroDivisionError at point 0: no arms"),
+        ("wordless", HandlerFailed, "trigger 'wordless' must answer with Signal, not NoneType"),
+        ("absent", ImportFailed, "absent"),
+    ],
+)
+async def test_a_trigger_that_cannot_answer_is_a_typed_error_and_nothing_is_logged(tmp_path, plugins, trigger, error, message):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        with pytest.raises(error, match=message):
+            await PolicyActor(database, plugins).handle(request(trigger=trigger))
         assert await database.read("SELECT * FROM decisions") == []
 
 

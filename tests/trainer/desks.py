@@ -24,7 +24,8 @@ from esperd.messages.kernels import KernelProvided
 from esperd.messages.reports import Report
 from esperd.messages.telemetry import EpochCompleted, StageChanged
 from esperd.plugins import load_plugins
-from esperd.trainer.run import Stopped
+from esperd.policy.trigger import with_signal
+from esperd.trainer.passes import Stopped
 from esperd.trainer.session import Session
 
 PLUGINS = load_plugins()
@@ -63,7 +64,8 @@ class InProcessDesk:
             raise ActorUnavailable("policy is between two incarnations")
         self.decided.append(request.point)
         self.observations.append(request.observation)
-        return resolve(PLUGINS.strategies[request.settings.strategy].decide)(request)
+        asked = with_signal(request, PLUGINS.triggers[request.settings.trigger].fires)
+        return resolve(PLUGINS.strategies[request.settings.strategy].decide)(asked)
 
     def conclude(self, ending):
         self.concluded.append(ending)

@@ -21,7 +21,7 @@ from esperd.policy.decision_log import MIGRATIONS
 from esperd.policy.evidence import EvidenceStore
 from esperd.store.blobs import Blobs
 from esperd.store.database import Database
-from esperd.trainer.run import Stopped
+from esperd.trainer.passes import Stopped
 from esperd.trainer.session import Session
 
 

@@ -20,7 +20,8 @@ from esperd.messages.policy import Arm, Decided, Decision
 from esperd.messages.telemetry import EpochCompleted
 from esperd.trainer.checkpoint import RunState
 from esperd.trainer.data import ArraySplit, Splits
-from esperd.trainer.run import Run, Stopped
+from esperd.trainer.passes import Stopped
+from esperd.trainer.run import Run
 
 GOOD = 4
 """Epochs whose gate pass is good. The fifth gate loss is an anomaly, so its epoch leaves no point to go back to, and in the sixth
@@ -41,6 +42,7 @@ JOB = desks.growing_job(
     budget={"epochs": GOOD + 2},
     optimizer={"learning_rate": 1e-2},
     governor={"steps": 3, "action": "cut_rate"},
+    policy={"rent_seconds": 0.01},
 )
 
 

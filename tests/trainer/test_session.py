@@ -59,7 +59,7 @@ from esperd.trainer.attribution import attribution_of
 from esperd.trainer.checkpoint import SessionState, decode
 from esperd.trainer.data import epoch_order
 from esperd.trainer.kernel_source import RETRY_AFTER_S
-from esperd.trainer.run import Stopped
+from esperd.trainer.passes import Stopped
 from esperd.trainer.session import Session, job_digest
 
 GROWING = desks.growing_job()

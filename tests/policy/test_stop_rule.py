@@ -1,0 +1,100 @@
+"""When growth ends: the expected gain per FLOP of the best arm against that of training on, in numbers that can be checked."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from policy_requests import observation, option, request
+
+from esperd.builtins.strategies import STRATEGIES
+from esperd.declarations import resolve
+from esperd.messages.policy import Arm, PolicySettings
+from esperd.policy.state import ArmStatistics, BanditState
+from esperd.policy.stop_rule import training_gain
+
+DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
+EPOCH = 1e6
+"""FLOPs of one epoch; a seed of ``option()`` takes a tenth of the network's."""
+
+
+def state(*, mean=0.05, pulls=2):
+    known = ArmStatistics(arm=Arm(slot="s1", blueprint="conv"), pulls=pulls, total=mean * pulls, squares=mean * mean * pulls)
+    return BanditState(arms=(known,)).encode()
+
+
+def decided(losses, *, stop_rule=True, remembered=None, strategy="ucb", **seen):
+    flops = tuple(EPOCH * n for n in range(1, len(losses) + 1))
+    told = observation(gate_losses=tuple(losses), gate_flops=flops, gate_loss=losses[-1], **{"epochs_left": 40.0, **seen})
+    policy = PolicySettings(strategy=strategy, stop_rule=stop_rule, exploration=0.0)
+    return DECIDE[strategy](request(told, policy=policy, state=remembered or state())).decisions[-1]
+
+
+def falling(by):
+    return [1.0 - by * n for n in range(8)]
+
+
+# A seed takes 40 epochs of a tenth of 1e6 FLOPs, so 4e6, and saves 0.05: 0.0125 for each epoch's worth of FLOPs. Training on is
+# expected to save at the end of the budget 8/48 of what an epoch saves now: as much, where that is 0.075.
+
+
+def test_growth_ends_where_training_on_saves_more_per_flop():
+    assert decided(falling(0.074)).action == "germinate"
+    stopped = decided(falling(0.076))
+    assert (stopped.action, stopped.arm) == ("wait", Arm(slot="s1", blueprint="conv"))
+    assert stopped.reason == (
+        "stop rule: the best available arm promises 0.05 of loss after rent (mean of 2 tries) for the 4e+06 FLOPs it takes to "
+        "the end of the budget, 1.25e+04 per TFLOP; the last FLOPs of training on bring 1.27e+04 per TFLOP (from 5 gate losses)"
+    )
+
+
+def test_the_rule_is_off_unless_asked_for():
+    assert not PolicySettings().stop_rule
+    assert decided(falling(0.1), stop_rule=False).action == "germinate"
+
+
+def test_the_rule_is_asked_anew_at_each_point():
+    flat = [*falling(0.1), 0.3, 0.3, 0.3, 0.3, 0.3]
+    assert decided(falling(0.1)).action == "wait"
+    assert decided(flat).action == "germinate", "training on brings nothing any more"
+
+
+def test_seeds_get_dearer_the_more_of_the_budget_is_left():
+    assert decided(falling(0.08), epochs_left=25.0).action == "germinate"
+    assert decided(falling(0.08), epochs_left=40.0).action == "wait"
+
+
+def test_an_arm_never_tried_is_expected_to_earn_what_tries_earned():
+    cheap = option("s2", "gate", flops=100.0)
+    seen = {"options": (option(), cheap)}
+    assert decided(falling(0.5), **seen).arm == cheap.arm, "ten times cheaper, it may be grown"
+    assert decided(falling(0.8), **seen).action == "wait"
+    assert "never tried, the mean of all tries" in decided(falling(0.8), **seen).reason
+
+
+@pytest.mark.parametrize(
+    ("losses", "told", "remembered"),
+    [
+        (falling(0.5)[:2], {}, None),
+        (falling(0.5), {"epochs_left": None}, None),
+        (falling(0.5), {}, state(pulls=1)),
+        (falling(-0.5), {}, None),
+    ],
+    ids=["too few losses", "no end in epochs", "one try", "a loss that rises"],
+)
+def test_where_too_little_is_known_nothing_is_stopped(losses, told, remembered):
+    assert decided(losses, remembered=remembered, **told).action == "germinate"
+
+
+def test_one_bad_gate_pass_does_not_move_the_slope():
+    losses = falling(0.01)
+    flops = tuple(EPOCH * n for n in range(1, 9))
+    plain = observation(gate_losses=tuple(losses), gate_flops=flops)
+    losses[-3] += 0.5
+    spiked = msgspec.structs.replace(plain, gate_losses=tuple(losses))
+    assert training_gain(plain, 5) == pytest.approx(0.01 / EPOCH)
+    assert training_gain(spiked, 5) == pytest.approx(0.01 / EPOCH, rel=0.01)
+
+
+def test_losses_without_their_flops_give_no_slope():
+    assert training_gain(observation(gate_losses=(1.0, 0.9, 0.8, 0.7)), 5) is None
+    assert training_gain(observation(gate_losses=(1.0, 0.9, 0.8), gate_flops=(1.0, 1.0, 1.0)), 5) is None

@@ -1,0 +1,154 @@
+"""What a run measures for the policy to decide when and how much: histories, slots, seconds, memory, and hard budgets."""
+
+from __future__ import annotations
+
+import desks
+import pytest
+import torch
+from small_growth import Kernels, germinate, grower, same, steps, tensors_of
+from small_growth import batches as batches_of_epoch
+
+from esperd.growth.streams import Streams
+from esperd.messages.growth import COOLDOWN_STAGES, Stage
+from esperd.messages.policy import Headroom
+from esperd.messages.telemetry import DecisionMade, EpochCompleted, StageChanged, TrainingStarted
+from esperd.store.blobs import Blobs
+from esperd.trainer import run as runs
+from esperd.trainer.stopwatch import seconds_share
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory):
+    return Blobs(tmp_path_factory.mktemp("when") / "blobs")
+
+
+def job(**policy):
+    return desks.growing_job(budget={"epochs": 8}, policy={"warmup_epochs": 1, "rent_parameters": 0.001, **policy})
+
+
+@pytest.fixture(scope="module")
+def ended(blobs):
+    return desks.train(job(), blobs)
+
+
+def test_an_observation_holds_every_epochs_losses_and_what_they_cost(ended):
+    *_, last = ended.desk.observations
+    epochs = ended.desk.of(EpochCompleted)
+    assert last.train_losses == tuple(event.train_loss for event in epochs)
+    assert last.gate_losses == tuple(event.gate_loss for event in epochs)
+    assert last.gate_flops == tuple(sorted(last.gate_flops))
+    assert len(last.gate_flops) == last.epoch
+    assert last.gate_flops[-1] == epochs[-1].training_flops
+
+
+def test_an_observation_says_what_was_measured_at_every_slot(ended):
+    for observation in ended.desk.observations:
+        told = {each.slot: each for each in observation.slot_statistics}
+        assert set(told) == {record.slot for record in observation.slots}
+        assert all(each.gradient > 0.0 and each.steps == 1 and each.seconds > 0.0 for each in told.values())
+        assert all(each.activation_bytes > 0 for each in told.values())
+        assert 0 < observation.headroom.free_bytes <= observation.headroom.total_bytes
+
+
+@pytest.mark.parametrize("trigger", ["gradient_bottleneck", "plateau", "generalisation_gap"])
+def test_a_job_whose_trigger_goes_by_measurements_ends_bit_identical_when_it_is_stopped(blobs, trigger):
+    sensitive = {"plateau_window": 1, "plateau_looks": 1, "plateau_improvement": 0.2, "plateau_release": 0.5}
+    asked = job(trigger=trigger, bottleneck_ratio=2.8, **sensitive)
+    undisturbed = desks.train(asked, blobs)
+    reasons = [event.decision.reason for event in undisturbed.desk.of(DecisionMade)]
+    assert any(f"not now ({trigger})" in reason for reason in reasons) or trigger == "generalisation_gap"
+    checkpoint = None
+    for _ in range(4):
+        stopped = desks.train_until(asked, blobs, desks.after_steps(8), resume_from=checkpoint)
+        checkpoint = stopped.checkpoints[-1][0]
+    resumed = desks.train(asked, blobs, resume_from=checkpoint)
+    assert resumed.files["model.safetensors"] == undisturbed.files["model.safetensors"]
+    done = len(undisturbed.desk.observations) - len(resumed.desk.observations)
+    gradients = [[each.gradient for each in seen.slot_statistics] for seen in undisturbed.desk.observations[done:]]
+    assert [[each.gradient for each in seen.slot_statistics] for seen in resumed.desk.observations] == gradients
+    assert resumed.desk.of(DecisionMade) == undisturbed.desk.of(DecisionMade)[-len(resumed.desk.of(DecisionMade)) :]
+
+
+def test_a_trigger_that_never_fires_grows_nothing_and_is_told(blobs):
+    never = desks.train(job(trigger="never"), blobs)
+    assert never.report.seeds == ()
+    assert "not now (never): the trigger never fires" in {event.decision.reason for event in never.desk.of(DecisionMade)}
+
+
+def test_a_budget_of_flops_per_sample_refuses_arms_that_would_exceed_it(blobs, ended):
+    host = ended.desk.observations[0].host_flops_per_sample
+    bounded = desks.growing_job(budget={"epochs": 8, "flops_per_sample": host + 1.0}, policy={"warmup_epochs": 1})
+    told = desks.train(bounded, blobs)
+    assert told.report.seeds == ()
+    assert told.report.grown.flops_per_sample == host
+    reasons = " ".join(event.decision.reason for event in told.desk.of(DecisionMade))
+    assert f"FLOPs per sample would exceed the budget's {host + 1.0:.4g}" in reasons
+
+
+def test_seeds_that_live_count_for_the_budget_of_flops_per_sample(blobs, ended):
+    """Offered again with room for one seed only, a second one is refused while the first lives."""
+    dearest = max(option.flops_per_sample for option in ended.desk.observations[0].options)
+    limit = ended.desk.observations[0].host_flops_per_sample + dearest + 1.0
+    told = desks.train(
+        desks.growing_job(budget={"epochs": 7, "flops_per_sample": limit}, policy={"warmup_epochs": 1, "rent_parameters": 0.001}),
+        blobs,
+    )
+    assert told.desk.of(StageChanged), "one fits"
+    for seen in told.desk.observations:
+        assert seen.host_flops_per_sample + sum(each.flops_per_sample for each in seen.seeds) <= limit
+        taken = sum(each.flops_per_sample for each in seen.seeds if each.stage not in COOLDOWN_STAGES)
+        offered = [option.flops_per_sample for option in seen.options if option.available]
+        assert all(seen.host_flops_per_sample + taken + more <= limit for more in offered)
+
+
+# --- seconds -----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_seconds_of_an_arm_are_known_once_a_seed_of_it_lives_and_not_before(blobs):
+    seen = desks.train(job(rent_seconds=0.001), blobs).desk.observations
+    grown = {(each.slot, each.blueprint) for each in seen[-1].seeds}
+    first = {option.arm: option.seconds_share for option in seen[0].options}
+    assert set(first.values()) == {None}
+    known = {option.arm: option.seconds_share for option in seen[-1].options}
+    assert grown
+    assert all(known[arm] > 0.0 for arm in known if (arm.slot, arm.blueprint) in grown)
+    assert None in known.values(), "an arm that never lived has no measured price"
+
+
+def test_seconds_are_not_measured_where_nobody_charges_for_them(ended):
+    assert {option.seconds_share for seen in ended.desk.observations for option in seen.options} == {None}
+
+
+@pytest.mark.parametrize("policy", [{"rent_seconds": 0.1}, {"min_free_memory": 0.01}], ids=["seconds", "memory"])
+def test_a_job_whose_decisions_depend_on_the_machine_says_that_it_cannot_be_resumed_exactly(blobs, policy):
+    (key,) = policy
+    started = desks.train_until(job(**policy), blobs, lambda _desk: "pause").of(TrainingStarted)[0]
+    assert not started.exact_resume
+    assert f"policy.{key}" in started.inexact_because
+
+
+def test_taking_the_time_of_a_seed_leaves_everything_as_it_was():
+    grown = grower(source=Kernels())
+    steps(grown, batches_of_epoch(0))
+    assert grown.apply(germinate("conv_light", "first")) is None
+    seed = next(grown.network.seeds())
+    before, streams = tensors_of(grown), Streams.take(torch.device("cpu"))
+    ticks = iter(range(1000))
+    assert seconds_share(grown, seed, clock=lambda: next(ticks)) == 1.0
+    assert same(tensors_of(grown), before)
+    assert torch.equal(torch.get_rng_state(), streams.cpu)
+    assert seed.stage is Stage.TRAINING
+    assert seconds_share(grown, seed, clock=lambda: 0.0) is None, "a clock that does not move says nothing"
+    grown.sample = None
+    assert seconds_share(grown, seed) is None
+
+
+# --- memory ------------------------------------------------------------------------------------------------------------------
+
+
+def test_where_memory_is_short_nothing_is_grown(blobs, monkeypatch):
+    monkeypatch.setattr(runs, "headroom", lambda _device: Headroom(where="machine", free_bytes=2**20, total_bytes=2**30))
+    told = desks.train(job(min_free_memory=0.05), blobs)
+    assert told.report.seeds == ()
+    reasons = " ".join(event.decision.reason for event in told.desk.of(DecisionMade))
+    assert "memory is short: 1 of 1024 MiB are free (machine)" in reasons
