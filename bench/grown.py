@@ -35,8 +35,16 @@ POLICY = PolicySettings(warmup_epochs=0, latest_germination=0.4, max_live_seeds=
 class Policy:
     """The default strategy, asked in this process as the daemon asks it."""
 
-    def __init__(self, rng_seed: int, plan: dict, flops: float) -> None:
+    def __init__(
+        self,
+        rng_seed: int,
+        plan: dict,
+        flops: float,
+        settings: PolicySettings = POLICY,
+        most_parameters: int | None = None,
+    ) -> None:
         self._rng_seed, self._plan, self._flops = rng_seed, plan, flops
+        self._settings, self._most_parameters = settings, most_parameters
         self._state = b""
         self._point = 0
         self._gate_losses: list[float] = []
@@ -50,7 +58,7 @@ class Policy:
             job="bench",
             point=self._point,
             rng_seed=self._rng_seed,
-            settings=POLICY,
+            settings=self._settings,
             observation=self._observe(grower, measured),
             state=self._state,
         )
@@ -87,18 +95,27 @@ class Policy:
         options = []
         for slot in grower.network.slots:
             taken = any(seed.lives for seed in grower.network.port(slot.slot)) or slot.slot in grower.resting
-            options += [
-                ArmOption(
-                    arm=Arm(slot=slot.slot, blueprint=blueprint.name),
-                    parameters=blueprint.parameters(slot.shape),
-                    flops_per_sample=blueprint.flops(slot.shape),
-                    available=not taken,
-                    why_not="the slot is taken or rests" if taken else "",
+            for blueprint in BLUEPRINTS:
+                if blueprint.topology != slot.topology:
+                    continue
+                parameters = blueprint.parameters(slot.shape)
+                why_not = "the slot is taken or rests" if taken else self._too_large(grower, parameters)
+                options.append(
+                    ArmOption(
+                        arm=Arm(slot=slot.slot, blueprint=blueprint.name),
+                        parameters=parameters,
+                        flops_per_sample=blueprint.flops(slot.shape),
+                        available=not why_not,
+                        why_not=why_not,
+                    )
                 )
-                for blueprint in BLUEPRINTS
-                if blueprint.topology == slot.topology
-            ]
         return options
+
+    def _too_large(self, grower: Grower, parameters: int) -> str:
+        total = grower.network.effective_parameters + parameters
+        if self._most_parameters is None or total <= self._most_parameters:
+            return ""
+        return f"{total} parameters would exceed {self._most_parameters}"
 
 
 def run_arm(data: lab.Data, host: nn.Module, arm: str, rng_seed: int, plan: dict) -> dict[str, object]:
