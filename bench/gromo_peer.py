@@ -56,8 +56,8 @@ TASKS: dict[str, dict] = {
         "final_hidden": 12,
         "grow": ((0, 4), (1, 4), (0, 4), (1, 4)),
         "rates": (0.02, *RATES),
-        "methods": METHODS,
-        "controls": CONTROLS,
+        "methods": ("tiny",),
+        "controls": (),
     },
     "cifar": {
         "host": "residual",
@@ -65,11 +65,12 @@ TASKS: dict[str, dict] = {
         "hidden": (2, 4, 8),
         "final_hidden": (8, 16, 32),
         "slots": ("1.?",),
+        "train_samples": 10_000,
         "batch_size": 128,
         "statistics_samples": 2048,
         "first_epochs": 1,
         "between_epochs": 1,
-        "last_epochs": 3,
+        "last_epochs": 4,
         "grow": ((0, 6), (1, 12), (2, 24)),
         "stays": {
             "incubation_epochs": 1,
@@ -78,7 +79,7 @@ TASKS: dict[str, dict] = {
             "probation_epochs": 2,
             "embargo_epochs": 1,
         },
-        "policy": {"warmup_epochs": 1, "latest_germination": 0.5, "max_live_seeds": 3, "max_fossilized": 6, "patience": 2},
+        "policy": {"warmup_epochs": 0, "latest_germination": 0.5, "max_live_seeds": 3, "max_fossilized": 6, "patience": 2},
         "rates": RATES,
         "methods": ("tiny",),
         "controls": (),
@@ -121,8 +122,8 @@ class Comparison:
         for method in self.plan["methods"]:
             self.rates[method] = self._tune(method)
         self.method = max(self.plan["methods"], key=lambda method: self._tuned(method, self.rates[method]))
-        for arm in ("esperd", *self.plan["controls"]):
-            self.rates[arm] = self._tune(arm)
+        self.rates["esperd"] = self._tune("esperd")
+        self.rates |= dict.fromkeys(self.plan["controls"], self.rates["esperd"])
         for rng_seed in range(repeats):
             for arm in (*self.plan["methods"], "esperd", *self.plan["controls"]):
                 self._line(arm, rng_seed, self.rates[arm], tuning=False)
@@ -184,8 +185,7 @@ class Comparison:
         count = len(self.of("esperd", KEY))
         rows = [
             f"\n{self.task}: means over {count} RNG seeds; esperd is compared with {self.method}",
-            f"  {'arm':9} {'rate':>5} {'audit %':>8} {'loss':>7} {'parameters':>10} {'GFLOP':>8} {'seconds':>8} {'MiB':>6} "
-            f"{'peak':>6}",
+            f"  {'arm':9} {'rate':>5} {'audit %':>8} {'loss':>7} {'parameters':>10} {'GFLOP':>8} {'seconds':>8} {'MiB':>6}  peak",
         ]
         for arm in arms:
             mean = {key: mean_of(self.of(arm, key)) for key in MEASURED}

@@ -10,6 +10,7 @@ import json
 import math
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import gromo_growth
@@ -112,6 +113,7 @@ def run(spec: dict) -> dict[str, object]:
     torch.set_num_threads(1)
     plan = spec["plan"]
     data = lab.load(Path(spec["data"]) if spec["data"] else None)
+    data = replace(data, train=tuple(part[: plan.get("train_samples")] for part in data.train))
     is_gromo = spec["arm"] in gromo_growth.METHODS
     if is_gromo:
         importlib.import_module("gromo.containers.growing_mlp")  # before memory is read: esperd is imported, too
