@@ -29,6 +29,18 @@ def test_the_gradient_of_a_recurrent_layer_costs_twice_its_forward_pass():
     assert total == 3 * 2 * 4 * 6 * (4 * 16 * 8 + 4 * 16 * 16)
 
 
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_gradient_of_a_convolution_costs_twice_its_forward_pass_whatever_its_groups(groups, transposed):
+    kind = nn.ConvTranspose2d if transposed else nn.Conv2d
+    module = kind(8, 16, 3, padding=1, stride=2, groups=groups)
+    x = torch.randn(4, 8, 10, 10, requires_grad=True)
+    product = forward(module, x)
+    assert product == 2 * 4 * (10 * 10 if transposed else 5 * 5) * (8 * 16 // groups) * 9
+    assert count_flops(lambda: module(x).sum().backward())[1] == 3 * product
+    assert count_flops(lambda: module(x.detach()).sum().backward())[1] == 2 * product, "the first layer's input has no gradient"
+
+
 def test_a_bilinear_layer_costs_its_weights_for_every_sample():
     assert forward(nn.Bilinear(5, 6, 7), torch.randn(4, 5), torch.randn(4, 6)) == 2 * 4 * 5 * 6 * 7
 
