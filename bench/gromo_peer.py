@@ -99,6 +99,7 @@ FIGURES = (
     ("seconds", "seconds", "s", "lower"),
     ("memory", "added_mib", "MiB", "lower"),
     ("parameters", "parameters", "", "lower"),
+    ("flops", "flops", "FLOP", "lower"),
 )
 
 
@@ -118,25 +119,23 @@ class Comparison:
         self.method = plan["methods"][0]
 
     def run(self, repeats: int) -> None:
-        """Tune, then run what is missing."""
-        for method in self.plan["methods"]:
-            self.rates[method] = self._tune(method)
-        self.method = max(self.plan["methods"], key=lambda method: self._tuned(method, self.rates[method]))
-        self.rates["esperd"] = self._tune("esperd")
-        self.rates |= dict.fromkeys(self.plan["controls"], self.rates["esperd"])
-        for rng_seed in range(repeats):
-            for arm in (*self.plan["methods"], "esperd", *self.plan["controls"]):
-                self._line(arm, rng_seed, self.rates[arm], tuning=False)
+        """Tune, then run what is missing: first what is compared, then the rest."""
+        for arm in (*self.plan["methods"], "esperd"):
+            for rate in self.plan["rates"] if len(self.plan["rates"]) > 1 else ():
+                for rng_seed in TUNING_SEEDS:
+                    self._line(arm, rng_seed, rate, tuning=True)
+            self.choose()
+        for arms in ((self.method, "esperd"), (*self.plan["methods"], *self.plan["controls"])):
+            for rng_seed in range(repeats):
+                for arm in arms:
+                    self._line(arm, rng_seed, self.rates[arm], tuning=False)
 
-    def _tune(self, arm: str) -> float:
-        """The rate with the best mean gate accuracy over the tuning seeds."""
-        rates = self.plan["rates"]
-        if len(rates) == 1:
-            return rates[0]
-        for rate in rates:
-            for rng_seed in TUNING_SEEDS:
-                self._line(arm, rng_seed, rate, tuning=True)
-        return max(rates, key=lambda rate: self._tuned(arm, rate))
+    def choose(self) -> None:
+        """Rates and gromo's variant with the best mean gate accuracy over the tuning seeds, as far as they are known."""
+        for arm in (*self.plan["methods"], "esperd"):
+            self.rates[arm] = max(self.plan["rates"], key=lambda rate: self._tuned(arm, rate))
+        self.method = max(self.plan["methods"], key=lambda method: self._tuned(method, self.rates[method]))
+        self.rates |= dict.fromkeys(self.plan["controls"], self.rates["esperd"])
 
     def _tuned(self, arm: str, rate: float) -> float:
         known = self.lines.of(task=self.task, arm=arm, rate=rate, tuning=True)
@@ -162,53 +161,57 @@ class Comparison:
         done = subprocess.run([sys.executable, str(RUN), json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True)
         self.lines.add({**key, **json.loads(done.stdout.splitlines()[-1])})
 
-    def of(self, arm: str, figure: str) -> list[float]:
-        """A figure of an arm, run by run, by RNG seed."""
+    def runs(self, arm: str) -> dict[int, dict]:
+        """An arm's lines, by RNG seed."""
         found = self.lines.of(task=self.task, arm=arm, rate=self.rates[arm], tuning=False)
-        return [line[figure] for line in sorted(found, key=lambda line: line["rng_seed"])]
+        return {line["rng_seed"]: line for line in sorted(found, key=lambda line: line["rng_seed"])}
 
-    def flops(self, arm: str) -> list[float]:
-        """Training FLOPs of an arm, all of them, run by run."""
-        return [sum(spent.values()) for spent in self.of(arm, "flops")]
+    def paired(self, arm: str, other: str, figure: str) -> tuple[list[float], list[float]]:
+        """A figure of two arms on the RNG seeds that both have run."""
+        ours, theirs = self.runs(arm), self.runs(other)
+        seeds = [rng_seed for rng_seed in ours if rng_seed in theirs]
+        return [value_of(ours[seed], figure) for seed in seeds], [value_of(theirs[seed], figure) for seed in seeds]
 
     def figures(self) -> list[harness.Figure]:
         """esperd's means against gromo's."""
-        found = [
-            mean_figure(f"gromo_{self.task}/{name}", self.of("esperd", key), self.of(self.method, key), unit, better)
+        return [
+            mean_figure(f"gromo_{self.task}/{name}", *self.paired("esperd", self.method, key), unit, better)
             for name, key, unit, better in FIGURES
         ]
-        return [*found, mean_figure(f"gromo_{self.task}/flops", self.flops("esperd"), self.flops(self.method), "FLOP", "lower")]
 
     def report(self) -> str:
         """A table of all arms, and paired differences."""
-        arms = (*self.plan["methods"], "esperd", *self.plan["controls"])
-        count = len(self.of("esperd", KEY))
+        arms = [arm for arm in (*self.plan["methods"], "esperd", *self.plan["controls"]) if self.runs(arm)]
         rows = [
-            f"\n{self.task}: means over {count} RNG seeds; esperd is compared with {self.method}",
-            f"  {'arm':9} {'rate':>5} {'audit %':>8} {'loss':>7} {'parameters':>10} {'GFLOP':>8} {'seconds':>8} {'MiB':>6}  peak",
+            f"\n{self.task}: means over RNG seeds; esperd is compared with {self.method}",
+            f"  {'arm':9} {'rate':>5} {'n':>3} {'audit %':>8} {'loss':>7} {'size':>7} {'GFLOP':>8} {'s':>6} {'MiB':>5}  peak",
         ]
         for arm in arms:
-            mean = {key: mean_of(self.of(arm, key)) for key in MEASURED}
+            lines = self.runs(arm).values()
+            mean = {key: statistics.mean(value_of(line, key) for line in lines) for key in MEASURED}
             rows.append(
-                f"  {arm:9} {self.rates[arm]:>5} {100 * mean['audit_accuracy']:8.2f} {mean['audit_loss']:7.4f} "
-                f"{mean['parameters']:10.0f} {statistics.mean(self.flops(arm)) / 1e9:8.3f} {mean['seconds']:8.1f} "
-                f"{mean['added_mib']:6.0f} {mean['peak_mib']:6.0f}"
+                f"  {arm:9} {self.rates[arm]:>5} {len(lines):>3} {100 * mean['audit_accuracy']:8.2f} {mean['audit_loss']:7.4f} "
+                f"{mean['parameters']:7.0f} {mean['flops'] / 1e9:8.3f} {mean['seconds']:6.1f} "
+                f"{mean['added_mib']:5.0f} {mean['peak_mib']:5.0f}"
             )
         rows.append("  points of audit accuracy, paired, [95 % BCa]:")
         pairs = [("esperd", method) for method in self.plan["methods"]]
         pairs += [(arm, control) for control in self.plan["controls"] for arm in ("esperd", self.method)]
-        rows += [f"    {arm} minus {other}: {told(difference(self.of(arm, KEY), self.of(other, KEY)))}" for arm, other in pairs]
+        for arm, other in pairs:
+            ours, theirs = self.paired(arm, other, "audit_accuracy")
+            if ours:
+                rows.append(f"    {arm} minus {other}: {told(difference(ours, theirs))}, n={len(ours)}")
         return "\n".join(rows)
 
 
-KEY = "audit_accuracy"
-MEASURED = (KEY, "audit_loss", "parameters", "seconds", "added_mib", "peak_mib")
+MEASURED = ("audit_accuracy", "audit_loss", "parameters", "flops", "seconds", "added_mib", "peak_mib")
 
 
-def mean_of(values: Sequence[float | None]) -> float:
-    """The mean; not a number where one is unknown, as the loss of a run that diverged."""
-    known = [value for value in values if value is not None]
-    return statistics.mean(known) if len(known) == len(values) else float("nan")
+def value_of(line: dict, figure: str) -> float:
+    """A figure of a run; FLOPs of all purposes. Not a number where it is unknown, as the loss of a run that diverged."""
+    if figure == "flops":
+        return float(sum(line["flops"].values()))
+    return float("nan") if line[figure] is None else float(line[figure])
 
 
 def difference(values: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
@@ -237,11 +240,11 @@ def mean_figure(
 def main() -> None:
     """Run what is missing, print, write."""
     torch.set_num_threads(1)
-    chosen = harness.arguments(__doc__.partition("\n")[0], repeats=10, quick_repeats=1)
+    chosen = harness.arguments(__doc__.partition("\n")[0], repeats=10, quick_repeats=1, known=True)
     tasks = {"digits": QUICK} if chosen.quick else {name: plan for name, plan in TASKS.items() if name != "cifar" or chosen.data}
     figures: list[harness.Figure] = []
-    settings: dict[str, str | int | float | bool] = {"rng_seeds": chosen.repeats, "tasks": " ".join(tasks)}
-    if importlib.util.find_spec("gromo") is None:
+    settings: dict[str, str | int | float | bool] = {"tasks": " ".join(tasks)}
+    if importlib.util.find_spec("gromo") is None and not chosen.known:
         print("gromo is absent: nothing is compared. `make bench-deps` installs it.")
         if not chosen.quick:
             sys.exit(1)
@@ -251,10 +254,15 @@ def main() -> None:
             protocol = {"bench": "gromo", "task": name, "plan": plan, "tuning_seeds": TUNING_SEEDS, "version": 1}
             lines = lab.Lines(harness.REPOSITORY / "bench" / "results" / "gromo.jsonl", protocol, keep=not chosen.quick)
             comparison = Comparison(name, plan, chosen.data if name == "cifar" else None, lines)
-            comparison.run(chosen.repeats)
-            print(comparison.report())
-            figures += comparison.figures()
-            settings |= {f"{name}_protocol": lines.digest, f"{name}_gromo": comparison.method}
+            if chosen.known:
+                comparison.choose()
+            else:
+                comparison.run(chosen.repeats)
+            count = len(comparison.paired("esperd", comparison.method, "audit_accuracy")[0])
+            settings |= {f"{name}_protocol": lines.digest, f"{name}_rng_seeds": count, f"{name}_gromo": comparison.method}
+            if count:
+                print(comparison.report())
+                figures += comparison.figures()
     found = harness.results("gromo", figures, quick=chosen.quick, settings=settings)
     if chosen.json is not None:
         harness.write(found, chosen.json)

@@ -54,9 +54,11 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     figures: tuple[Figure, ...]
 
 
-def arguments(description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = ()) -> argparse.Namespace:
+def arguments(
+    description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = (), known: bool = False
+) -> argparse.Namespace:
     """Parse what every bench takes: ``--quick``, ``--data PATH``, ``--repeats N``, ``--json FILE``; ``--device`` where several
-    can be measured.
+    can be measured; ``--known`` where runs are kept and can be told without running.
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="a short form, under 45 s on two cores")
@@ -65,6 +67,8 @@ def arguments(description: str, *, repeats: int, quick_repeats: int, devices: Se
     parser.add_argument("--json", type=Path, help="where results are written")
     if devices:
         parser.add_argument("--device", choices=devices, default=devices[0], help="where it is measured")
+    if known:
+        parser.add_argument("--known", action="store_true", help="run nothing: tell what is known so far")
     chosen = parser.parse_args()
     if chosen.repeats is None:
         chosen.repeats = quick_repeats if chosen.quick else repeats

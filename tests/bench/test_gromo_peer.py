@@ -86,6 +86,28 @@ def test_a_figure_is_the_mean_over_rng_seeds_against_gromos():
     assert figure.baseline.name == "gromo"
 
 
+def line(arm, rng_seed, accuracy):
+    return {
+        "task": "digits",
+        "arm": arm,
+        "rng_seed": rng_seed,
+        "rate": 0.1,
+        "tuning": False,
+        "audit_accuracy": accuracy,
+        "flops": {"train": 2e6, "gate": 1e6},
+    }
+
+
+def test_only_rng_seeds_that_both_sides_have_run_are_compared(tmp_path):
+    lines = gromo_run.lab.Lines(tmp_path / "none.jsonl", {}, keep=False)
+    comparison = gromo_peer.Comparison("digits", gromo_peer.TASKS["digits"], None, lines)
+    comparison.rates = {"esperd": 0.1, "tiny": 0.1}
+    for known in (line("esperd", 2, 0.9), line("tiny", 0, 0.8), line("tiny", 2, 0.7), line("esperd", 1, 0.6)):
+        lines.add(known)
+    assert comparison.paired("esperd", "tiny", "audit_accuracy") == ([0.9], [0.7])
+    assert comparison.paired("esperd", "tiny", "flops") == ([3e6], [3e6])
+
+
 def test_gromo_starts_from_the_same_weights_and_pays_for_its_statistics():
     pytest.importorskip("gromo", reason="gromo is not installed: make bench-deps")
     line = gromo_run.run(spec("tiny"))
