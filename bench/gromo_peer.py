@@ -156,7 +156,7 @@ class Comparison:
         }
         if arm not in METHODS:
             given = {"task": self.task, "arm": self.method, "rng_seed": rng_seed, "rate": self.rates[self.method]}
-            (peer,) = self.lines.of(**given)
+            peer = self.lines.of(**given)[-1]
             spec |= {"flops": sum(peer["flops"].values()), "most_parameters": peer["parameters"]}
         done = subprocess.run([sys.executable, str(RUN), json.dumps(spec)], stdout=subprocess.PIPE, text=True, check=True)
         self.lines.add({**key, **json.loads(done.stdout.splitlines()[-1])})
