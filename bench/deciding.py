@@ -28,6 +28,7 @@ class Deciding:
         flops: budget of the run.
         samples: of the train split.
         blueprints: what may be grown; empty: every built-in one.
+        most_parameters: of the grown network; None: as many as it likes.
     """
 
     settings: PolicySettings
@@ -35,6 +36,7 @@ class Deciding:
     flops: float
     samples: int
     blueprints: tuple[str, ...] = ()
+    most_parameters: int | None = None
     state: bytes = b""
     points: int = 0
     gate_losses: list[float] = field(default_factory=list)
@@ -95,33 +97,40 @@ class Deciding:
             host_flops_per_sample=host,
             seeds=grower.records(),
             slots=grower.network.slots,
-            options=tuple(options(grower, self.blueprints)),
+            options=tuple(options(grower, self.blueprints, self.most_parameters)),
             merits=merits,
             trials=trials,
         )
 
 
-def options(grower: Grower, blueprints: tuple[str, ...] = ()) -> list[ArmOption]:
+def options(grower: Grower, blueprints: tuple[str, ...] = (), most_parameters: int | None = None) -> list[ArmOption]:
     """Every arm of a grower with its price.
 
     Args:
         grower: with slots.
         blueprints: names; empty: every built-in one that fits.
+        most_parameters: of the grown network.
     """
     found = []
     for slot in grower.network.slots:
         taken = any(seed.lives for seed in grower.network.port(slot.slot)) or slot.slot in grower.resting
-        found += [
-            ArmOption(
-                arm=Arm(slot=slot.slot, blueprint=blueprint.name),
-                parameters=blueprint.parameters(slot.shape),
-                flops_per_sample=blueprint.flops(slot.shape),
-                available=not taken,
-                why_not="the slot is taken or rests" if taken else "",
+        for blueprint in BLUEPRINTS:
+            if blueprint.topology != slot.topology or (blueprints and blueprint.name not in blueprints):
+                continue
+            parameters = blueprint.parameters(slot.shape)
+            total = grower.network.effective_parameters + parameters
+            why_not = "the slot is taken or rests" if taken else ""
+            if most_parameters is not None and total > most_parameters:
+                why_not = why_not or f"{total} parameters would exceed {most_parameters}"
+            found.append(
+                ArmOption(
+                    arm=Arm(slot=slot.slot, blueprint=blueprint.name),
+                    parameters=parameters,
+                    flops_per_sample=blueprint.flops(slot.shape),
+                    available=not why_not,
+                    why_not=why_not,
+                )
             )
-            for blueprint in BLUEPRINTS
-            if blueprint.topology == slot.topology and (not blueprints or blueprint.name in blueprints)
-        ]
     return found
 
 

@@ -1,8 +1,7 @@
-"""Did growing pay? A trained host grown by the default policy against the same host continued, for the same FLOPs, over RNG
+"""Did growing pay? A trained host grown by the policy ``ucb`` against the same host continued, for the same FLOPs, over RNG
 seeds.
 
-Protocol: ``bench/PROTOCOL.md``. What is grown, where and when is the default strategy's to decide, on the gate split, with the
-    default
+Protocol: ``bench/PROTOCOL.md``. What is grown, where and when is the strategy's to decide, on the gate split, with the default
 gates; everything it tries is charged. One JSON line an arm is appended to ``bench/results/grown.jsonl``; an interrupted bench
 goes on where it stopped.
 """
@@ -15,90 +14,32 @@ import harness
 import incubation
 import lab
 import torch
+from deciding import Deciding
 from torch import nn
 
-from esperd.builtins.blueprints import BLUEPRINTS
-from esperd.growth import Grower
-from esperd.growth.contribution import Measured
-from esperd.growth.lifecycle import shortest_life
 from esperd.messages.growth import Stage
 from esperd.messages.jobs import Gates, Growth
-from esperd.messages.policy import Arm, ArmOption, Decide, Observation, PolicySettings
-from esperd.policy import ucb
+from esperd.messages.policy import PolicySettings
 
 FULL = {"host_epochs": 40, "extra_host_epochs": 44, "batch_size": 128, "pretrain_rate": 0.1, "rate": 0.1}
 QUICK = {"host_epochs": 4, "extra_host_epochs": 10, "batch_size": 64, "pretrain_rate": 0.1, "rate": 0.05}
 STAYS = {"incubation_epochs": 1, "blending_epochs": 1, "shadowing_epochs": 1, "probation_epochs": 3, "embargo_epochs": 1}
-POLICY = PolicySettings(warmup_epochs=0, latest_germination=0.4, max_live_seeds=2, max_fossilized=2, patience=2)
+POLICY = PolicySettings(strategy="ucb", warmup_epochs=0, latest_germination=0.4, max_live_seeds=2, max_fossilized=2, patience=2)
 
 
-class Policy:
-    """The default strategy, asked in this process as the daemon asks it."""
-
-    def __init__(self, rng_seed: int, plan: dict, flops: float) -> None:
-        self._rng_seed, self._plan, self._flops = rng_seed, plan, flops
-        self._state = b""
-        self._point = 0
-        self._gate_losses: list[float] = []
-        self.said: list[str] = []
-
-    def __call__(self, grower: Grower, measured: Measured) -> None:
-        """One decision point."""
-        self._point += 1
-        self._gate_losses.append(measured.mean_loss)
-        request = Decide(
-            job="bench",
-            point=self._point,
-            rng_seed=self._rng_seed,
-            settings=POLICY,
-            observation=self._observe(grower, measured),
-            state=self._state,
-        )
-        decided = ucb.decide(request)
-        self._state = decided.state
-        for decision in decided.decisions:
-            if decision.action == "wait":
-                continue
-            refusal = grower.apply(decision)
-            told = f"{decision.arm.blueprint} at {decision.arm.slot}" if decision.arm else decision.seed
-            self.said.append(f"epoch {grower.epoch}: {decision.action} {told}{' (refused)' if refusal else ''}")
-
-    def _observe(self, grower: Grower, measured: Measured) -> Observation:
-        step = grower.ledger.cost("train", grower.structure()) or 0.0
-        epoch_flops = step * grower.steps_per_epoch * self._plan["batch_size"]
-        left = (self._flops - grower.ledger.total) / epoch_flops if epoch_flops else None
-        return Observation(
-            epoch=grower.epoch,
-            progress=grower.ledger.total / self._flops,
-            epochs_left=left,
-            shortest_life_epochs=shortest_life(grower.growth),
-            train_loss=measured.mean_loss,
-            gate_loss=measured.mean_loss,
-            gate_metric=measured.mean_metric,
-            gate_losses=tuple(self._gate_losses),
-            host_parameters=grower.host_parameters,
-            host_flops_per_sample=grower.ledger.cost("gate", "host") or 0.0,
-            seeds=grower.records(),
-            slots=grower.network.slots,
-            options=tuple(self._options(grower)),
-        )
-
-    def _options(self, grower: Grower) -> list[ArmOption]:
-        options = []
-        for slot in grower.network.slots:
-            taken = any(seed.lives for seed in grower.network.port(slot.slot)) or slot.slot in grower.resting
-            options += [
-                ArmOption(
-                    arm=Arm(slot=slot.slot, blueprint=blueprint.name),
-                    parameters=blueprint.parameters(slot.shape),
-                    flops_per_sample=blueprint.flops(slot.shape),
-                    available=not taken,
-                    why_not="the slot is taken or rests" if taken else "",
-                )
-                for blueprint in BLUEPRINTS
-                if blueprint.topology == slot.topology
-            ]
-        return options
+REGISTERED = (
+    "strategy",
+    "exploration",
+    "rent_parameters",
+    "rent_flops",
+    "warmup_epochs",
+    "latest_germination",
+    "max_live_seeds",
+    "max_fossilized",
+    "nursery",
+    "patience",
+)
+"""Keys of the policy when the protocol was registered."""
 
 
 def run_arm(data: lab.Data, host: nn.Module, arm: str, rng_seed: int, plan: dict) -> dict[str, object]:
@@ -118,7 +59,7 @@ def run_arm(data: lab.Data, host: nn.Module, arm: str, rng_seed: int, plan: dict
     flops = plan["extra_host_epochs"] * host_epoch
     grower.ledger.spent = dict.fromkeys(grower.ledger.spent, 0.0)
     grower.sample = next(iter(lab.batches(data.train, plan["batch_size"], 77)))
-    policy = Policy(rng_seed, plan, flops)
+    policy = Deciding(POLICY, rng_seed, flops, len(data.train[0]))
     began = lab.clock()
     grower.network.train()
     if arm == "grown":
@@ -143,7 +84,7 @@ def main() -> None:
         "plan": plan,
         "stays": STAYS,
         "incubation": Growth().incubation,
-        "policy": {name: getattr(POLICY, name) for name in POLICY.__struct_fields__},
+        "policy": {name: getattr(POLICY, name) for name in REGISTERED},
         "version": 1,
     }
     lines = lab.Lines(harness.REPOSITORY / "bench" / "results" / "grown.jsonl", protocol, keep=not chosen.quick)

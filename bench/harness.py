@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("esperd", "torch", "numpy", "msgspec", "pyzmq", "safetensors", "uvloop")
+PACKAGES = ("esperd", "torch", "numpy", "msgspec", "pyzmq", "safetensors", "uvloop", "gromo")
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,14 +54,18 @@ class Results(msgspec.Struct, frozen=True, kw_only=True):
     figures: tuple[Figure, ...]
 
 
-def arguments(description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = ()) -> argparse.Namespace:
+def arguments(
+    description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = (), known: bool = False
+) -> argparse.Namespace:
     """Parse what every bench takes: ``--quick``, ``--data PATH``, ``--repeats N``, ``--json FILE``; ``--device`` where several
-    can be measured.
+    can be measured; ``--known`` where runs are kept and can be told without running.
     """
-    return parsed(parser(description, repeats=repeats, quick_repeats=quick_repeats, devices=devices))
+    return parsed(parser(description, repeats=repeats, quick_repeats=quick_repeats, devices=devices, known=known))
 
 
-def parser(description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = ()) -> argparse.ArgumentParser:
+def parser(
+    description: str, *, repeats: int, quick_repeats: int, devices: Sequence[str] = (), known: bool = False
+) -> argparse.ArgumentParser:
     """What every bench takes, for one that takes more; see :func:`parsed`."""
     parser = argparse.ArgumentParser(description=description)
     parser.set_defaults(full_repeats=repeats, quick_repeats=quick_repeats)
@@ -71,6 +75,8 @@ def parser(description: str, *, repeats: int, quick_repeats: int, devices: Seque
     parser.add_argument("--json", type=Path, help="where results are written")
     if devices:
         parser.add_argument("--device", choices=devices, default=devices[0], help="where it is measured")
+    if known:
+        parser.add_argument("--known", action="store_true", help="run nothing: tell what is known so far")
     return parser
 
 
