@@ -97,6 +97,7 @@ class Deciding:
             host_flops_per_sample=host,
             seeds=grower.records(),
             slots=grower.network.slots,
+            steps_per_epoch=grower.steps_per_epoch,
             options=tuple(options(grower, self.blueprints, self.most_parameters)),
             merits=merits,
             trials=trials,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import msgspec
 
 from esperd.errors import EsperError
@@ -9,6 +11,8 @@ from esperd.growth.fork import fork
 from esperd.growth.grower import Grower
 from esperd.growth.network import Seed
 from esperd.growth.newborn import newborn
+from esperd.growth.source import GrownModule, SeedSource
+from esperd.messages.growth import SlotRecord
 from esperd.messages.policy import Arm, Decision
 
 
@@ -17,12 +21,32 @@ class NotGrown(Exception):
 
     Args:
         why: in words.
-        error: what was met; None where a gate refused.
     """
 
-    def __init__(self, why: str, error: EsperError | None = None) -> None:
-        super().__init__(why)
-        self.error = error
+
+@dataclass(frozen=True)
+class Sketches:
+    """A source whose seeds are sketches: what is measured in a fork is thrown away, and compiling a kernel for it would take
+    longer than measuring it.
+    """
+
+    source: SeedSource
+
+    def unfit(self, blueprint: str, slot: SlotRecord) -> str:
+        """As the source says."""
+        return self.source.unfit(blueprint, slot)
+
+    def min_gradient_ratio(self, blueprint: str) -> float | None:
+        """As the source says."""
+        return self.source.min_gradient_ratio(blueprint)
+
+    def sketch(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> GrownModule:
+        """As the source makes it."""
+        return self.source.sketch(blueprint, slot, seed, operator)
+
+    def grow(self, blueprint: str, slot: SlotRecord, seed: str, operator: str, epoch: int) -> GrownModule:  # noqa: ARG002 - as in SeedSource
+        """A sketch."""
+        return self.source.sketch(blueprint, slot, seed, operator)
 
 
 def with_newborn(grower: Grower, arm: Arm) -> tuple[Grower, Seed]:
@@ -33,17 +57,17 @@ def with_newborn(grower: Grower, arm: Arm) -> tuple[Grower, Seed]:
         arm: slot and blueprint.
 
     Raises:
-        NotGrown: the blueprint does not fit the slot, or its kernel cannot be had.
+        NotGrown: the blueprint does not fit the slot, or does not build.
         InvalidModel: the network cannot be copied.
     """
     unfit = grower.source.unfit(arm.blueprint, grower.network.port(arm.slot).record)
     if unfit:
         raise NotGrown(unfit)
-    twin = fork(grower)
+    twin = _sketching(grower)
     try:
         seed = newborn(twin, arm)
     except EsperError as error:
-        raise NotGrown(f"{error.code}: {error}", error) from error
+        raise NotGrown(f"{error.code}: {error}") from error
     twin.network.insert(seed)
     return twin, seed
 
@@ -61,16 +85,22 @@ def with_candidate(grower: Grower, arm: Arm) -> tuple[Grower, Seed]:
         The fork, whose ledger holds what growing cost, and the seed in it.
 
     Raises:
-        NotGrown: gate G0 or G1 refuses it, or its kernel or its probe fails.
+        NotGrown: gate G0 or G1 refuses it, or it does not build, or its probe fails.
         InvalidModel: the network cannot be copied.
     """
-    twin = fork(grower)
+    twin = _sketching(grower)
     twin.growth = msgspec.structs.replace(grower.growth, incubation="joint")
     name = f"{arm.slot}#{twin.network.germinated}"
     try:
         refusal = twin.apply(Decision(action="germinate", arm=arm, reason="a candidate in a fork"))
     except EsperError as error:
-        raise NotGrown(f"{error.code}: {error}", error) from error
+        raise NotGrown(f"{error.code}: {error}") from error
     if refusal:
         raise NotGrown(refusal)
     return twin, twin.network.seed(name)
+
+
+def _sketching(grower: Grower) -> Grower:
+    twin = fork(grower)
+    twin.source = Sketches(grower.source)
+    return twin

@@ -19,7 +19,6 @@ from typing import Literal
 
 import torch
 
-from esperd.errors import EsperError
 from esperd.growth.candidate import NotGrown, with_candidate
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.fork import fork
@@ -42,13 +41,11 @@ class Contender:
         arm: slot and blueprint.
         trial: the network with it against the network as it is; None when it did not come to that.
         why_not: why it did not; empty when it did.
-        error: what was met on the way there; None where a gate refused, or where its loss was not finite.
     """
 
     arm: Arm
     trial: Trial | None
     why_not: str = ""
-    error: EsperError | None = None
 
 
 def contest(
@@ -91,7 +88,7 @@ def contest(
         try:
             twin, _ = with_candidate(grower, arm)
         except NotGrown as refusal:
-            yield Contender(arm=arm, trial=None, why_not=str(refusal), error=refusal.error)
+            yield Contender(arm=arm, trial=None, why_not=str(refusal))
             continue
         with _charged(grower, twin):
             # its probe, which every newborn seed pays once, is charged but not held against it here

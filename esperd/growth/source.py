@@ -47,6 +47,12 @@ class SeedSource(Protocol):
         """A fresh module and operator for a seed of this name, on the device and in the dtype of the slot."""
         ...
 
+    def sketch(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> GrownModule:
+        """The seed that :meth:`grow` would give, with the same weights, as a plain module: to be measured and thrown away. No
+        kernel is compiled for it, and it can be neither checkpointed nor exported.
+        """
+        ...
+
     def min_gradient_ratio(self, blueprint: str) -> float | None:
         """The blueprint's own threshold for gate G2, if it has one."""
         ...
@@ -97,12 +103,8 @@ class BlueprintSource:
         Raises:
             BlueprintRejected: it does not build, has no portable form, or its formula is not the true count.
         """
-        declaration = self.blueprints[blueprint]
-        dtype = getattr(torch, slot.dtype)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(rng_seed_of(self._rng_seed, seed))
-            eager = _built(declaration, slot).to(dtype)
-            entering = build_operator(operator, slot).to(self._device, dtype)
+        eager, entering = self._drawn(blueprint, slot, seed, operator)
+        declaration, dtype = self.blueprints[blueprint], getattr(torch, slot.dtype)
         module = load_kernel(self._graph(declaration, slot, eager, dtype), None)
         module.load_state_dict(eager.state_dict())
         parameters = sum(parameter.numel() for parameter in eager.parameters())
@@ -122,6 +124,23 @@ class BlueprintSource:
             graph=self._graph(declaration, slot, eager, dtype).decode(),
         )
 
+    def sketch(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> GrownModule:
+        """The seed that :meth:`grow` would give, as a plain module.
+
+        Raises:
+            BlueprintRejected: it does not build.
+        """
+        module, entering = self._drawn(blueprint, slot, seed, operator)
+        return sketched(self.blueprints[blueprint], slot, module.to(self._device), entering)
+
+    def _drawn(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> tuple[nn.Module, nn.Module]:
+        """Module, on the CPU, and operator, with the weights that a seed of this name has."""
+        dtype = getattr(torch, slot.dtype)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(rng_seed_of(self._rng_seed, seed))
+            module = built(self.blueprints[blueprint], slot).to(dtype)
+            return module, build_operator(operator, slot).to(self._device, dtype)
+
     def _graph(self, declaration: Blueprint, slot: SlotRecord, eager: nn.Module, dtype: torch.dtype) -> bytes:
         key = (declaration.name, slot.shape, slot.dtype)
         if key not in self._graphs:
@@ -132,7 +151,19 @@ class BlueprintSource:
         return self._graphs[key]
 
 
-def _built(declaration: Blueprint, slot: SlotRecord) -> nn.Module:
+def sketched(declaration: Blueprint, slot: SlotRecord, module: nn.Module, operator: nn.Module) -> GrownModule:
+    """A plain module, and what its blueprint says about it."""
+    parameters = sum(parameter.numel() for parameter in module.parameters())
+    flops_per_sample = declaration.flops(slot.shape)
+    return GrownModule(module=module, operator=operator, parameters=parameters, flops_per_sample=flops_per_sample)
+
+
+def built(declaration: Blueprint, slot: SlotRecord) -> nn.Module:
+    """A fresh module of a blueprint, drawn from where the RNG stream stands.
+
+    Raises:
+        BlueprintRejected: its factory fails, or gives something else.
+    """
     try:
         module: object = resolve(declaration.factory)(slot.shape)
     except EsperError:

@@ -130,7 +130,8 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     patience: Annotated[int, msgspec.Meta(ge=1)] = 3
     """Contribution measurements after which an undecided probationary seed is culled."""
     merit_batches: Annotated[int, msgspec.Meta(ge=1)] = 4
-    """``gradient_merit`` and ``successive_halving``: batches that a gradient merit is averaged over. Chosen, not measured."""
+    """``gradient_merit`` and ``successive_halving``: batches that a gradient merit is averaged over at most; fewer, at least one,
+    where all arms together would take more than a twentieth of what is left of the budget. Chosen, not measured."""
     contenders: Annotated[int, msgspec.Meta(ge=2)] = 8
     """``successive_halving`` only: arms that enter a contest, those of the highest gradient merit. Chosen, not measured."""
     contest_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.15
@@ -199,6 +200,8 @@ class Observation(Value, frozen=True, kw_only=True):
     """What the last answer asked to be measured by ``try``; empty when it asked for none."""
     train_losses: tuple[float, ...] = ()
     """Mean training loss of every epoch so far, oldest first; as many as :attr:`gate_losses`."""
+    steps_per_epoch: int | None = None
+    """Optimiser steps of an epoch; None: not told."""
     gate_flops: tuple[float, ...] = ()
     """Training FLOPs spent, everything charged, when each of :attr:`gate_losses` was measured."""
     slot_statistics: tuple[SlotStatistics, ...] = ()

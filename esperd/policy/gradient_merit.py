@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from esperd.messages.policy import Arm, ArmMerit, Decide, Decided
+from esperd.messages.policy import Arm, ArmMerit, Decide, Decided, Decision
 from esperd.policy import pipeline
 from esperd.policy.arms import RankedArm, Selection, by_score
 from esperd.policy.state import BanditState
@@ -28,11 +28,25 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     fresh = fresh_merits(request, state)
     unknown = [found for found in available if found.arm not in fresh]
     if unknown:
-        return Selection(ranked=available, measure=[gauge(found, request.settings) for found in unknown])
+        return Selection(ranked=available, measure=gauge_all(request, unknown))
     ranked = [_gauged(found, fresh, len(available)) for found in available]
     known = [found for found in ranked if found.pays]
     failed = [found for found in ranked if not found.pays]
     return Selection(ranked=[*by_score(known, request.rng_seed), *failed], promise="has a gradient merit of")
+
+
+SHARE = 0.05
+"""Share of what is left of a job that gauging all arms may take, as far as a single batch allows. Chosen, not measured."""
+
+
+def gauge_all(request: Decide, arms: Sequence[RankedArm]) -> list[Decision]:
+    """Gauge arms over as many batches as the settings ask for, or as the budget bears."""
+    observation, batches = request.observation, request.settings.merit_batches
+    if observation.steps_per_epoch is not None and observation.epochs_left is not None:
+        host = max(observation.host_flops_per_sample, 1.0)
+        passes = sum(1.0 + found.option.flops_per_sample / host for found in arms)  # of the host, for one batch each
+        batches = min(batches, int(SHARE * observation.epochs_left * observation.steps_per_epoch / passes))
+    return [gauge(found, max(1, batches)) for found in arms]
 
 
 def fresh_merits(request: Decide, state: BanditState) -> dict[Arm, ArmMerit]:
@@ -46,8 +60,8 @@ def _gauged(found: RankedArm, merits: dict[Arm, ArmMerit], count: int) -> Ranked
     merit = merits[found.arm]
     if merit.norm is None:
         return replace(found, pays=False, why=f"could not be gauged: {merit.why_not}")
-    if found.mean is not None and found.mean <= 0.0:
-        why = f"has not paid: mean reward {found.mean:.4f} over {found.pulls} tries"
+    if found.expected is not None and found.expected <= 0.0:
+        why = f"does not pay: mean reward {found.expected:.4f} over {found.known}"
         return replace(found, pays=False, why=why)
     why = f"largest gradient merit of {count} available arms: {merit.norm:.4g} over {merit.batches} batches"
     return replace(found, score=merit.norm, why=why)

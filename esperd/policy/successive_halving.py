@@ -12,10 +12,10 @@ from dataclasses import replace
 from esperd.messages.policy import Arm, ArmMerit, ArmTrial, Decide, Decided
 from esperd.policy import pipeline
 from esperd.policy.arms import RankedArm, Selection, by_score
-from esperd.policy.gradient_merit import fresh_merits
+from esperd.policy.gradient_merit import fresh_merits, gauge_all
 from esperd.policy.lots import listing
 from esperd.policy.state import BanditState
-from esperd.policy.wording import compete, gauge
+from esperd.policy.wording import compete
 
 FINAL = 2
 """Arms in the last round: the better of them is the first to be grown."""
@@ -71,7 +71,7 @@ def _first_round(request: Decide, state: BanditState, available: Sequence[Ranked
     merits = fresh_merits(request, state)
     unknown = [found for found in available if found.arm not in merits]
     if len(available) > settings.contenders and unknown:
-        return Selection(ranked=available, measure=[gauge(found, settings) for found in unknown])
+        return Selection(ranked=available, measure=gauge_all(request, unknown))
     entering = sorted(available, key=lambda found: (-_norm(merits.get(found.arm)), listing(request.rng_seed, found.arm)))
     entering = [found for found in entering if _enters(merits.get(found.arm))][: settings.contenders]
     if not entering:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from esperd.messages.policy import Alternative, Decision, PolicySettings
+from esperd.messages.policy import Alternative, Decision
 from esperd.policy.arms import RankedArm, Selection
 
 
@@ -32,10 +32,10 @@ def germinate(found: RankedArm, ranked: Sequence[RankedArm], screening: str) -> 
     )
 
 
-def gauge(found: RankedArm, settings: PolicySettings) -> Decision:
+def gauge(found: RankedArm, batches: int) -> Decision:
     """Measure the gradient merit of an arm."""
     reason = f"its gradient merit is not known ({found.option.parameters} parameters, rent {found.rent:.4f})"
-    return Decision(action="gauge", arm=found.arm, batches=settings.merit_batches, reason=reason)
+    return Decision(action="gauge", arm=found.arm, batches=batches, reason=reason)
 
 
 def compete(found: RankedArm, epochs: float, contenders: int) -> Decision:

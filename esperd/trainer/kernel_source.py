@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
+from torch import nn
 
 from esperd.compiler.keys import kernel_key
-from esperd.declarations import Blueprint, resolve
+from esperd.declarations import Blueprint
 from esperd.errors import BlueprintRejected, EsperError
 from esperd.execution.oplist import load_kernel
 from esperd.growth.operators import operator as build_operator
-from esperd.growth.source import GrownModule, rng_seed_of, why_unfit
+from esperd.growth.source import GrownModule, built, rng_seed_of, sketched, why_unfit
 from esperd.messages.growth import SlotRecord
 from esperd.messages.kernels import KernelKey, KernelProvided
 from esperd.messages.telemetry import KernelLoaded
@@ -79,19 +80,7 @@ class KernelSource:
         declaration = self._plugins.blueprints[blueprint]
         provided = self._provide(self.key(declaration, slot))
         module = load_kernel(provided.graph, None)
-        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
-            torch.manual_seed(rng_seed_of(self._rng_seed, seed))
-            try:
-                module.load_state_dict(resolve(declaration.factory)(slot.shape).state_dict())
-                entering = build_operator(operator, slot)
-            except EsperError:
-                raise
-            except (Exception, SystemExit) as error:
-                raise BlueprintRejected(
-                    f"blueprint {blueprint!r} drew no weights for {slot.shape}: {type(error).__name__}: {error}",
-                    blueprint=blueprint,
-                    traceback=traceback.format_exc(),
-                ) from error
+        _, entering = self._drawn(declaration, slot, seed, operator, into=module)
         self.loaded.append(
             KernelLoaded(epoch=epoch, seed=seed, blueprint=blueprint, manifest_id=provided.manifest_id, source=provided.source)
         )
@@ -103,6 +92,45 @@ class KernelSource:
             kernel=provided.manifest_id,
             graph=provided.graph.decode(),
         )
+
+    def sketch(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> GrownModule:
+        """The seed that :meth:`grow` would give, as a plain module; the cache is not asked.
+
+        Raises:
+            EsperError: when the blueprint's factory fails.
+        """
+        declaration = self._plugins.blueprints[blueprint]
+        drawn, entering = self._drawn(declaration, slot, seed, operator)
+        dtype = getattr(torch, slot.dtype)
+        return sketched(declaration, slot, drawn.to(self._device, dtype), entering.to(self._device, dtype))
+
+    def _drawn(
+        self, declaration: Blueprint, slot: SlotRecord, seed: str, operator: str, *, into: nn.Module | None = None
+    ) -> tuple[nn.Module, nn.Module]:
+        """Module and operator with the weights that a seed of this name has, drawn under its own RNG stream.
+
+        Args:
+            declaration: of the blueprint.
+            slot: where it is to be.
+            seed: its name.
+            operator: how it enters.
+            into: a kernel that gets the weights, too.
+        """
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
+            torch.manual_seed(rng_seed_of(self._rng_seed, seed))
+            try:
+                drawn = built(declaration, slot)
+                if into is not None:
+                    into.load_state_dict(drawn.state_dict())
+                return drawn, build_operator(operator, slot)
+            except EsperError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise BlueprintRejected(
+                    f"blueprint {declaration.name!r} drew no weights for {slot.shape}: {type(error).__name__}: {error}",
+                    blueprint=declaration.name,
+                    traceback=traceback.format_exc(),
+                ) from error
 
     def _provide(self, key: KernelKey) -> KernelProvided:
         """Ask the cache; once more after a short wait when the daemon is in trouble, unless the job is to stop."""

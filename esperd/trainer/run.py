@@ -421,6 +421,7 @@ class Run:
             merits=tuple(self._scout.merits) if self._scout else (),
             trials=tuple(self._scout.trials) if self._scout else (),
             train_losses=tuple(self.train_losses),
+            steps_per_epoch=self.steps_per_epoch,
             gate_flops=tuple(self.gate_flops),
             slot_statistics=self._slot_statistics,
             headroom=headroom(self.device),

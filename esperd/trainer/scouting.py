@@ -6,14 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from esperd.errors import EsperError
 from esperd.growth.candidate import NotGrown
 from esperd.growth.contest import contest
 from esperd.growth.grower import Grower, TrialBatches
 from esperd.growth.merit import gradient_merit
 from esperd.messages.policy import Arm, ArmMerit, ArmTrial, Decision
 from esperd.messages.telemetry import ArmGauged, ArmTried, Body
-from esperd.trainer.unavailable import UNAVAILABLE
 
 SCOUTING = ("gauge", "try")
 """Actions that measure and change nothing."""
@@ -36,8 +34,6 @@ class Scout:
     batches: TrialBatches
     merits: list[ArmMerit] = field(default_factory=list)
     trials: list[ArmTrial] = field(default_factory=list)
-    unavailable: list[Arm] = field(default_factory=list)
-    """Arms whose kernel could not be provided."""
     events: list[Body] = field(default_factory=list)
 
     def measure(self, decisions: Iterable[Decision]) -> list[tuple[Decision, str]]:
@@ -70,7 +66,6 @@ class Scout:
             norm = gradient_merit(self.grower, arm, lambda: self.batches.train(epoch), batches=batches)
         except NotGrown as refusal:
             why_not = str(refusal)
-            self._note(arm, refusal.error)
         if norm is not None and not math.isfinite(norm):
             norm, why_not = None, f"its gradient is {norm}"
         merit = ArmMerit(arm=arm, norm=norm, batches=batches, epoch=epoch, why_not=why_not)
@@ -80,14 +75,9 @@ class Scout:
     def _try(self, arms: Sequence[Arm], epochs: float) -> None:
         epoch = self.grower.epoch
         for contender in contest(self.grower, arms, lambda: self.batches.train(epoch), self.batches.gate, epochs=epochs):
-            self._note(contender.arm, contender.error)
             tried = ArmTrial(arm=contender.arm, epochs=epochs, trial=contender.trial, epoch=epoch, why_not=contender.why_not)
             self.trials.append(tried)
             self.events.append(ArmTried(epoch=epoch, tried=tried))
-
-    def _note(self, arm: Arm, error: EsperError | None) -> None:
-        if isinstance(error, UNAVAILABLE):
-            self.unavailable.append(arm)
 
 
 def _problem(decision: Decision) -> str:

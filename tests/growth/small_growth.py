@@ -108,7 +108,11 @@ class Kernels:
     def min_gradient_ratio(self, blueprint: str) -> float | None:
         return PLUGINS.blueprints[blueprint].min_gradient_ratio
 
-    def grow(self, blueprint: str, slot: SlotRecord, seed: str, operator: str, epoch: int) -> GrownModule:
+    def sketch(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> GrownModule:
+        eager, known = self._drawn(blueprint, slot, seed, operator)
+        return GrownModule(module=eager, **known)
+
+    def _drawn(self, blueprint: str, slot: SlotRecord, seed: str, operator: str):
         declaration: Blueprint = PLUGINS.blueprints[blueprint]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(sum(map(ord, seed)))
@@ -119,6 +123,10 @@ class Kernels:
             "parameters": declaration.parameters(slot.shape),
             "flops_per_sample": declaration.flops(slot.shape),
         }
+        return eager, known
+
+    def grow(self, blueprint: str, slot: SlotRecord, seed: str, operator: str, epoch: int) -> GrownModule:
+        eager, known = self._drawn(blueprint, slot, seed, operator)
         if not self.portable:
             return GrownModule(module=self.wrap(eager), **known)
         compiled = kernel(blueprint, slot.shape)
