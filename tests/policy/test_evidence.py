@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_requests import contribution, observation, observations, option, request, seed
 
-from esperd.builtins import strategies
+from esperd.builtins import strategies, triggers
 from esperd.errors import StoreFailed
 from esperd.messages.evidence import ForgetEvidence, ListEvidence, Precedent, TriedSeed
 from esperd.messages.growth import Stage
@@ -272,11 +272,12 @@ def test_other_blueprints_other_topologies_and_slots_nobody_described_say_nothin
 def plugins():
     found = Plugins()
     found.add("builtins.strategies", strategies)
+    found.add("builtins.triggers", triggers)
     return found
 
 
 def asked(job, point, seen, *, memory=False):
-    return msgspec.structs.replace(request(seen, policy=PolicySettings(memory=memory), point=point), job=job)
+    return msgspec.structs.replace(request(seen, policy=PolicySettings(strategy="ucb", memory=memory), point=point), job=job)
 
 
 BORN = observation(options=(), seeds=(seed("s1#1", stage=Stage.TRAINING),))

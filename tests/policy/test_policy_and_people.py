@@ -18,7 +18,7 @@ from esperd.store.database import Database
 
 PLUGINS = load_plugins()
 CULL = Overrule(id="j", wish="cull", by="ada", seed="s1#0", reason="it is slow")
-APPROVE = PolicySettings(approve=True)
+APPROVE = PolicySettings(strategy="ucb", approve=True)
 
 
 def asked(point, *, policy=None, state=b"", stage=Stage.TRAINING):
