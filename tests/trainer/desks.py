@@ -323,7 +323,8 @@ def growing_job(**fields):
             "probation_epochs": 3,
             "embargo_epochs": 1,
         },
-        "policy": {"strategy": "ucb", "warmup_epochs": 1, "patience": 1, "rent_parameters": 0.001, "rent_flops": 0.001},
+        "policy": {"warmup_epochs": 1, "patience": 1, "rent_parameters": 0.001, "rent_flops": 0.001},
         **fields,
     }
+    settings["policy"] = {"strategy": "ucb", **settings["policy"]}  # one question an epoch, nothing measured first
     return msgspec.convert(settings, Job)

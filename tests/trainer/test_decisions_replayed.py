@@ -67,7 +67,8 @@ def test_every_decision_of_a_job_is_computed_again_from_its_log(blobs, open_desk
     desk = open_desk()
     desks.train(desks.growing_job(policy={**NURSED, "strategy": name}), blobs, desk)
     logged = desk.logged()
-    assert [row.point for row in logged] == list(range(1, 10))
+    assert [row.point for row in logged] == list(range(1, len(logged) + 1))
+    assert len(logged) >= 9
     decide = resolve(desks.PLUGINS.strategies[name].decide)
     for row in logged:
         assert msgspec.msgpack.encode(decide(row.request)) == msgspec.msgpack.encode(row.answer)
