@@ -100,9 +100,8 @@ def _host(data: lab.Data, rng_seed: int, plan: dict[str, Any], cache: str) -> nn
 def run(task: Task, plan: dict[str, Any], needed: Needed, path: str, cache: str) -> dict[str, Any]:
     """Do one task."""
     data = _data(path)
-    hosts = plan["h2"] if task.part == "h2" else plan["h1"]
-    plan = {**plan, **hosts}
-    host = _host(data, task.rng_seed, plan, cache)
+    plan = {**plan, **(plan["h2"] if task.part == "h2" else plan["h1"])}
+    host = lab.fresh_host(data, task.rng_seed) if task.arm in FROM_GROWN else _host(data, task.rng_seed, plan, cache)
     began = time.perf_counter()
     line = _line_of_host(host, data) if task.arm == HOST else _WORK[task.part](task, data, host, plan, needed)
     return {**line, "wall_seconds": round(time.perf_counter() - began, 2), "processor": harness.machine()["cpu"]}
@@ -157,7 +156,7 @@ _WORK: dict[str, Callable[..., dict[str, Any]]] = {"h1": _improve, "h2": _choose
 
 def run_all(wanted: list[Task], lines: lab.Lines, plan: dict[str, Any], path: Path | None, *, workers: int, until: float) -> None:
     """Run what is missing, each task as soon as what it starts from is known; nothing is begun after ``until``."""
-    waiting = [task for task in wanted if not _known(lines, task)]
+    waiting = [task for task in wanted if not known(lines, task, plan)]
     running: dict[Future[dict[str, Any]], Task] = {}
     cache = str(Path(tempfile.gettempdir()) / "esperd-bench-hosts")
     Path(cache).mkdir(exist_ok=True)
@@ -165,10 +164,10 @@ def run_all(wanted: list[Task], lines: lab.Lines, plan: dict[str, Any], path: Pa
     with ProcessPoolExecutor(workers) as pool:
         while waiting or running:
             for task in list(waiting):
-                ready = all(_known(lines, Task(task.part, task.rng_seed, need)) for need in task.needs)
+                ready = all(known(lines, Task(task.part, task.rng_seed, need), plan) for need in task.needs)
                 if ready and len(running) < workers and time.time() < until:
                     waiting.remove(task)
-                    needed = {need: _known(lines, Task(task.part, task.rng_seed, need))[0] for need in task.needs}
+                    needed = {need: known(lines, Task(task.part, task.rng_seed, need), plan)[0] for need in task.needs}
                     running[pool.submit(run, task, plan, needed, str(path or ""), cache)] = task
             if not running:
                 return
@@ -188,8 +187,17 @@ def run_all(wanted: list[Task], lines: lab.Lines, plan: dict[str, Any], path: Pa
                 print(f"{total - len(waiting) - len(running)} of {total} runs", file=sys.stderr)
 
 
-def _known(lines: lab.Lines, task: Task) -> list[dict[str, Any]]:
-    return lines.of(part=task.part, rng_seed=task.rng_seed, arm=task.arm)
+def known(lines: lab.Lines, task: Task, plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """Lines of a task. What starts from the trained host counts only when all of it was run on one kind of processor, or on this
+    one: sums round otherwise on another, and the host would not be the same.
+    """
+    found = lines.of(part=task.part, rng_seed=task.rng_seed, arm=task.arm)
+    if task.arm in FROM_GROWN or not found:
+        return found
+    together = [other.arm for other in tasks(plan, task.rng_seed, (task.part,)) if other.arm not in FROM_GROWN]
+    held = [{line["processor"] for line in lines.of(part=task.part, rng_seed=task.rng_seed, arm=arm)} for arm in together]
+    enough = set.intersection(*held) or {harness.machine()["cpu"]}
+    return [line for line in found if line["processor"] in enough]
 
 
 def main() -> None:
@@ -209,7 +217,7 @@ def main() -> None:
     parts = tuple(chosen.part or (PARTS[:2] if chosen.quick else PARTS))
     wanted = [task for rng_seed in range(chosen.repeats) for task in tasks(plan, rng_seed, parts)]
     if not chosen.summary:
-        wanted.sort(key=lambda task: (parts.index(task.part), task.arm != HOST, task.arm != "grown", task.arm != "scratch_total"))
+        wanted.sort(key=lambda task: (parts.index(task.part), task.arm != HOST, task.arm == "continued_0.05", task.rng_seed))
         run_all(wanted, lines, plan, chosen.data, workers=chosen.workers, until=time.time() + chosen.seconds)
     figures = growth_figures.figures(lines)
     print(growth_figures.tables(lines))

@@ -1,0 +1,150 @@
+"""The bench that asks whether growing pays: its statistics, what counts as known, and its short form from end to end."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "bench"))
+
+import growth  # noqa: E402 - found where the line above says
+import growth_figures  # noqa: E402
+import growth_plan  # noqa: E402
+import harness  # noqa: E402
+import lab  # noqa: E402
+
+HERE = harness.machine()["cpu"]
+PLAN = {**growth_plan.FULL, "arms": ("a", "b", "c")}
+
+
+@pytest.fixture
+def lines(tmp_path):
+    return lab.Lines(tmp_path / "growth.jsonl", {"plan": PLAN}, keep=False)
+
+
+def line(arm, rng_seed=0, part="h1", *, audit=0.6, gate=0.6, processor=HERE, **fields):
+    return {
+        "part": part,
+        "rng_seed": rng_seed,
+        "arm": arm,
+        "audit_accuracy": audit,
+        "gate_accuracy": gate,
+        "processor": processor,
+        **fields,
+    }
+
+
+def test_differences_are_paired_by_rng_seed_and_on_one_kind_of_processor(lines):
+    for told in (
+        line("grown", 0, audit=0.62),
+        line("grown", 1, audit=0.70, processor="another"),
+        line("grown", 1, audit=0.63),
+        line("continued_0.1", 0, audit=0.60),
+        line("continued_0.1", 1, audit=0.60),
+        line("continued_0.1", 2, audit=0.10),
+    ):
+        lines.add(told)
+    assert growth_figures.differences(lines, "h1", "grown", "continued_0.1") == pytest.approx([2.0, 3.0])
+
+
+def test_the_host_continued_is_compared_at_the_rate_that_the_gate_split_prefers(lines):
+    for told in (line("continued_0.1", gate=0.5, audit=0.9), line("continued_0.05", gate=0.6, audit=0.1)):
+        lines.add(told)
+    assert growth_figures.continued(lines) == "continued_0.05"
+
+
+def test_an_exact_p_counts_the_flips_that_are_at_least_as_far():
+    assert growth_figures.sign_flip_p([1.0, 2.0, 3.0]) == 2 / 8
+    assert growth_figures.sign_flip_p([1.0, -1.0]) == 1.0
+
+
+def test_holm_is_monotone_and_multiplies_by_what_is_left():
+    adjusted = growth_figures.holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert adjusted == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def test_a_rank_correlation_goes_by_order_alone():
+    assert growth_figures.rank_correlation([1.0, 2.0, 3.0], [1.0, 10.0, 11.0]) == pytest.approx(1.0)
+    assert growth_figures.rank_correlation([1.0, 2.0, 3.0], [3.0, 2.0, 1.0]) == pytest.approx(-1.0)
+
+
+def choice(lines, rng_seed, gate_losses, audits, picks, *, costs=1.0, base=0.5):
+    for arm, gate_loss, audit in zip("abc", gate_losses, audits, strict=True):
+        lines.add(line(f"arm:{arm}", rng_seed, "h2", audit=audit, gate_loss=gate_loss, contribution=0.1))
+    lines.add(line("continued", rng_seed, "h2", audit=base))
+    scores = {"scores": {"merit": dict(zip("abc", (3.0, 2.0, 1.0), strict=True))}, "costs": {"merit": 0.5}}
+    lines.add(line("scores", rng_seed, "h2", **scores))
+    for strategy, picked in picks.items():
+        lines.add(line(f"pick:{strategy}", rng_seed, "h2", picked=picked, cost=0.0 if strategy == "first_arm" else costs))
+        if strategy != "first_arm":
+            lines.add(line(f"continued:{strategy}", rng_seed, "h2", audit=base + 0.01))
+
+
+PICKS = {"first_arm": "c", "gradient_merit": "a", "successive_halving": None}
+
+
+def test_a_choice_gains_what_its_arm_ends_with_over_the_host_that_got_as_much(lines):
+    choice(lines, 0, (0.9, 1.0, 1.1), (0.56, 0.54, 0.52), PICKS, costs=10.0)
+    found = {name: by_seed[0] for name, by_seed in growth_figures.choices(lines).items()}
+    assert found["exhaustive"]["gain"] == pytest.approx(6.0)
+    assert found["uniform"]["gain"] == pytest.approx(4.0)
+    assert found["gradient_merit"]["gain"] == pytest.approx(5.0), "the host continued got what choosing cost"
+    assert found["gradient_merit"]["over_base"] == pytest.approx(6.0)
+    assert found["gradient_merit"]["share"] == pytest.approx((20 + 10) / 60)
+    assert found["successive_halving"]["gain"] == 0.0, "who grows nothing gets the host continued"
+    assert found["first_arm"]["gain"] == pytest.approx(2.0)
+    assert growth_figures.calibration(lines)["merit"] == ([pytest.approx(1.0)], 0.5)
+
+
+def test_an_rng_seed_with_a_line_missing_says_nothing_yet(lines):
+    choice(lines, 0, (0.9, 1.0, 1.1), (0.56, 0.54, 0.52), PICKS)
+    lines.add(line("arm:a", 1, "h2"))
+    assert growth_figures.complete_choices(lines) == [0]
+
+
+def test_effectiveness_is_a_ratio_of_mean_gains(lines):
+    for rng_seed in range(10):
+        choice(lines, rng_seed, (0.9, 1.0, 1.1), (0.57, 0.54, 0.52 + 0.001 * rng_seed), PICKS)
+    ratio, low, high = growth_figures.effectiveness(growth_figures.choices(lines), "gradient_merit", "first_arm")
+    assert low < ratio < high
+    assert ratio == pytest.approx(6.0 / 2.45 - 1)
+    names = {figure.name for figure in growth_figures.figures(lines)}
+    assert names == {"h2_gain_share", "h2_flops_share", "ae_over_fixed/lower95"}
+
+
+def test_what_starts_from_a_host_is_run_again_on_another_kind_of_processor_unless_all_of_it_is_known(lines):
+    together = ["host", "grown", "continued_0.1", "continued_0.05"]
+    for arm in together[:-1]:
+        lines.add(line(arm, processor="another"))
+    lines.add(line("scratch_total", processor="another"))
+    missing = [task.arm for task in growth.tasks(PLAN, 0, ("h1",)) if not growth.known(lines, task, PLAN)]
+    assert set(together) <= set(missing)
+    assert "scratch_total" not in missing
+    lines.add(line(together[-1], processor="another"))
+    missing = [task.arm for task in growth.tasks(PLAN, 0, ("h1",)) if not growth.known(lines, task, PLAN)]
+    assert missing == ["scratch_marginal", "wide_parameters", "wide_flops"]
+
+
+def test_the_short_form_runs_from_end_to_end(tmp_path):
+    command = [
+        sys.executable,
+        "bench/growth.py",
+        "--quick",
+        "--repeats",
+        "1",
+        "--part",
+        "h1",
+        "--json",
+        str(tmp_path / "found.json"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "H1: points of audit accuracy" in done.stdout
+    names = {figure.name for figure in harness.read(tmp_path / "found.json").figures}
+    assert names == {"h1_vs_scratch_total/mean"}, "one RNG seed has no interval"
