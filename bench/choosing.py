@@ -74,7 +74,7 @@ def train_arm(
     if chosen is not None:
         germinate(grower, chosen)
     phase = lab.Phase(plan["rate"], plan["batch_size"])
-    lab.train(grower, data, flops=host_epochs * host_epoch, phase=phase, rng_seed=rng_seed)
+    lab.train(grower, data, flops=host_epochs * host_epoch - grower.ledger.total, phase=phase, rng_seed=rng_seed)
     return {**lab.result(grower, data, lab.clock() - began), "contribution": _contribution(grower, data)}
 
 

@@ -83,12 +83,13 @@ class Deciding:
         self, grower: Grower, measured: Measured, merits: tuple[ArmMerit, ...], trials: tuple[ArmTrial, ...]
     ) -> Observation:
         host = grower.ledger.cost("gate", "host") or 0.0
+        gate = (grower.ledger.cost("gate", grower.structure()) or host) * len(measured.loss)
         epoch_flops = (grower.ledger.cost("train", grower.structure()) or 3 * host) * self.samples
         return Observation(
             epoch=grower.epoch,
             progress=grower.ledger.total / self.flops,
             epochs_left=max(0.0, (self.flops - grower.ledger.total) / epoch_flops),
-            shortest_life_epochs=shortest_life(grower.growth),
+            shortest_life_epochs=shortest_life(grower.growth, screened=self.settings.nursery > 1),
             train_loss=measured.mean_loss,
             gate_loss=measured.mean_loss,
             gate_metric=measured.mean_metric,
@@ -98,6 +99,7 @@ class Deciding:
             seeds=grower.records(),
             slots=grower.network.slots,
             steps_per_epoch=grower.steps_per_epoch,
+            gate_pass_epochs=gate / epoch_flops,
             options=tuple(options(grower, self.blueprints, self.most_parameters)),
             merits=merits,
             trials=trials,

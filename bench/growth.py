@@ -177,14 +177,19 @@ def run_all(wanted: list[Task], lines: lab.Lines, plan: dict[str, Any], path: Pa
                 if error is not None:
                     print(f"{task} failed", file=sys.stderr)
                     traceback.print_exception(error)
+                    lines.add(_told(task, {"failed": f"{type(error).__name__}: {error}", "processor": harness.machine()["cpu"]}))
                     waiting = [
                         other
                         for other in waiting
                         if (other.part, other.rng_seed) != (task.part, task.rng_seed) or task.arm not in other.needs
                     ]
                     continue
-                lines.add({"part": task.part, "rng_seed": task.rng_seed, "arm": task.arm, **done.result()})
+                lines.add(_told(task, done.result()))
                 print(f"{total - len(waiting) - len(running)} of {total} runs", file=sys.stderr)
+
+
+def _told(task: Task, found: dict[str, Any]) -> dict[str, Any]:
+    return {"part": task.part, "rng_seed": task.rng_seed, "arm": task.arm, **found}
 
 
 def known(lines: lab.Lines, task: Task, plan: dict[str, Any]) -> list[dict[str, Any]]:

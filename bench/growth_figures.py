@@ -15,6 +15,7 @@ import lab
 import torch
 
 from esperd.growth.interval import mean_interval
+from esperd.messages.policy import PolicySettings
 
 POINTS = 100.0
 SMALLEST_GAIN = 0.3
@@ -23,14 +24,23 @@ MEASURING = ("gradient_merit", "successive_halving")
 EXHAUSTIVE = "exhaustive"
 
 
+def _ran(lines: lab.Lines, **key: object) -> list[dict]:
+    """Lines of runs that came to their end."""
+    return [line for line in lines.of(**key) if "failed" not in line]
+
+
 def _by_seed(lines: lab.Lines, part: str, arm: str) -> dict[int, dict]:
-    return {line["rng_seed"]: line for line in lines.of(part=part, arm=arm)}
+    return {line["rng_seed"]: line for line in _ran(lines, part=part, arm=arm)}
 
 
 def continued(lines: lab.Lines) -> str:
-    """The rate at which the host continued did best on the gate split, over all RNG seeds."""
-    arms = sorted({line["arm"] for line in lines.of(part="h1") if line["arm"].startswith("continued_")})
-    return max(arms, key=lambda arm: statistics.fmean(line["gate_accuracy"] for line in lines.of(part="h1", arm=arm)))
+    """The rate at which the host continued did best on the gate split, over the RNG seeds that every rate was run for; the first
+    one that was run where there are none.
+    """
+    arms = sorted({line["arm"] for line in _ran(lines, part="h1") if line["arm"].startswith("continued_")}, reverse=True)
+    by_arm = {arm: _by_seed(lines, "h1", arm) for arm in arms}
+    common = set.intersection(*(set(found) for found in by_arm.values()))
+    return max(arms, key=lambda arm: sum(by_arm[arm][seed]["gate_accuracy"] for seed in common))
 
 
 def differences(lines: lab.Lines, part: str, arm: str, other: str, figure: str = "audit_accuracy", of: str = "") -> list[float]:
@@ -44,7 +54,7 @@ def differences(lines: lab.Lines, part: str, arm: str, other: str, figure: str =
         figure: of the lines.
         of: part of ``other``; empty: the same.
     """
-    mine, theirs = lines.of(part=part, arm=arm), lines.of(part=of or part, arm=other)
+    mine, theirs = _ran(lines, part=part, arm=arm), _ran(lines, part=of or part, arm=other)
     pairs: dict[int, tuple[bool, float]] = {}
     for one, two in itertools.product(mine, theirs):
         seed, same = one["rng_seed"], one["processor"] == two["processor"]
@@ -83,12 +93,13 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 
 def complete_choices(lines: lab.Lines) -> list[int]:
     """RNG seeds of which every arm and every pick is known."""
-    arms = {line["arm"] for line in lines.of(part="h2")} - {"host"}
-    return sorted(
-        seed
-        for seed in {line["rng_seed"] for line in lines.of(part="h2")}
-        if all(_by_seed(lines, "h2", arm).get(seed) for arm in arms)
-    )
+    picks = [f"{kind}:{name}" for name in growth_plan.PICKING for kind in ("pick", "continued")]
+    arms = [f"arm:{arm}" for arm in lines.protocol["plan"]["arms"]]
+    wanted = {"scores", "continued", *arms, *picks} - {"continued:first_arm"}
+    known: dict[int, set[str]] = {}
+    for line in _ran(lines, part="h2"):
+        known.setdefault(line["rng_seed"], set()).add(line["arm"])
+    return sorted(seed for seed, told in known.items() if wanted <= told)
 
 
 def choices(lines: lab.Lines) -> dict[str, dict[int, dict[str, float]]]:
@@ -97,7 +108,7 @@ def choices(lines: lab.Lines) -> dict[str, dict[int, dict[str, float]]]:
     """
     found: dict[str, dict[int, dict[str, float]]] = {}
     for seed in complete_choices(lines):
-        of = {line["arm"]: line for line in lines.of(part="h2", rng_seed=seed)}
+        of = {line["arm"]: line for line in _ran(lines, part="h2", rng_seed=seed)}
         arms = {name.removeprefix("arm:"): line for name, line in of.items() if name.startswith("arm:")}
         base, budget = of["continued"]["audit_accuracy"], _arm_epochs(lines)
         every = budget * len(arms)
@@ -127,8 +138,8 @@ def _arm_epochs(lines: lab.Lines) -> float:
 
 
 def effectiveness(chosen: dict[str, dict[int, dict[str, float]]], strategy: str, other: str) -> tuple[float, float, float]:
-    """Mean gain of a strategy over another's, minus 1, with its 95 % BCa interval over RNG seeds; a percentile bootstrap of the
-    ratio of means.
+    """Mean gain of a strategy over another's, minus 1, with the 95 % percentile bootstrap interval of that ratio of means, over
+    RNG seeds.
     """
     seeds = sorted(chosen[strategy])
     mine = torch.tensor([chosen[strategy][seed]["gain"] for seed in seeds], dtype=torch.float64)
@@ -136,6 +147,16 @@ def effectiveness(chosen: dict[str, dict[int, dict[str, float]]], strategy: str,
     picks = torch.randint(len(seeds), (10_000, len(seeds)), generator=torch.Generator().manual_seed(0))
     ratios = (mine[picks].mean(1) / theirs[picks].mean(1) - 1).sort().values
     return float(mine.mean() / theirs.mean() - 1), float(ratios[249]), float(ratios[9749])
+
+
+def better_by(chosen: dict[str, dict[int, dict[str, float]]], strategy: str, other: str) -> tuple[float, float, float, str]:
+    """How much better a strategy chooses, with its interval: the ratio of gains minus 1, or the difference in points where the
+    other's gain is too small for a ratio; and the unit.
+    """
+    mine, theirs = ([chosen[name][seed]["gain"] for seed in sorted(chosen[strategy])] for name in (strategy, other))
+    if statistics.fmean(theirs) > SMALLEST_GAIN:
+        return *effectiveness(chosen, strategy, other), "ratio - 1"
+    return *interval([one - two for one, two in zip(mine, theirs, strict=True)]), "points"
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
@@ -150,7 +171,7 @@ def calibration(lines: lab.Lines) -> dict[str, tuple[list[float], float]]:
     """
     found: dict[str, tuple[list[float], list[float]]] = {}
     for seed in complete_choices(lines):
-        of = {line["arm"]: line for line in lines.of(part="h2", rng_seed=seed)}
+        of = {line["arm"]: line for line in _ran(lines, part="h2", rng_seed=seed)}
         brought = {name.removeprefix("arm:"): -line["gate_loss"] for name, line in of.items() if name.startswith("arm:")}
         scores, costs = dict(of["scores"]["scores"]), dict(of["scores"]["costs"])
         scores["contribution"] = {name: of[f"arm:{name}"]["contribution"] for name in brought}
@@ -170,38 +191,30 @@ def calibration(lines: lab.Lines) -> dict[str, tuple[list[float], float]]:
 def figures(lines: lab.Lines) -> list[harness.Figure]:
     """What the protocol promises, as far as it is known: of fewer than eight RNG seeds no interval is."""
     found = []
-    if _by_seed(lines, "h1", "grown") and any(line["arm"].startswith("continued_") for line in lines.of(part="h1")):
+    if _by_seed(lines, "h1", "grown") and any(line["arm"].startswith("continued_") for line in _ran(lines, part="h1")):
         peers = {"h1_vs_continue/lower95": continued(lines), "h1_vs_scratch_marginal/lower95": "scratch_marginal"}
-        found += [_difference(lines, name, peer, lower=True) for name, peer in peers.items() if lines.of(part="h1", arm=peer)]
-        if lines.of(part="h1", arm="scratch_total"):
+        found += [_difference(lines, name, peer, lower=True) for name, peer in peers.items() if _ran(lines, part="h1", arm=peer)]
+        if _ran(lines, part="h1", arm="scratch_total"):
             found.append(_difference(lines, "h1_vs_scratch_total/mean", "scratch_total", lower=False))
     chosen = choices(lines)
     if chosen:
-        best = _best(chosen)
+        best = PolicySettings().strategy
         gains = {name: [by_seed[seed]["over_base"] for seed in sorted(by_seed)] for name, by_seed in chosen.items()}
         share = statistics.fmean(gains[best]) / statistics.fmean(gains[EXHAUSTIVE])
         found.append(_figure("h2_gain_share", share, "share", "higher", gains[best], EXHAUSTIVE, 1.0, gains[EXHAUSTIVE]))
         flops = [by["share"] for by in chosen[best].values()]
         found.append(_figure("h2_flops_share", statistics.fmean(flops), "share", "lower", flops, EXHAUSTIVE, 1.0, [1.0]))
-        _, lower, _ = effectiveness(chosen, best, "first_arm")
         mine, fixed = ([by["gain"] for by in chosen[name].values()] for name in (best, "first_arm"))
-        found.append(
-            _figure("ae_over_fixed/lower95", lower, "ratio - 1", "higher", mine, "first_arm", statistics.fmean(fixed), fixed)
-        )
+        _, lower, _, unit = better_by(chosen, best, "first_arm")
+        mean = statistics.fmean(fixed)
+        found.append(_figure("ae_over_fixed/lower95", lower, unit, "higher", mine, "first_arm", mean, fixed))
     return [figure for figure in found if math.isfinite(figure.value)]
-
-
-def _best(chosen: dict[str, dict[int, dict[str, float]]]) -> str:
-    """Of the strategies that measure before they choose, the one with the largest gain."""
-    return max(
-        ("gradient_merit", "successive_halving"), key=lambda name: statistics.fmean(by["gain"] for by in chosen[name].values())
-    )
 
 
 def _difference(lines: lab.Lines, name: str, peer: str, *, lower: bool) -> harness.Figure:
     values = differences(lines, "h1", "grown", peer)
     mean, low, _ = interval(values)
-    theirs = [POINTS * line["audit_accuracy"] for line in lines.of(part="h1", arm=peer)]
+    theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part="h1", arm=peer)]
     return _figure(name, low if lower else mean, "points", "higher", values, peer, statistics.fmean(theirs), theirs)
 
 
@@ -221,14 +234,21 @@ def _figure(
 
 def tables(lines: lab.Lines) -> str:
     """Everything that is known, to read."""
-    return "\n".join([*_improving(lines), *_choosing(lines), *_calibrating(lines), *_ablating(lines)])
+    failed = [
+        f"  failed: {line['part']} {line['arm']} of RNG seed {line['rng_seed']}: {line['failed']}" for line in _failed(lines)
+    ]
+    return "\n".join([*_improving(lines), *_choosing(lines), *_calibrating(lines), *_ablating(lines), *failed])
+
+
+def _failed(lines: lab.Lines) -> list[dict]:
+    return [line for line in lines.lines if "failed" in line]
 
 
 def _improving(lines: lab.Lines) -> list[str]:
     grown = _by_seed(lines, "h1", "grown")
     if not grown:
         return []
-    peers = sorted({line["arm"] for line in lines.of(part="h1")} - {"grown", "host"})
+    peers = sorted({line["arm"] for line in _ran(lines, part="h1")} - {"grown", "host"})
     told = ["", "H1: points of audit accuracy, grown minus the other, mean over RNG seeds [95 % BCa]; its price beside it"]
     rows = {peer: differences(lines, "h1", "grown", peer) for peer in peers}
     adjusted = holm({peer: sign_flip_p(values) for peer, values in rows.items() if values})
@@ -238,7 +258,7 @@ def _improving(lines: lab.Lines) -> list[str]:
             mean, low, high = interval(rows[peer])
             told.append(
                 f"  {peer:18} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(rows[peer])}  p={adjusted[peer]:.3f} (Holm)  "
-                f"{_price(lines.of(part='h1', arm=peer))}"
+                f"{_price(_ran(lines, part='h1', arm=peer))}"
             )
     return told
 
@@ -265,8 +285,8 @@ def _choosing(lines: lab.Lines) -> list[str]:
         told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(by_seed)}  {share:.0%} of the FLOPs")
     for name in MEASURING:
         for other in ("first_arm", "uniform"):
-            ratio, low, high = effectiveness(chosen, name, other)
-            told.append(f"  adaptation effectiveness of {name} over {other}: {ratio:+.0%} [{low:+.0%}, {high:+.0%}]")
+            better, low, high, unit = better_by(chosen, name, other)
+            told.append(f"  adaptation effectiveness of {name} over {other}: {better:+.2f} [{low:+.2f}, {high:+.2f}] {unit}")
     return told
 
 
@@ -281,7 +301,7 @@ def _calibrating(lines: lab.Lines) -> list[str]:
 
 
 def _ablating(lines: lab.Lines) -> list[str]:
-    names = sorted({line["arm"] for line in lines.of(part="ablations")})
+    names = sorted({line["arm"] for line in _ran(lines, part="ablations")})
     told = ["", "Ablations: points of audit accuracy, changed minus grown [95 % BCa]"] if names else []
     for name in names:
         values = differences(lines, "ablations", name, "grown", of="h1")

@@ -59,7 +59,8 @@ def grow(
     began = lab.clock()
     deciding(grower, measured)
     phase = lab.Phase(plan["rate"], plan["batch_size"])
-    lab.train(grower, data, flops=flops, phase=phase, rng_seed=rng_seed, decide=deciding)
+    left = flops - grower.ledger.total  # what was measured and probed before the first step is charged
+    lab.train(grower, data, flops=left, phase=phase, rng_seed=rng_seed, decide=deciding)
     grower.close()
     kept = [[seed.record.slot, seed.blueprint] for seed in grower.network.seeds() if seed.stage is Stage.FOSSILIZED]
     return {**_ended(grower, data, began), "kept": kept, "decisions": deciding.said}

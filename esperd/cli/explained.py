@@ -22,6 +22,8 @@ from esperd.report.decisions import say_decision
 from esperd.report.grid import Cell, Column, Grid
 from esperd.report.tables import STAGE_STYLES
 
+MEASURING = ("gauge", "try")
+"""Actions that change nothing: only what could not be measured is told of them."""
 ACTION_STYLES = {"germinate": "cyan", "fossilize": "green", "cull": "red"}
 
 
@@ -114,6 +116,8 @@ def outcome_cell(decision: Decision, made: DecisionMade | None) -> Cell:
         return Cell("awaits approval", "yellow")
     if decision.action == "wait":
         return Cell("")
+    if made is None and decision.action in MEASURING:
+        return Cell("measured; the next point has what was found", "dim")
     if made is None:
         return Cell("not told by the trainer", "yellow")
     return Cell("applied", "green") if made.applied else Cell(f"refused: {made.refusal}", "red")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from esperd.cli.job_view import slots_line
+from esperd.messages.policy import ArmTrial
 from esperd.messages.telemetry import (
+    ArmTried,
     AuditMeasured,
     ContributionMeasured,
     DecisionMade,
@@ -52,8 +54,8 @@ def describe(event: Event, metric_name: str | None = None) -> str | None:
             return f"gate       {body.verdict.gate} holds {body.seed} back: {body.verdict.reason}"
         case ContributionMeasured() | ProspectMeasured() | TrialMeasured() as body:
             return _measured(body)
-        case ScreeningEnded() as body:
-            return _screened(body)
+        case ScreeningEnded() | ArmTried() as body:
+            return _competed(body)
         case RolledBack() as body:
             return f"rolledback {say_rollback(body)}"
         case KernelLoaded() | NetworkCompiled() | NetworkNotCompiled() as body:
@@ -113,9 +115,18 @@ def _measured(body: ContributionMeasured | ProspectMeasured | TrialMeasured) -> 
             return f"trial      {body.seed} brought {effect(body.trial)} over its twin without it"
 
 
-def _screened(body: ScreeningEnded) -> str:
+def _competed(body: ScreeningEnded | ArmTried) -> str:
+    if isinstance(body, ArmTried):
+        return _tried(body.tried)
     promised = "; ".join(f"{each.seed} {each.blueprint} {effect(each.prospect)}" for each in body.candidates)
     return f"screening  {body.winner or 'nobody'} goes on of {len(body.candidates)} candidates: {promised}"
+
+
+def _tried(tried: ArmTrial) -> str:
+    arm = f"{tried.arm.blueprint} at {tried.arm.slot}"
+    if tried.trial is None:
+        return f"contest    {arm} did not compete: {tried.why_not}"
+    return f"contest    {arm} brought {effect(tried.trial)} over growing nothing, after {tried.epochs:.2g} epochs at equal FLOPs"
 
 
 def _runs_on(body: KernelLoaded | NetworkCompiled | NetworkNotCompiled) -> str:

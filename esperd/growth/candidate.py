@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import msgspec
 
 from esperd.errors import EsperError
+from esperd.growth.compiled import Compiled
 from esperd.growth.fork import fork
 from esperd.growth.grower import Grower
 from esperd.growth.network import Seed
 from esperd.growth.newborn import newborn
+from esperd.growth.runner import Plain
 from esperd.growth.source import GrownModule, SeedSource
 from esperd.messages.growth import SlotRecord
 from esperd.messages.policy import Arm, Decision
@@ -88,8 +90,7 @@ def with_candidate(grower: Grower, arm: Arm) -> tuple[Grower, Seed]:
         NotGrown: gate G0 or G1 refuses it, or it does not build, or its probe fails.
         InvalidModel: the network cannot be copied.
     """
-    twin = _sketching(grower)
-    twin.growth = msgspec.structs.replace(grower.growth, incubation="joint")
+    twin = contender(grower)
     name = f"{arm.slot}#{twin.network.germinated}"
     try:
         refusal = twin.apply(Decision(action="germinate", arm=arm, reason="a candidate in a fork"))
@@ -98,6 +99,17 @@ def with_candidate(grower: Grower, arm: Arm) -> tuple[Grower, Seed]:
     if refusal:
         raise NotGrown(refusal)
     return twin, twin.network.seed(name)
+
+
+def contender(grower: Grower) -> Grower:
+    """A fork in which seeds are sketches that are heard from their first step, and passes run eager where the job compiles them:
+    what a contender compiles is thrown away with it, and would count against the job's own programs.
+    """
+    twin = _sketching(grower)
+    twin.growth = msgspec.structs.replace(grower.growth, incubation="joint")
+    if isinstance(twin.runner, Compiled):
+        twin.runner = Plain()
+    return twin
 
 
 def _sketching(grower: Grower) -> Grower:

@@ -19,9 +19,8 @@ from typing import Literal
 
 import torch
 
-from esperd.growth.candidate import NotGrown, with_candidate
+from esperd.growth.candidate import NotGrown, contender, with_candidate
 from esperd.growth.contribution import Measured, measure
-from esperd.growth.fork import fork
 from esperd.growth.grower import Grower
 from esperd.growth.interval import mean_interval
 from esperd.growth.optimizer import set_learning_rate
@@ -79,11 +78,12 @@ def contest(
         raise ValueError(f"a contest needs a length above 0 epochs, not {epochs}")
     start = Streams.take(device_of(grower.network))
     steps = max(1, round(epochs * grower.steps_per_epoch))
-    as_it_is = fork(grower)
+    as_it_is = contender(grower)
     with _charged(grower, as_it_is):
         taken = _train(as_it_is, train(), start, steps=steps, flops=math.inf)
         allowance = as_it_is.ledger.total
         alone = _measured(as_it_is, gate)
+    del as_it_is  # of three networks at once the memory need not hold the third
     for arm in arms:
         try:
             twin, _ = with_candidate(grower, arm)
@@ -98,6 +98,7 @@ def contest(
         spent = twin.ledger.total
         told = _compared(grower, alone, found, taken_with, taken, spent)
         why_not = "" if math.isfinite(told.loss) else f"it ended with a gate loss of {found.mean_loss}"
+        del twin
         yield Contender(arm=arm, trial=None if why_not else told, why_not=why_not)
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from esperd.growth.candidate import with_newborn
+from esperd.growth.candidate import NotGrown, with_newborn
 from esperd.growth.grower import Grower
-from esperd.growth.incubation import lookahead_gradients
+from esperd.growth.incubation import SecondPass, lookahead_gradients
+from esperd.growth.network import Seed
 from esperd.growth.streams import Streams, device_of, forked
 from esperd.messages.policy import Arm
 
@@ -34,7 +35,7 @@ def gradient_merit(grower: Grower, arm: Arm, train: Callable[[], Iterator[Batch]
         The norm, in units of loss per unit of parameter.
 
     Raises:
-        NotGrown: the arm cannot be grown at all.
+        NotGrown: the arm cannot be grown at all, or its passes raise.
         InvalidModel: the network cannot be copied.
         ValueError: ``batches`` is not positive.
     """
@@ -46,19 +47,21 @@ def gradient_merit(grower: Grower, arm: Arm, train: Callable[[], Iterator[Batch]
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     with forked(start.device, start):
         for inputs, targets in itertools.islice(train(), batches):
-            second = twin.ledger.charge(
-                "incubation",
-                f"merit:{seed.name}:{seed.blueprint}",
-                len(inputs),
-                lambda inputs=inputs, targets=targets: lookahead_gradients(  # type: ignore[misc]  # bound as it is in this round
-                    twin.network, seed, inputs, targets, twin.loss, alpha=seed.alpha_target
-                ),
-                shape=tuple(inputs.shape[1:]),
-            )
-            for total, gradient in zip(sums, second.gradients, strict=True):
+            for total, gradient in zip(sums, _gradients(twin, seed, inputs, targets), strict=True):
                 if gradient is not None:
                     total += gradient
     grower.ledger.spent["trial"] += twin.ledger.total
     twin.ranks.average(sums)
     norm = torch.stack([total.double().norm() for total in sums]).norm() / batches
     return float(twin.ranks.first(f"the merit of {arm.blueprint} at {arm.slot}", float(norm)))
+
+
+def _gradients(twin: Grower, seed: Seed, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def work() -> SecondPass:
+        return lookahead_gradients(twin.network, seed, inputs, targets, twin.loss, alpha=seed.alpha_target)
+
+    structure, shape = f"merit:{seed.name}:{seed.blueprint}", tuple(inputs.shape[1:])
+    try:
+        return twin.ledger.charge("incubation", structure, len(inputs), work, shape=shape).gradients
+    except Exception as error:  # a plugin's module may raise anything; the arm is at fault, and nothing but a fork has moved
+        raise NotGrown(f"its pass raised {type(error).__name__}: {error}") from error

@@ -136,7 +136,7 @@ class BlueprintSource:
     def _drawn(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> tuple[nn.Module, nn.Module]:
         """Module, on the CPU, and operator, with the weights that a seed of this name has."""
         dtype = getattr(torch, slot.dtype)
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[self._device] if self._device.type == "cuda" else []):
             torch.manual_seed(rng_seed_of(self._rng_seed, seed))
             module = built(self.blueprints[blueprint], slot).to(dtype)
             return module, build_operator(operator, slot).to(self._device, dtype)

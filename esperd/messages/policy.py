@@ -202,6 +202,8 @@ class Observation(Value, frozen=True, kw_only=True):
     """Mean training loss of every epoch so far, oldest first; as many as :attr:`gate_losses`."""
     steps_per_epoch: int | None = None
     """Optimiser steps of an epoch; None: not told."""
+    gate_pass_epochs: float | None = None
+    """FLOPs of one pass of the network over the gate split, in epochs of training it; None: not told."""
     gate_flops: tuple[float, ...] = ()
     """Training FLOPs spent, everything charged, when each of :attr:`gate_losses` was measured."""
     slot_statistics: tuple[SlotStatistics, ...] = ()

@@ -16,7 +16,7 @@ from esperd.errors import StoreFailed
 from esperd.messages.base import MessageT
 from esperd.messages.policy import Decide, Decided
 from esperd.policy.evidence import TABLES
-from esperd.policy.overruling import overrule
+from esperd.policy.overruling import measures, overrule
 from esperd.policy.said import take
 from esperd.store.clock import Clock
 from esperd.store.database import Database
@@ -57,6 +57,10 @@ class Logged:
     request: Decide | None
     """None: logged by an older esperd, which did not keep it."""
     answer: Decided
+
+
+MOST_MEASURED = 20
+"""Points that are looked back over for one that decided something; the trainer lets a policy measure 16 times in a row."""
 
 
 class DecisionLog:
@@ -104,7 +108,8 @@ class DecisionLog:
             found = connection.execute("SELECT answer FROM decisions WHERE job = ? AND point = ?", (job, point)).fetchone()
             if found is not None:
                 return _replayed(found["answer"], job, point)
-            decided = overrule(answer, take(connection, job, point))
+            # an answer that only measures decides nothing: what people said waits for the one that does
+            decided = answer if measures(answer) else overrule(answer, take(connection, job, point))
             row = (job, point, digest, msgspec.msgpack.encode(decided), now, asked)
             connection.execute(
                 "INSERT INTO decisions (job, point, request_hash, answer, decided_at, request) VALUES (?, ?, ?, ?, ?, ?)", row
@@ -116,13 +121,15 @@ class DecisionLog:
         return await self._database.write(insert)
 
     async def latest(self, job: str) -> Logged | None:
-        """The last decision point of a job; None before the first.
+        """The last decision point of a job at which more was done than to measure, or the last at all; None before the first.
 
         Raises:
             StoreFailed: when the row cannot be read.
         """
-        rows = await self._database.read("SELECT * FROM decisions WHERE job = ? ORDER BY point DESC LIMIT 1", (job,))
-        return _logged(rows[0]) if rows else None
+        sql = "SELECT * FROM decisions WHERE job = ? ORDER BY point DESC LIMIT ?"
+        found = [_logged(row) for row in await self._database.read(sql, (job, MOST_MEASURED))]
+        best = [logged for logged in found if not measures(logged.answer)] or found
+        return best[0] if best else None
 
     async def page(self, job: str, after: int, limit: int) -> list[Logged]:
         """Decision points above ``after``, in order, at most ``limit``.

@@ -21,6 +21,15 @@ LEAVES_THE_STRUCTURE = frozenset({"wait", "trial", "gauge", "try"})
 for."""
 
 
+MEASURES = frozenset({"gauge", "try"})
+"""Actions after which the policy is asked again, at the same epoch."""
+
+
+def measures(answer: Decided) -> bool:
+    """Whether an answer only measures: the decisions of its epoch are those of a later point."""
+    return any(made.action in MEASURES for made in answer.decisions)
+
+
 def withhold(answer: Decided) -> Decided:
     """Turn what would change the structure into proposals: waits that say what they await approval for.
 

@@ -78,14 +78,14 @@ def _grow(
         return Decision(action="wait", reason=reason)
     if waiting := held_back(request):
         return waiting
+    if not any(_affordable(found, observation) for found in available):  # measured first or not, none of them would be grown
+        return wording.decline_price(available, observation.gate_loss)
     selection = select(request, state, available)
     if selection.measure:
         return selection
     selection = starving_first(selection, state, observation, settings)
     ranked = selection.ranked
-    affordable = [found for found in ranked if found.pulls or not 0.0 < observation.gate_loss < found.rent]
-    if not affordable:
-        return wording.decline_price(ranked, observation.gate_loss)
+    affordable = [found for found in ranked if _affordable(found, observation)]
     if stopped := stop(request, state, selection, affordable):
         return stopped
     chosen = [found for found in affordable if found.pays][: settings.nursery]
@@ -93,6 +93,11 @@ def _grow(
         return wording.decline_promise(affordable[0], selection)
     screening = f"point {request.point}" if len(chosen) > 1 else ""
     return [(found, wording.germinate(found, ranked, screening)) for found in chosen]
+
+
+def _affordable(found: RankedArm, observation: Observation) -> bool:
+    """Whether a gain could cover its rent, as far as is known; one that was tried is judged by what it brought."""
+    return bool(found.pulls) or not 0.0 < observation.gate_loss < found.rent
 
 
 def _ask(found: RankedArm, observation: Observation) -> AskedArm:

@@ -52,33 +52,41 @@ def rounds(contenders: int) -> list[int]:
     return sizes
 
 
-def first_length(contenders: int, share: float, epochs_left: float) -> float:
-    """Epochs of the first round, so that all rounds together take their share of what is left.
+def plan(entering: Sequence[RankedArm], request: Decide) -> tuple[int, float]:
+    """How many arms enter, and for how many epochs the first round lasts, so that all rounds together take their share of what
+    is left: training, and gate passes, of which every round has one more than arms. Where gate passes alone would take more than
+    half of it, fewer arms enter.
 
     Args:
-        contenders: that enter.
-        share: of the epochs left.
-        epochs_left: of the job; where nobody knows them (seconds alone bound it), as many as it has behind it.
-
-    Every round has one contender more, which grows nothing.
+        entering: those that may, the best first.
+        request: the decision point. Where nobody knows how much is left (seconds alone bound the job), it is taken to be as
+            much as is behind it.
     """
-    units = sum((size + 1) * 2.0**number for number, size in enumerate(rounds(contenders)))
-    return share * epochs_left / units
+    observation, settings = request.observation, request.settings
+    left = float(observation.epoch) if observation.epochs_left is None else observation.epochs_left
+    allowed, host = settings.contest_share * left, max(observation.host_flops_per_sample, 1.0)
+    for count in range(min(len(entering), settings.contenders), 0, -1):
+        dearest = max(1.0 + found.option.flops_per_sample / host for found in entering[:count])
+        passes = (observation.gate_pass_epochs or 0.0) * dearest * sum(size + 1 for size in rounds(count))
+        if passes <= allowed / 2 or count <= FINAL:
+            break
+    units = sum((size + 1) * 2.0**number for number, size in enumerate(rounds(count)))
+    return count, (allowed - min(passes, allowed / 2)) / units
 
 
 def _first_round(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
-    settings, observation = request.settings, request.observation
+    settings = request.settings
     merits = fresh_merits(request, state)
     unknown = [found for found in available if found.arm not in merits]
     if len(available) > settings.contenders and unknown:
         return Selection(ranked=available, measure=gauge_all(request, unknown))
     entering = sorted(available, key=lambda found: (-_norm(merits.get(found.arm)), listing(request.rng_seed, found.arm)))
-    entering = [found for found in entering if _enters(merits.get(found.arm))][: settings.contenders]
+    entering = [found for found in entering if _enters(merits.get(found.arm))]
     if not entering:
-        return Selection(ranked=[replace(found, pays=False, score=None) for found in available])
-    left = float(observation.epoch) if observation.epochs_left is None else observation.epochs_left
-    length = first_length(len(entering), settings.contest_share, left)
-    return Selection(ranked=available, measure=[compete(found, length, len(entering)) for found in entering])
+        told = {arm: f"could not be gauged: {merit.why_not}" for arm, merit in merits.items()}
+        return Selection(ranked=[replace(found, pays=False, why=told[found.arm]) for found in available])
+    count, length = plan(entering, request)
+    return Selection(ranked=available, measure=[compete(found, length, count) for found in entering[:count]])
 
 
 def _enters(merit: ArmMerit | None) -> bool:
@@ -117,7 +125,7 @@ def _placed(found: RankedArm, trials: dict[Arm, ArmTrial]) -> RankedArm:
         return replace(found, pays=False, why="did not enter the contest" if tried is None else tried.why_not)
     score = tried.trial.loss - found.rent
     why = (
-        f"first of {len(trials)} contenders: after {tried.epochs:.2g} epochs it beat training on by {tried.trial.loss:.4f} "
-        f"[{tried.trial.lower:.4f}, {tried.trial.upper:.4f}] at equal FLOPs"
+        f"best of what {len(trials)} contenders left: after {tried.epochs:.2g} epochs it beat training on by "
+        f"{tried.trial.loss:.4f} [{tried.trial.lower:.4f}, {tried.trial.upper:.4f}] at equal FLOPs"
     )
     return replace(found, score=score, pays=score > 0.0, why=why)

@@ -283,6 +283,10 @@ class Run:
         reason = f"the policy asked for measurements {MOST_ROUNDS} times at one decision point and decided nothing"
         self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=reason))
 
+    def _gate_pass_epochs(self, epoch_flops: float) -> float | None:
+        cost = self.grower.ledger.cost("gate", self.grower.structure())
+        return None if cost is None or not epoch_flops else cost * self.splits.gate.samples / epoch_flops
+
     def _ask(self, train_loss: float, measured: Measured) -> Decided | None:
         """Ask the policy; None when it cannot be reached."""
         self.decision_points += 1
@@ -422,6 +426,7 @@ class Run:
             trials=tuple(self._scout.trials) if self._scout else (),
             train_losses=tuple(self.train_losses),
             steps_per_epoch=self.steps_per_epoch,
+            gate_pass_epochs=self._gate_pass_epochs(epoch_flops),
             gate_flops=tuple(self.gate_flops),
             slot_statistics=self._slot_statistics,
             headroom=headroom(self.device),

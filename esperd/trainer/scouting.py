@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from esperd.errors import EsperError
 from esperd.growth.candidate import NotGrown
 from esperd.growth.contest import contest
 from esperd.growth.grower import Grower, TrialBatches
@@ -66,6 +67,8 @@ class Scout:
             norm = gradient_merit(self.grower, arm, lambda: self.batches.train(epoch), batches=batches)
         except NotGrown as refusal:
             why_not = str(refusal)
+        except EsperError as error:  # the network cannot be copied, or there is no such slot
+            why_not = f"{error.code}: {error}"
         if norm is not None and not math.isfinite(norm):
             norm, why_not = None, f"its gradient is {norm}"
         merit = ArmMerit(arm=arm, norm=norm, batches=batches, epoch=epoch, why_not=why_not)
@@ -74,10 +77,20 @@ class Scout:
 
     def _try(self, arms: Sequence[Arm], epochs: float) -> None:
         epoch = self.grower.epoch
-        for contender in contest(self.grower, arms, lambda: self.batches.train(epoch), self.batches.gate, epochs=epochs):
-            tried = ArmTrial(arm=contender.arm, epochs=epochs, trial=contender.trial, epoch=epoch, why_not=contender.why_not)
-            self.trials.append(tried)
-            self.events.append(ArmTried(epoch=epoch, tried=tried))
+        waiting = dict.fromkeys(arms)
+        try:
+            for contender in contest(self.grower, arms, lambda: self.batches.train(epoch), self.batches.gate, epochs=epochs):
+                waiting.pop(contender.arm, None)
+                self._tell(
+                    ArmTrial(arm=contender.arm, epochs=epochs, trial=contender.trial, epoch=epoch, why_not=contender.why_not)
+                )
+        except EsperError as error:
+            for arm in waiting:
+                self._tell(ArmTrial(arm=arm, epochs=epochs, trial=None, epoch=epoch, why_not=f"{error.code}: {error}"))
+
+    def _tell(self, tried: ArmTrial) -> None:
+        self.trials.append(tried)
+        self.events.append(ArmTried(epoch=self.grower.epoch, tried=tried))
 
 
 def _problem(decision: Decision) -> str:

@@ -101,6 +101,22 @@ def test_a_choice_gains_what_its_arm_ends_with_over_the_host_that_got_as_much(li
     assert growth_figures.calibration(lines)["merit"] == ([pytest.approx(1.0)], 0.5)
 
 
+def test_where_the_fixed_arm_gains_next_to_nothing_the_difference_is_told_in_points(lines):
+    for rng_seed in range(10):
+        choice(lines, rng_seed, (0.9, 1.0, 1.1), (0.57, 0.54, 0.502 + 0.0001 * rng_seed), PICKS)
+    better, low, high, unit = growth_figures.better_by(growth_figures.choices(lines), "gradient_merit", "first_arm")
+    assert unit == "points"
+    assert low < better < high
+    assert better == pytest.approx(6.0 - 0.245)
+
+
+def test_a_run_that_failed_is_told_and_counts_for_nothing(lines):
+    lines.add(line("grown", 0, audit=0.62, parameters=1, flops_per_sample=1.0, seconds=1.0))
+    lines.add({"part": "h1", "rng_seed": 0, "arm": "scratch_total", "processor": HERE, "failed": "TrainingDiverged: nan"})
+    assert growth_figures.differences(lines, "h1", "grown", "scratch_total") == []
+    assert "failed: h1 scratch_total of RNG seed 0: TrainingDiverged" in growth_figures.tables(lines)
+
+
 def test_an_rng_seed_with_a_line_missing_says_nothing_yet(lines):
     choice(lines, 0, (0.9, 1.0, 1.1), (0.56, 0.54, 0.52), PICKS)
     lines.add(line("arm:a", 1, "h2"))

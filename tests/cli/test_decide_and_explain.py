@@ -6,19 +6,20 @@ import anyio.from_thread
 import msgspec
 import pytest
 import synthetic_job
-from policy_requests import contribution, observation, option, request, seed
+from policy_requests import contested, contribution, observation, option, request, seed
 from scripted_daemon import ScriptedDaemon
 
 from esperd.builtins.strategies import STRATEGIES
 from esperd.cli.client import esper
 from esperd.cli.exit_codes import run
-from esperd.cli.explained import points_of
+from esperd.cli.explained import outcome_cell, points_of
+from esperd.cli.lines import describe
 from esperd.client import user_name
 from esperd.declarations import resolve
 from esperd.messages.growth import Stage
 from esperd.messages.overruling import LoggedDecision, Overrule, Overruled, ProposalList, ReplayedPoint
-from esperd.messages.policy import Arm, Decision
-from esperd.messages.telemetry import DecisionMade, StageChanged
+from esperd.messages.policy import Arm, ArmTrial, Decision
+from esperd.messages.telemetry import ArmTried, DecisionMade, StageChanged
 from esperd.policy.overruling import proposals, withhold
 
 ID = synthetic_job.JOB_ID
@@ -204,6 +205,17 @@ def test_a_point_is_explained_with_reasons_numbers_alternatives_and_what_became_
     for arm in (Arm(slot="s1", blueprint="conv"), Arm(slot="s2", blueprint="gate")):
         assert any(line.split()[:2] == [arm.slot, arm.blueprint] for line in out.splitlines())
     assert "1 more arm could not be grown: the slot is taken." in words
+
+
+def test_a_point_that_only_measured_says_so_and_a_contest_is_told_arm_by_arm():
+    arm = Arm(slot="s1", blueprint="conv")
+    assert "measured" in outcome_cell(Decision(action="gauge", arm=arm, batches=4, reason="not known"), None).text
+    assert "not told" in outcome_cell(GROWN, None).text
+    tried = ArmTrial(arm=arm, epochs=0.5, trial=contested(0.02), epoch=3)
+    out = ArmTrial(arm=arm, epochs=0.5, trial=None, epoch=3, why_not="G1: it has no parameters")
+    won, lost = (describe(event) for event in synthetic_job.numbered([ArmTried(epoch=3, tried=found) for found in (tried, out)]))
+    assert "conv at s1 brought +0.0200 [+0.0190, +0.0210] over growing nothing, after 0.5 epochs" in won
+    assert "conv at s1 did not compete: G1: it has no parameters" in lost
 
 
 def test_what_an_older_esperd_logged_is_explained_as_far_as_it_is_known(daemon, capsys):
