@@ -35,6 +35,8 @@ Needed = dict[str, dict[str, Any]]
 """Lines that a task starts from, by arm."""
 FROM_GROWN = ("scratch_total", "scratch_marginal", "wide_parameters", "wide_flops")
 HOST = "host"
+LAST = (*FROM_GROWN, "continued_0.05")
+"""What is run when the primary contrast is known."""
 PARTS = ("h1", "h2", "ablations")
 
 
@@ -222,7 +224,7 @@ def main() -> None:
     parts = tuple(chosen.part or (PARTS[:2] if chosen.quick else PARTS))
     wanted = [task for rng_seed in range(chosen.repeats) for task in tasks(plan, rng_seed, parts)]
     if not chosen.summary:
-        wanted.sort(key=lambda task: (parts.index(task.part), task.arm != HOST, task.arm == "continued_0.05", task.rng_seed))
+        wanted.sort(key=lambda task: (parts.index(task.part), task.arm != HOST, task.arm in LAST, task.rng_seed))
         run_all(wanted, lines, plan, chosen.data, workers=chosen.workers, until=time.time() + chosen.seconds)
     figures = growth_figures.figures(lines)
     print(growth_figures.tables(lines))

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 import torch
-from small_growth import BATCH, GATE, PLUGINS, SAMPLES, Kernels, batches, epoch, germinate, grower, same, tensors_of
+from small_growth import BATCH, GATE, PLUGINS, SAMPLES, Kernels, batches, epoch, germinate, grower, same, steps, tensors_of
 from torch import nn
 
 from esperd.errors import ActorUnavailable, BlueprintRejected, InvalidModel
@@ -125,6 +125,18 @@ def test_an_arm_whose_slot_is_taken_does_not_compete():
     (found,) = held(grown, ARMS[:1])
     assert found.trial is None
     assert "first" in found.why_not
+
+
+@pytest.mark.parametrize("incubation", ["frozen_input", "lookahead"])
+def test_a_seed_that_incubates_favours_nobody(incubation):
+    """Its mode would have the host of the network as it is stand still, or pay for second passes, and no contender's."""
+    grown = started(incubation=incubation, incubation_epochs=9, dropout=0.0)
+    other = grown.network.slots[-1].slot
+    grown.apply(germinate("mlp_residual" if grown.network.slots[-1].topology == "mlp" else "conv_light", other))
+    steps(grown, batches(1))
+    plain = next(iter(contest(grown, (Arm(slot="first", blueprint="norm"),), train, lambda: [GATE], epochs=2.0)))
+    assert abs(plain.trial.loss) < 0.1
+    assert plain.trial.steps_without == 2 * grown.steps_per_epoch
 
 
 def test_the_rate_falls_to_nothing_on_the_way(monkeypatch):

@@ -71,7 +71,7 @@ def request(seen, *, policy=None, state=b"", point=3, rng_seed=0, evidence=()):
         job="j",
         point=point,
         rng_seed=rng_seed,
-        settings=policy or PolicySettings(),
+        settings=policy or PolicySettings(strategy="ucb"),
         observation=seen,
         state=state,
         evidence=evidence,

@@ -9,7 +9,7 @@ from policy_requests import observation, option, request, seed
 from esperd.errors import NothingToShow, StoreFailed
 from esperd.messages.growth import Stage
 from esperd.messages.overruling import ExplainDecision, ListProposals, Overrule, ReplayDecisions
-from esperd.messages.policy import PolicySettings
+from esperd.messages.policy import ArmMerit, PolicySettings
 from esperd.plugins import load_plugins
 from esperd.policy.actor import PolicyActor
 from esperd.policy.decision_log import MIGRATIONS, DecisionLog
@@ -92,6 +92,36 @@ async def test_with_approval_proposals_are_listed_until_the_next_point_and_done_
         second = await actor.handle(asked(2, policy=APPROVE, state=first.state))
         assert [(made.action, made.arm, made.by) for made in second.decisions] == [("germinate", offered.arm, "ada")]
         assert (await actor.handle(ListProposals(id="j"))).proposals == ()
+
+
+@pytest.mark.asyncio
+async def test_a_word_waits_while_the_strategy_measures_and_goes_before_what_it_decides_then(tmp_path):
+    merit = PolicySettings(strategy="gradient_merit")
+    async with opened(tmp_path) as database:
+        actor = PolicyActor(database, PLUGINS)
+        await actor.handle(asked(1))
+        await actor.handle(Overrule(id="j", wish="wait", by="ada"))
+        measures = await actor.handle(asked(2, policy=merit))
+        assert {made.action for made in measures.decisions} == {"gauge"}
+        assert len(await Said(database).waiting("j")) == 1
+        told = tuple(ArmMerit(arm=made.arm, norm=1.0, batches=4, epoch=5) for made in measures.decisions)
+        again = asked(3, policy=merit, state=measures.state)
+        again = msgspec.structs.replace(again, observation=msgspec.structs.replace(again.observation, merits=told))
+        decided = await actor.handle(again)
+        assert not any(made.action == "germinate" for made in decided.decisions)
+        assert any(made.by == "ada" for made in decided.decisions)
+        assert not await Said(database).waiting("j")
+        page = await actor.handle(ReplayDecisions(id="j", limit=9))
+        assert all(point.same for point in page.points)
+
+
+@pytest.mark.asyncio
+async def test_proposals_stay_while_the_strategy_measures(tmp_path):
+    async with opened(tmp_path) as database:
+        actor = PolicyActor(database, PLUGINS)
+        await actor.handle(asked(1, policy=APPROVE))
+        await actor.handle(asked(2, policy=PolicySettings(strategy="gradient_merit", approve=True)))
+        assert len((await actor.handle(ListProposals(id="j"))).proposals) == 1
 
 
 @pytest.mark.asyncio

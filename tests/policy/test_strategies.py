@@ -180,6 +180,12 @@ def test_another_process_decides_the_same():
 # --- what is measured before anything is grown -------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", MEASURING_FIRST)
+def test_nothing_is_measured_where_no_arm_is_affordable(name):
+    (decision,) = EVERY[name](request(all_arms(gate_loss=0.001))).decisions
+    assert "more than the whole gate loss" in decision.reason
+
+
 def all_arms(**fields):
     return observation(options=tuple(option(arm.slot, arm.blueprint) for arm in ARMS), **fields)
 
@@ -239,6 +245,28 @@ def test_a_contest_takes_its_share_of_the_epochs_left():
     rounds, lengths, _ = contest(worth_of, contenders=8, contest_share=0.2)
     spent = sum((len(arms) + 1) * length for arms, length in zip(rounds, lengths, strict=True))
     assert spent == pytest.approx(0.2 * observation().epochs_left)
+
+
+def test_gate_passes_count_for_the_share_and_where_they_are_dear_fewer_arms_compete():
+    def spent(gate_pass_epochs):
+        asked = request(all_arms(gate_pass_epochs=gate_pass_epochs), policy=PolicySettings(contenders=8, contest_share=0.2))
+        told = []
+
+        def watched(one):
+            told.append([made for made in EVERY["successive_halving"](one).decisions if made.action == "try"])
+            return EVERY["successive_halving"](one)
+
+        scouted(watched, asked, worth_of)
+        rounds = [made for made in told if made]
+        dearest = 1.1  # of an arm over the host alone
+        passes = sum(len(made) + 1 for made in rounds) * gate_pass_epochs * dearest
+        return len(rounds[0]), passes + sum((len(made) + 1) * made[0].epochs for made in rounds)
+
+    allowed = 0.2 * observation().epochs_left
+    assert spent(0.1) == (8, pytest.approx(allowed))
+    fewer, all_together = spent(0.4)
+    assert 2 < fewer < 8
+    assert all_together == pytest.approx(allowed)
 
 
 def test_who_does_not_beat_training_on_after_rent_is_not_grown():

@@ -289,6 +289,20 @@ def frozen():
     return Host(0.0).requires_grad_(requires_grad=False)
 
 
+class KeepsAGraph(Host):
+    """Keeps on itself what it computed last, and does not detach it."""
+
+    def forward(self, x):
+        output = super().forward(x)
+        if self.training:
+            self.kept = output
+        return output
+
+
+def host_that_keeps_a_graph():
+    return KeepsAGraph(0.0)
+
+
 def images(shift=0, samples=360, labels=3):
     """(N, 1, 6, 6) noise with a stripe whose direction is the class; two are told apart by its width alone."""
     generator = torch.Generator().manual_seed(11 + shift)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import desks
 import pytest
 
-from esperd.messages.policy import Decided, Decision
+from esperd.messages.policy import Arm, Decided, Decision
 from esperd.messages.telemetry import ArmGauged, ArmTried, DecisionMade, EpochCompleted, PolicyUnavailable
 from esperd.store.blobs import Blobs
 from esperd.trainer.scouting import MOST_ROUNDS
@@ -96,6 +96,29 @@ def test_a_contest_is_held_once_and_told_arm_by_arm(blobs):
     assert len({trial.arm for trial in tried}) >= 2
     assert {trial.epoch for trial in tried} == {tried[0].epoch}
     assert all(trial.trial is not None and trial.trial.flops > 0.0 for trial in tried)
+
+
+def test_a_network_that_cannot_be_copied_is_not_measured_and_trains_on(blobs):
+    ended = desks.train(job("gradient_merit", host="desks:host_that_keeps_a_graph"), blobs)
+    told = ended.desk.of(ArmGauged)
+    assert told
+    assert all(body.merit.norm is None and "cannot be copied" in body.merit.why_not for body in told)
+    assert ended.report.seeds == ()
+
+
+def test_a_slot_that_is_not_there_is_told_and_nothing_else_happens(blobs):
+    def asks(request):
+        gone = Arm(slot="nowhere", blueprint="norm")
+        wanted = (
+            Decision(action="gauge", arm=gone, batches=1, reason="which?"),
+            Decision(action="try", arm=gone, epochs=0.5, reason="which?"),
+        )
+        return wanted if request.point == 1 else (Decision(action="wait", reason="done"),)
+
+    ended = desks.train(job("never", budget={"epochs": 2}), blobs, Watching(asks))
+    (gauged,), (tried,) = ended.desk.of(ArmGauged), ended.desk.of(ArmTried)
+    assert "nowhere" in gauged.merit.why_not
+    assert "nowhere" in tried.tried.why_not
 
 
 def test_a_decision_to_measure_that_says_too_little_is_refused_and_told(blobs):
