@@ -18,7 +18,7 @@ from esperd.client import user_name
 from esperd.declarations import resolve
 from esperd.messages.growth import Stage
 from esperd.messages.overruling import LoggedDecision, Overrule, Overruled, ProposalList, ReplayedPoint
-from esperd.messages.policy import Arm, ArmTrial, Decision
+from esperd.messages.policy import Arm, ArmTrial, Decision, PolicySettings
 from esperd.messages.telemetry import ArmTried, DecisionMade, StageChanged
 from esperd.policy.overruling import proposals, withhold
 
@@ -170,7 +170,7 @@ def test_decision_points_are_listed_with_who_decided_and_what_came_of_it(daemon,
     assert ran(daemon, "explain", ID) == 0
     lines = [line.split("  ") for line in capsys.readouterr().out.splitlines()]
     rows = [[cell.strip() for cell in line if cell.strip()] for line in lines]
-    assert rows[1] == ["0-1", "3-4", "wait", "–", "ucb"]  # noqa: RUF001 - the dash of what is unknown
+    assert rows[1] == ["0-1", "3-4", "wait", "–", PolicySettings().strategy]  # noqa: RUF001 - the dash of what is unknown
     assert rows[2][:4] == ["2", "5", "fossilize s3#0", f"{JUDGED.score:.4f}"]
     assert rows[2][5].startswith("refused: G5")
     assert "applied" in rows[4]

@@ -12,7 +12,7 @@ from esperd.testing import first_event, running_daemon
 
 def growing(epochs=12, **policy):
     """Seeds end within few epochs: culled or kept."""
-    settings = {"warmup_epochs": 1, "patience": 1, **policy}
+    settings = {"strategy": "ucb", "warmup_epochs": 1, "patience": 1, **policy}
     return job(epochs, growth=GROWTH, slots={"patterns": ["second"]}, policy=settings)
 
 
