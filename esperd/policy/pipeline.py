@@ -78,14 +78,17 @@ def _grow(
         return Decision(action="wait", reason=reason)
     if waiting := held_back(request):
         return waiting
-    if not any(_affordable(found, observation) for found in available):  # measured first or not, none of them would be grown
-        return wording.decline_price(available, observation.gate_loss)
     selection = select(request, state, available)
     if selection.measure:
-        return selection
+        if any(_affordable(found, observation) for found in available):
+            return selection
+        # whatever was measured, none of them would be grown
+        return wording.decline_price(sorted(available, key=lambda found: found.arm), observation.gate_loss)
     selection = starving_first(selection, state, observation, settings)
     ranked = selection.ranked
     affordable = [found for found in ranked if _affordable(found, observation)]
+    if not affordable:
+        return wording.decline_price(ranked, observation.gate_loss)
     if stopped := stop(request, state, selection, affordable):
         return stopped
     chosen = [found for found in affordable if found.pays][: settings.nursery]

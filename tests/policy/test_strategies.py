@@ -41,7 +41,7 @@ ARMS = [Arm(slot=record.slot, blueprint=blueprint) for record in SLOTS for bluep
 
 every = pytest.mark.parametrize("decide", EVERY.values(), ids=EVERY)
 growing = pytest.mark.parametrize("decide", GROWING.values(), ids=GROWING)
-some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+some = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def germinated(answer):
