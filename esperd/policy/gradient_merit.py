@@ -63,5 +63,6 @@ def _gauged(found: RankedArm, merits: dict[Arm, ArmMerit], count: int) -> Ranked
     if found.expected is not None and found.expected <= 0.0:
         why = f"does not pay: mean reward {found.expected:.4f} over {found.known}"
         return replace(found, pays=False, why=why)
-    why = f"largest gradient merit of {count} available arms: {merit.norm:.4g} over {merit.batches} batch{'' if merit.batches == 1 else 'es'}"
+    over = f"{merit.batches} batch" if merit.batches == 1 else f"{merit.batches} batches"
+    why = f"largest gradient merit of {count} available arms: {merit.norm:.4g} over {over}"
     return replace(found, score=merit.norm, why=why)
