@@ -51,18 +51,16 @@ class Scout:
             problem = _problem(decision)
             if problem:
                 refused.append((decision, problem))
-            elif decision.action == "gauge":
-                self._gauge(decision)
+            elif decision.arm is not None and decision.batches is not None and decision.action == "gauge":
+                self._gauge(decision.arm, decision.batches)
             elif decision.arm is not None and decision.epochs is not None:
                 rounds.setdefault(decision.epochs, []).append(decision.arm)
         for epochs, arms in rounds.items():
             self._try(arms, epochs)
         return refused
 
-    def _gauge(self, decision: Decision) -> None:
-        arm, batches, epoch = decision.arm, decision.batches, self.grower.epoch
-        assert arm is not None and batches is not None  # noqa: S101, PT018 - _problem found none
-        norm, why_not = None, ""
+    def _gauge(self, arm: Arm, batches: int) -> None:
+        epoch, norm, why_not = self.grower.epoch, None, ""
         try:
             norm = gradient_merit(self.grower, arm, lambda: self.batches.train(epoch), batches=batches)
         except NotGrown as refusal:
