@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import msgspec
 import pytest
 import torch
 from small_growth import BATCH, GATE, PLUGINS, SAMPLES, Kernels, batches, epoch, germinate, grower, same, steps, tensors_of
@@ -131,12 +132,14 @@ def test_an_arm_whose_slot_is_taken_does_not_compete():
 def test_a_seed_that_incubates_favours_nobody(incubation):
     """Its mode would have the host of the network as it is stand still, or pay for second passes, and no contender's."""
     grown = started(incubation=incubation, incubation_epochs=9, dropout=0.0)
-    other = grown.network.slots[-1].slot
-    grown.apply(germinate("mlp_residual" if grown.network.slots[-1].topology == "mlp" else "conv_light", other))
+    other = next(record for record in grown.network.slots if record.slot != "first")
+    refusal = grown.apply(germinate("mlp_residual" if other.topology == "mlp" else "conv_light", other.slot))
+    assert refusal is None
     steps(grown, batches(1))
-    plain = next(iter(contest(grown, (Arm(slot="first", blueprint="norm"),), train, lambda: [GATE], epochs=2.0)))
-    assert abs(plain.trial.loss) < 0.1
-    assert plain.trial.steps_without == 2 * grown.steps_per_epoch
+    assert grown.incubating()
+    found = held(grown, epochs=2.0)
+    grown.growth = msgspec.structs.replace(grown.growth, incubation="joint")
+    assert held(grown, epochs=2.0) == found
 
 
 def test_the_rate_falls_to_nothing_on_the_way(monkeypatch):
