@@ -17,7 +17,7 @@ from torch import nn
 
 from esperd.growth import Grower
 from esperd.growth.contest import contest
-from esperd.growth.contribution import measure
+from esperd.growth.contribution import Measured, measure
 from esperd.growth.merit import gradient_merit
 from esperd.messages.jobs import Growth
 from esperd.messages.policy import Arm, Decision, PolicySettings
@@ -66,7 +66,7 @@ def germinate(grower: Grower, arm: Arm, screening: str = "") -> None:
 def train_arm(
     data: lab.Data, host: nn.Module, arm: str, rng_seed: int, plan: dict[str, Any], *, host_epochs: float
 ) -> dict[str, object]:
-    """One arm, or ``continued``, for a budget."""
+    """One arm, or ``continued``, for a budget. ``curve``: host-epochs spent and gate loss, after every epoch."""
     grower = grower_of(data, host, rng_seed, plan)
     _, host_epoch = standing(data, grower, plan["batch_size"])
     chosen = {name_of(made): made for made in arms_of(grower)}.get(arm)
@@ -74,8 +74,14 @@ def train_arm(
     if chosen is not None:
         germinate(grower, chosen)
     phase = lab.Phase(plan["rate"], plan["batch_size"])
-    lab.train(grower, data, flops=host_epochs * host_epoch - grower.ledger.total, phase=phase, rng_seed=rng_seed)
-    return {**lab.result(grower, data, lab.clock() - began), "contribution": _contribution(grower, data)}
+    curve: list[tuple[float, float]] = []
+
+    def look(grown: Grower, measured: Measured) -> None:
+        curve.append((round(grown.ledger.total / host_epoch, 3), measured.mean_loss))
+
+    flops = host_epochs * host_epoch - grower.ledger.total
+    lab.train(grower, data, flops=flops, phase=phase, rng_seed=rng_seed, decide=look)
+    return {**lab.result(grower, data, lab.clock() - began), "contribution": _contribution(grower, data), "curve": curve}
 
 
 def _contribution(grower: Grower, data: lab.Data) -> float | None:
