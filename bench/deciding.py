@@ -8,13 +8,16 @@ import lab
 
 from esperd.builtins.blueprints import BLUEPRINTS
 from esperd.builtins.strategies import STRATEGIES
+from esperd.builtins.triggers import TRIGGERS
 from esperd.declarations import resolve
 from esperd.growth import Grower
 from esperd.growth.contribution import Measured
 from esperd.growth.lifecycle import shortest_life
 from esperd.messages.policy import Arm, ArmMerit, ArmOption, ArmTrial, Decide, Decided, Observation, PolicySettings
+from esperd.policy.trigger import with_signal
 from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
 
+TRIGGERED = {trigger.name: trigger.fires for trigger in TRIGGERS}
 DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 
 
@@ -66,16 +69,15 @@ class Deciding:
         """The strategy's answer."""
         self.points += 1
         seen = self._observe(grower, measured, tuple(scout.merits) if scout else (), tuple(scout.trials) if scout else ())
-        decided = DECIDE[self.settings.strategy](
-            Decide(
-                job="bench",
-                point=self.points,
-                rng_seed=self.rng_seed,
-                settings=self.settings,
-                observation=seen,
-                state=self.state,
-            )
+        request = Decide(
+            job="bench",
+            point=self.points,
+            rng_seed=self.rng_seed,
+            settings=self.settings,
+            observation=seen,
+            state=self.state,
         )
+        decided = DECIDE[self.settings.strategy](with_signal(request, TRIGGERED[self.settings.trigger]))
         self.state = decided.state
         return decided
 

@@ -70,7 +70,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
         arms["h2"].append((f"pick:{strategy}",))
         if strategy != "first_arm":  # choosing by lot costs nothing
             arms["h2"].append((f"continued:{strategy}", f"pick:{strategy}"))
-    arms["ablations"] = [(name,) for name in growth_plan.ABLATIONS]
+    arms["ablations"] = [(name,) for name in (*growth_plan.ABLATIONS, *growth_plan.LATER_ABLATIONS)]
     return [
         *(Task(part, rng_seed, HOST) for part in parts),
         *(Task(part, rng_seed, arm, (HOST, *needs)) for part in parts for arm, *needs in arms[part]),
@@ -142,8 +142,10 @@ def _choose(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], n
 
 
 def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
-    policy, growth = growth_plan.ABLATIONS[task.arm]
-    return improving.grow(data, host, task.rng_seed, plan, policy, growth)
+    policy, growth = {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS}[task.arm]
+    born_random = task.arm == growth_plan.BORN_RANDOM
+    line = improving.grow(data, host, task.rng_seed, plan, policy, growth, born_random=born_random)
+    return {**line, "settings": [growth_plan.changed(part) for part in (policy, growth)]}
 
 
 def _line_of_host(host: nn.Module, data: lab.Data) -> dict[str, Any]:

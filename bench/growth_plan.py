@@ -63,6 +63,14 @@ ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
     "nursery_4": (policy(nursery=4), growth()),
 }
 """``grown`` with one thing changed."""
+LATER_ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
+    "plateau": (policy(trigger="plateau"), growth()),
+    "born_random": (policy(), growth()),
+}
+"""Registered when the first lines of version 2 were known, so they are outside the protocol's digest; each line says what was
+changed. ``born_random``: a seed's last layer is drawn as torch draws it, where it is zero otherwise.
+"""
+BORN_RANDOM = "born_random"
 
 
 def plan_of(data: lab.Data, *, quick: bool) -> dict[str, Any]:
@@ -79,15 +87,15 @@ def protocol(data: lab.Data, plan: dict[str, Any]) -> dict[str, object]:
         "bench": "growth",
         "data": data.name,
         "plan": plan,
-        "grown": [_changed(policy()), _changed(growth())],
-        "picking": {name: _changed(made) for name, made in PICKING.items()},
-        "ablations": {name: [_changed(part) for part in made] for name, made in ABLATIONS.items()},
+        "grown": [changed(policy()), changed(growth())],
+        "picking": {name: changed(made) for name, made in PICKING.items()},
+        "ablations": {name: [changed(part) for part in made] for name, made in ABLATIONS.items()},
         "strategy": PolicySettings().strategy,
         "version": VERSION,
     }
 
 
-def _changed(settings: msgspec.Struct) -> dict[str, object]:
+def changed(settings: msgspec.Struct) -> dict[str, object]:
     """Fields that differ from their defaults: a key that is added later changes no protocol."""
     defaults = type(settings)()
     return {

@@ -5,6 +5,7 @@ from scratch on that budget.
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import lab
@@ -12,10 +13,12 @@ import torch
 from deciding import Deciding, standing
 from torch import nn
 
+from esperd.builtins.blueprints import BLUEPRINTS
 from esperd.builtins.networks.cnn import cnn
 from esperd.growth import Grower
 from esperd.growth.flops import count_flops
-from esperd.messages.growth import Stage
+from esperd.growth.source import BlueprintSource, GrownModule
+from esperd.messages.growth import SlotRecord, Stage
 from esperd.messages.jobs import Gates, Growth
 from esperd.messages.policy import Arm, Decision, PolicySettings
 
@@ -48,11 +51,40 @@ def host_epoch_flops(data: lab.Data) -> float:
     return 3.0 * flops / 4 * len(data.train[0])
 
 
+class BornRandom(BlueprintSource):
+    """Seeds that change the network from birth: what is zero in them is drawn as torch draws a layer's weights."""
+
+    def grow(self, blueprint: str, slot: SlotRecord, seed: str, operator: str, epoch: int) -> GrownModule:
+        """As drawn, then stirred."""
+        return _stirred(super().grow(blueprint, slot, seed, operator, epoch))
+
+    def sketch(self, blueprint: str, slot: SlotRecord, seed: str, operator: str) -> GrownModule:
+        """The same weights: a module's parameters have one order."""
+        return _stirred(super().sketch(blueprint, slot, seed, operator))
+
+
+def _stirred(grown: GrownModule) -> GrownModule:
+    generator = torch.Generator().manual_seed(0)
+    for weight in grown.module.parameters():
+        if weight.ndim > 1 and not weight.any():
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+    return grown
+
+
 def grow(
-    data: lab.Data, host: nn.Module, rng_seed: int, plan: dict[str, Any], policy: PolicySettings, growth: Growth
+    data: lab.Data,
+    host: nn.Module,
+    rng_seed: int,
+    plan: dict[str, Any],
+    policy: PolicySettings,
+    growth: Growth,
+    *,
+    born_random: bool = False,
 ) -> dict[str, object]:
     """The host, grown by a strategy that is asked before the first step and after every epoch, on the budget."""
     grower = grower_of(data, copy.deepcopy(host), rng_seed, plan, growth)
+    if born_random:
+        grower.source = BornRandom(BLUEPRINTS, rng_seed=rng_seed)
     measured, host_epoch = standing(data, grower, plan["batch_size"])
     flops = plan["extra_host_epochs"] * host_epoch
     deciding = Deciding(policy, rng_seed, flops, len(data.train[0]))
