@@ -19,10 +19,10 @@ from pathlib import Path
 import harness
 from neighbours import Neighbours
 
-from esperd.client import SyncClient
 from esperd.messages.control import ActorState
 from esperd.messages.jobs import Budget, Growth, Job, Optimizer
 from esperd.messages.telemetry import EpochCompleted
+from esperd.sync_client import SyncClient
 from esperd.testing import running_daemon
 
 CHANNELS = [12, 16, 24]

@@ -6,10 +6,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from esperd.client import Client, JobHandle, SyncClient
+    from esperd.client import Client, JobHandle
     from esperd.growth.export import load
     from esperd.hookspecs import hookimpl
     from esperd.messages.jobs import Budget, Job
+    from esperd.sync_client import SyncClient
 
 __version__ = "0.1.0"
 
@@ -18,7 +19,7 @@ _PUBLIC = {
     "Client": "esperd.client",
     "Job": "esperd.messages.jobs",
     "JobHandle": "esperd.client",
-    "SyncClient": "esperd.client",
+    "SyncClient": "esperd.sync_client",
     "hookimpl": "esperd.hookspecs",
     "load": "esperd.growth.export",
 }

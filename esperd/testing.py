@@ -21,10 +21,11 @@ import msgspec
 from esperd.actors.sockets import require_listener
 from esperd.cli.own_daemon import daemon_failure
 from esperd.cli.settings import as_toml
-from esperd.client import Client, JobHandle, SyncClient
+from esperd.client import Client, JobHandle
 from esperd.config import Config, endpoint
 from esperd.errors import DaemonUnreachable, NothingToShow, WorkerFailed
 from esperd.messages.telemetry import Event, EventBody
+from esperd.sync_client import SyncClient
 
 START_TIMEOUT_S = 60.0
 """From spawn to the first answer; chosen, not measured."""

@@ -7,7 +7,7 @@ import synthetic_job
 from scripted_daemon import ACTORS, EVIDENCE, KERNELS, PLUGINS, ScriptedDaemon
 
 from esperd import client as client_module
-from esperd.client import Client, SyncClient, default_endpoint
+from esperd.client import Client, default_endpoint
 from esperd.config import load_config
 from esperd.errors import (
     Conflict,
@@ -23,6 +23,7 @@ from esperd.messages.card import MARK
 from esperd.messages.evidence import ListEvidence
 from esperd.messages.jobs import Budget, CancelJob, Job, JobState, PauseJob, ResumeJob, SubmitJob
 from esperd.messages.telemetry import GetEvents
+from esperd.sync_client import SyncClient
 
 JOB = Job(host="cnn", data="digits", budget=Budget(epochs=2))
 EVENTS = synthetic_job.events()
