@@ -6,6 +6,11 @@ Their results are compared to the bit, so cuDNN and cuBLAS are held to determini
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine draws slowly, and is not broken for it: no test here asserts how long anything takes.
+settings.register_profile("esperd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("esperd")
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,186 @@
+"""Faults on a real daemon with real workers: a job at a time, hurt again and again, must end as one that nobody hurt."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from esperd.config import Config, Jobs, Workers
+from esperd.errors import EsperError
+from esperd.messages.jobs import JobState
+from esperd.messages.telemetry import EpochCompleted, JobStateChanged, TrainingStarted
+from esperd.sync_client import SyncJobHandle
+from esperd.testing import DaemonProcess, running_daemon
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins" / "esperd-chaos" / "src"))
+from esperd_chaos.faults import FAULTS, Victim
+
+CONFIG = Config(
+    jobs=Jobs(max_attempts=10_000, backoff_s=0.05, backoff_max_s=0.2),
+    workers=Workers(heartbeat_interval_s=0.3, heartbeat_timeout_s=4.0),
+)
+"""A lost worker is replaced at once, a silent one after four seconds: what is measured is whether, not when."""
+RECOVERY_S = 90.0
+"""A fault that takes longer than this to be over counts as not recovered."""
+PROJECT = '''
+import time
+
+import numpy as np
+import torch
+from torch import nn
+
+
+class Slow(nn.Module):
+    """Two stages that seeds can stand behind; takes its time, so that there is a middle to be hit in."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(12, 16), nn.ReLU())
+        self.second = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x):
+        if self.training and torch.is_grad_enabled():
+            time.sleep(0.004)
+        return self.head(self.second(self.first(x)))
+
+
+def clouds(seed=0, count=480):
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).normal(size=(3, 12))
+    y = rng.integers(0, 3, size=count)
+    return (centres[y] + rng.normal(size=(count, 12)) * 1.2).astype(np.float32), y
+'''
+
+
+def job(folder: Path, epochs: int) -> dict[str, Any]:
+    """A job that grows, and checkpoints at every epoch."""
+    (folder / "recovered.py").write_text(PROJECT, encoding="utf-8")
+    return {
+        "host": "recovered:Slow",
+        "data": "recovered:clouds",
+        "workdir": str(folder),
+        "batch_size": 16,
+        "checkpoint_every_s": 0.0,
+        "budget": {"epochs": epochs},
+        "policy": {"strategy": "ucb", "warmup_epochs": 1},
+        "growth": {
+            "blueprints": ["mlp_low*"],
+            "incubation_epochs": 2,
+            "blending_epochs": 1,
+            "shadowing_epochs": 1,
+            "probation_epochs": 2,
+            "embargo_epochs": 0,
+        },
+    }
+
+
+def ending(handle: SyncJobHandle) -> str:
+    """What a finished job left, as the hash of its grown model."""
+    return next(artifact.sha256 for artifact in handle.artifacts() if artifact.name.endswith("model.safetensors"))
+
+
+def campaign(scratch: Path, *, faults: list[str], epochs: int, faults_a_job: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Inject faults, a few a job; a line a fault, one a job and one at the end.
+
+    Args:
+        scratch: a folder of its own.
+        faults: names, in order.
+        epochs: of each job.
+        faults_a_job: how often a job is hurt.
+        seed: draws when, and what.
+    """
+    rng = random.Random(seed)
+    names = iter(faults)
+    left = len(faults)
+    with running_daemon(scratch / "state", CONFIG) as daemon:
+        wanted = job(scratch, epochs)
+        with daemon.sync_client() as esper:
+            undisturbed = esper.submit(wanted, idempotency_key="undisturbed")
+            undisturbed.wait()
+            reference = ending(undisturbed)
+        number = 0
+        while left:
+            number += 1
+            with daemon.sync_client() as esper:
+                submitted = esper.submit(wanted, idempotency_key=f"job {number}").id
+            for name in [next(names) for _ in range(min(faults_a_job, left))]:
+                left -= 1
+                time.sleep(rng.uniform(0.0, 2.5))
+                yield {"part": "daemon", "fault": name, "job": number, **_hurt(daemon, submitted, name, rng)}
+            yield {"part": "job", "job": number, **_outcome(daemon, submitted, wanted, f"job {number}", reference)}
+        runtime, pids = daemon.runtime_directory, {daemon.pid}
+        yield {"part": "memory", "leaked": 0, "daemon_rss_mib": _resident(daemon.pid)}
+    yield {"part": "end", "leaked": _left_behind(runtime, scratch, pids)}
+
+
+def _hurt(daemon: DaemonProcess, submitted: str, name: str, rng: random.Random) -> dict[str, Any]:
+    """Inject one fault, and wait until work goes on."""
+    with daemon.sync_client() as esper:
+        before = esper.job(submitted).events()[-1].sequence
+    began = time.monotonic()
+    problem = ""
+    try:
+        FAULTS[name](Victim(daemon=daemon, job=submitted, rng=rng))
+        while not _goes_on(daemon, submitted, before):
+            if time.monotonic() - began > RECOVERY_S:
+                problem = f"no progress within {RECOVERY_S:g} s"
+                break
+            time.sleep(0.1)
+    except EsperError as error:
+        problem = f"{error.code}: {error}"
+    return {"recovered": not problem, "seconds": round(time.monotonic() - began, 2), "problem": problem}
+
+
+def _goes_on(daemon: DaemonProcess, submitted: str, after: int) -> bool:
+    with contextlib.suppress(EsperError), daemon.sync_client(timeout_s=5.0) as esper:
+        handle = esper.job(submitted)
+        if handle.info().state is JobState.SUCCEEDED:
+            return True
+        seen = [event.body for event in handle.events(after)]
+        lost = [place for place, body in enumerate(seen) if isinstance(body, JobStateChanged | TrainingStarted)]
+        return any(isinstance(body, EpochCompleted) for body in seen[lost[-1] if lost else 0 :])
+    return False
+
+
+def _outcome(daemon: DaemonProcess, submitted: str, wanted: dict[str, Any], key: str, reference: str) -> dict[str, Any]:
+    """Whether a job that was acknowledged is there, ended once, and ended right."""
+    give_up_at = time.monotonic() + 2 * RECOVERY_S
+    with daemon.sync_client() as esper:
+        handle = esper.job(submitted)
+        while (info := handle.info()).state not in (JobState.SUCCEEDED, JobState.FAILED, JobState.DEAD):
+            if time.monotonic() > give_up_at:
+                return {"lost": 1, "wrong": 0, "problem": f"it is {info.state} after {2 * RECOVERY_S:g} s"}
+            time.sleep(0.2)
+        if info.state is not JobState.SUCCEEDED:
+            return {"lost": 1, "wrong": 0, "problem": str(info.error)}
+        again = esper.submit(wanted, idempotency_key=key)
+        same = again.duplicate and again.id == submitted
+        right = ending(handle) == reference
+        return {"lost": 0 if same else 1, "wrong": 0 if right else 1, "attempts": info.attempt, "problem": ""}
+
+
+def _resident(pid: int) -> float:
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+
+
+def _left_behind(runtime: Path, scratch: Path, pids: set[int]) -> list[str]:
+    """Processes, sockets, shared memory and temporary files that outlived the daemon."""
+    found = [str(path) for path in (runtime, Path("/dev/shm")) if path == runtime and path.exists()]
+    found += [
+        str(path) for path in (scratch / "state").rglob("*") if path.name.startswith((".tmp", "tmp")) or path.suffix == ".tmp"
+    ]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) not in pids:
+            with contextlib.suppress(OSError):
+                command = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
+                if str(scratch).encode() in command and int(entry.name) != os.getpid():
+                    found.append(f"process {entry.name}")
+    return found
