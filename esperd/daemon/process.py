@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 import socket
 import sys
@@ -99,10 +100,19 @@ def run_daemon(config: Config) -> int:
     """
     configure_logging(config.daemon.log_level)
     os.umask(OURS_ALONE)
+    open_as_many_files_as_allowed()
     prepare_state_directory(config.state_directory)
     prepare_runtime_directory(config.runtime_directory)
     with locked(config.state_directory, config.runtime_directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_Daemon(config).run())
+
+
+def open_as_many_files_as_allowed() -> None:
+    """Every client holds a descriptor, and libzmq aborts the process when it gets none for the next one (seen with 1,000 clients
+    under a soft limit of 256; systemd's is 1,024). The hard limit is what an administrator set.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -309,3 +309,16 @@ async def test_a_client_is_answered_while_the_interpreter_of_anothers_job_is_pro
             async with await anyio.open_file(f"{slow}.gate", "w") as gate:  # opens once the probe reads
                 assert all(isinstance(info, JobInfo) for info in await other.jobs())
                 await gate.write("go\n")
+
+
+def test_a_daemon_may_open_as_many_files_as_the_hard_limit_allows():
+    """With too few, libzmq aborts the process at the next client's connection."""
+    code = """
+import resource
+from esperd.daemon.process import open_as_many_files_as_allowed
+soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(64, hard), hard))
+open_as_many_files_as_allowed()
+assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
