@@ -20,6 +20,7 @@ from esperd.daemon.admission import check_job
 from esperd.daemon.announcer import Announcer
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.job_store import Asked, JobStore, LeasedJob
+from esperd.daemon.space import Space
 from esperd.errors import Busy, Conflict, EsperError, IllegalTransition, JobNotFound, NothingToShow, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import Terminated
@@ -97,6 +98,7 @@ class JobsActor(Actor):
         start_worker: starts a process actor; returns once it is ready, raises when it is not.
         stop_workers: stops every trainer worker there is, whoever started it, and returns when they are gone.
         clock: time.
+        space: the room on the disk; None: there is always enough.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class JobsActor(Actor):
         start_worker: Callable[[ProcessSpec], Awaitable[None]],
         stop_workers: Callable[[], Awaitable[None]],
         clock: Clock,
+        space: Space | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -122,6 +125,7 @@ class JobsActor(Actor):
         self._start_worker = start_worker
         self._stop_workers = stop_workers
         self._clock = clock
+        self._space = space
         self._held: dict[str, Held] = {}
         self._draining = False
         self._taken_back = False
@@ -214,6 +218,7 @@ class JobsActor(Actor):
         if self._draining:
             raise Busy("the daemon is shutting down; submit again when it is back", retry_after_s=5.0)
         check_job(message.job, self._plugins)
+        self._require_room()
         submitted = await self._store.submit(message.job, message.idempotency_key)
         if not submitted.duplicate:
             self._announce(submitted.info)
@@ -238,6 +243,7 @@ class JobsActor(Actor):
     @handles(ResumeJob)
     async def resume(self, message: ResumeJob) -> JobInfo:
         """Queue a paused job again."""
+        self._require_room()
         info = await self._asked(await self._store.resume(message.id))
         self._look()
         return info
@@ -275,13 +281,31 @@ class JobsActor(Actor):
     async def lease_jobs(self, _message: LeaseJobs) -> None:
         """Note which workers are gone, then give queued jobs to workers, as many as may run."""
         self._look_is_due = False
+        if self._space is not None and self._space.trouble:
+            await self._rest()
         with self._bearing_store_trouble():
             await self._take_back()
             await self._let_go()
             await self._lease()
 
+    def _require_room(self) -> None:
+        """Raises: ReadOnly: while the disk has no room for new work."""
+        if self._space is not None:
+            self._space.require_room()
+
+    async def _rest(self) -> None:
+        """Have every worker checkpoint and stop; their jobs wait in the queue until there is room again."""
+        for name, held in list(self._held.items()):
+            if held.stop is None:
+                log.warning("a job waits for room on the disk", job=held.job_id)
+                await self._stop_worker(name, StopJob(why="drain"))
+
+    @property
+    def _may_lease(self) -> bool:
+        return not self._draining and not (self._space is not None and self._space.trouble)
+
     async def _lease(self) -> None:
-        while not self._draining and len(self._held) < self._config.jobs.max_running:
+        while self._may_lease and len(self._held) < self._config.jobs.max_running:
             leased = await self._store.lease(self._clock.wall())
             if leased is None:
                 return

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import anyio
+import anyio.to_thread
 import structlog
 
 import esperd
@@ -21,34 +22,35 @@ from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
-from esperd.cache import index as kernel_index
 from esperd.cache.actor import CacheActor
 from esperd.cache.index import KernelIndex
 from esperd.cache.seal import Seal
 from esperd.config import Config, endpoint
-from esperd.daemon import job_store
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
+from esperd.daemon.space import Space
+from esperd.daemon.state import open_databases
 from esperd.errors import ActorUnavailable
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
 from esperd.messages.jobs import DrainJobs
 from esperd.plugins import load_plugins
-from esperd.policy import decision_log
 from esperd.policy.actor import PolicyActor
 from esperd.store.blobs import Blobs
 from esperd.store.database import Database
-from esperd.telemetry import log as event_log
 from esperd.telemetry.actor import TelemetryActor
 from esperd.telemetry.log import EventLog
 from esperd.telemetry.metrics import Metrics
 
 TICK_S = 1.0
 """How often the loop's lag is measured and the actors' figures are read."""
+
+SPACE_LOOK_S = 1.0
+"""How often the disk is asked how much room there is; chosen, not measured."""
 
 HTTP_PORT_FILE = "http.port"
 
@@ -66,12 +68,15 @@ class Status:
     draining: bool = False
     system: ActorSystem | None = None
     jobs: JobsActor | None = None
+    space: Space | None = None
 
     def not_ready(self) -> list[str]:
         """Reasons why the daemon takes no work now."""
         reasons = ["starting"] if self.starting else []
         if self.draining:
             reasons.append("draining")
+        if self.space is not None and self.space.trouble:
+            reasons.append(self.space.trouble)
         if self.jobs is not None and self.jobs.trouble:
             reasons.append(f"store: {self.jobs.trouble}")
         if self.system is not None:
@@ -135,6 +140,7 @@ class _Parts:
     publisher: Publisher
     blobs: Blobs
     seal: Seal
+    space: Space
 
 
 class _Daemon:
@@ -175,6 +181,7 @@ class _Daemon:
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick, door, server)
+                tasks.start_soon(self._watch_space, parts.space)
                 drained = await self._until_drained(system, signals)
                 tasks.cancel_scope.cancel()
             if not drained:
@@ -182,20 +189,21 @@ class _Daemon:
         return 0 if drained else 1
 
     async def _open_parts(self, stack: contextlib.AsyncExitStack, publisher: Publisher) -> _Parts:
-        """Open databases and blobs. Each database has one owner and migrations of its own; only events may lag a power cut."""
+        """Open databases and blobs, once it is known how much room there is for them."""
         state = self._config.state_directory
-        jobs = await stack.enter_async_context(Database.open(state / "jobs.db", job_store.MIGRATIONS))
-        kernels = await stack.enter_async_context(Database.open(state / "kernels.db", kernel_index.MIGRATIONS))
-        decisions = await stack.enter_async_context(Database.open(state / "decisions.db", decision_log.MIGRATIONS))
-        events = await stack.enter_async_context(Database.open(state / "events.db", event_log.MIGRATIONS, synchronous="NORMAL"))
+        space = Space(state, self._config.storage)
+        await anyio.to_thread.run_sync(space.look)
+        self._status.space = space
+        databases = await open_databases(stack, state, space.refused)
         return _Parts(
-            jobs=JobStore(jobs, self._clock.wall, self._config.jobs),
-            index=KernelIndex(kernels),
-            decisions=decisions,
-            log=EventLog(events),
+            jobs=JobStore(databases["jobs"], self._clock.wall, self._config.jobs),
+            index=KernelIndex(databases["kernels"]),
+            decisions=databases["decisions"],
+            log=EventLog(databases["events"]),
             publisher=publisher,
-            blobs=Blobs(blob_directory(state)),
+            blobs=Blobs(blob_directory(state), on_full=space.refused),
             seal=Seal.open(state / "seal.key"),
+            space=space,
         )
 
     def _specs(self, parts: _Parts, system: ActorSystem) -> list[ChildSpec | ProcessSpec]:
@@ -237,6 +245,7 @@ class _Daemon:
             start_worker=system.start,
             stop_workers=lambda: _stop_at_once(system, lambda actor: actor.name.startswith(WORKERS)),
             clock=self._clock,
+            space=parts.space,
         )
         self._status.jobs = self._jobs
         return self._jobs
@@ -254,6 +263,13 @@ class _Daemon:
             self._metrics.observe_loop_lag(max(0.0, self._clock.monotonic() - before - TICK_S))
             self._metrics.observe_actors(door.actors())
             self._metrics.observe_requests(server.statistics()._asdict())
+
+    async def _watch_space(self, space: Space) -> None:
+        """Look at the disk again and again."""
+        while True:
+            await self._clock.sleep(SPACE_LOOK_S)
+            await anyio.to_thread.run_sync(space.look)
+            self._metrics.observe_space(space.free_bytes, read_only=bool(space.trouble))
 
     async def _until_drained(self, system: ActorSystem, signals: AsyncIterator[signal.Signals]) -> bool:
         """Wait for SIGTERM or SIGINT, drain; False when a second one, or the drain's timeout, cut it short."""

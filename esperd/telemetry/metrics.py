@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -56,6 +57,8 @@ class Metrics:
             registry=self._registry,
             buckets=LAG_BUCKETS_S,
         )
+        self._free = Gauge("esperd_disk_free_bytes", "Free bytes of the state directory's disk.", registry=self._registry)
+        self._read_only = Gauge("esperd_read_only", "1 while the disk has no room for new work.", registry=self._registry)
         for state in JobState:
             self._jobs.labels(state.value).set(0)
 
@@ -94,6 +97,11 @@ class Metrics:
     def observe_requests(self, counts: Mapping[str, int]) -> None:
         """Show these counts of clients' requests, by what became of them, from now on."""
         self._requests.latest = dict(counts)
+
+    def observe_space(self, free_bytes: int | None, *, read_only: bool) -> None:
+        """How much room the disk has (None: it does not say), and whether new work is refused for want of it."""
+        self._free.set(math.nan if free_bytes is None else free_bytes)
+        self._read_only.set(read_only)
 
     def observe_loop_lag(self, seconds: float) -> None:
         """How much later than asked a timer of the daemon's event loop fired."""
