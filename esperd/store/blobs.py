@@ -98,6 +98,18 @@ class Blobs:
             )
         return data
 
+    def verified(self, sha256: str) -> bool | None:
+        """Whether the bytes are those of the name; None when there is no such blob. Moves nothing.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        path = self.path(sha256)
+        if not self._filesystem.exists(path):
+            return None
+        with self._reporting("read", path):
+            return hashlib.sha256(self._filesystem.read(path)).hexdigest() == sha256
+
     def read_range(self, sha256: str, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset``, unchecked: a part has no hash. Empty at or beyond the end.
 
