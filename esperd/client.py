@@ -28,6 +28,7 @@ from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.card import CARD, is_users_own
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.evidence import EvidenceForgotten, EvidenceList, ForgetEvidence, ListEvidence
+from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     Artifact,
@@ -39,6 +40,7 @@ from esperd.messages.jobs import (
     Job,
     JobInfo,
     JobList,
+    JobState,
     JobSubmitted,
     ListArtifacts,
     ListJobs,
@@ -255,6 +257,23 @@ class JobHandle:
         """
         return await self._client.ask(CancelJob(id=self.id), JobInfo)
 
+    async def retry(self) -> JobInfo:
+        """Queue a failed or dead job again: it goes on from its last good checkpoint, with all its attempts before it.
+
+        Raises:
+            IllegalTransition: when it has not failed.
+            ReadOnly: while the daemon's disk is full.
+        """
+        return await self._client.ask(RetryJob(id=self.id), JobInfo)
+
+    async def failure(self) -> FailureAnalysis:
+        """Why the job failed: where, since when, what is different, what to try.
+
+        Raises:
+            NothingToShow: when no attempt at it failed.
+        """
+        return await self._client.ask(AnalyseFailure(id=self.id), FailureAnalysis)
+
     async def overrule(
         self, wish: Wish, *, slot: str = "", blueprint: str = "", seed: str = "", number: int | None = None, reason: str = ""
     ) -> Overruled:
@@ -324,7 +343,7 @@ class JobHandle:
                     async for event in self._logged(seen):
                         seen = event.sequence
                         yield event
-                        if _is_final(event):
+                        if await self._ended_with(event):
                             return
                     if job_was_over:
                         return
@@ -335,8 +354,16 @@ class JobHandle:
                 elif published.sequence == seen + 1:
                     seen = published.sequence
                     yield published
-                    if _is_final(published):
+                    if await self._ended_with(published):
                         return
+
+    async def _ended_with(self, event: Event) -> bool:
+        """Whether this event is the job's last: one that failed may have been tried again since."""
+        if not _is_final(event):
+            return False
+        assert isinstance(event.body, JobStateChanged)  # noqa: S101 - nothing else is final
+        info = await self.info()
+        return info.state is not JobState.QUEUED and info.attempt <= event.body.attempt
 
     async def wait(self) -> JobInfo:
         """Wait until the job is over, however it ends."""

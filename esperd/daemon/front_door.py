@@ -11,6 +11,7 @@ from esperd.errors import IllegalTransition, MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.evidence import ForgetEvidence, ListEvidence
+from esperd.messages.failures import AnalyseFailure, RetryJob
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     CancelJob,
@@ -35,6 +36,8 @@ ROUTES: dict[type[Message], str] = {
     PauseJob: "jobs",
     ResumeJob: "jobs",
     CancelJob: "jobs",
+    RetryJob: "jobs",
+    AnalyseFailure: "jobs",
     ListArtifacts: "jobs",
     FetchArtifact: "jobs",
     ListKernels: "cache",

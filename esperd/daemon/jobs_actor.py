@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -19,11 +20,13 @@ from esperd.config import Config
 from esperd.daemon.admission import check_job
 from esperd.daemon.announcer import Announcer
 from esperd.daemon.checkpoints import Checkpoints
-from esperd.daemon.job_store import Asked, JobStore, LeasedJob
+from esperd.daemon.failure import analyse
+from esperd.daemon.job_store import DONE_FOR_GOOD, Asked, JobStore, LeasedJob
 from esperd.daemon.space import Space
 from esperd.errors import Busy, Conflict, EsperError, IllegalTransition, JobNotFound, NothingToShow, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import Terminated
+from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
     EXIT_NO_FAULT,
     FINAL_JOB_STATES,
@@ -126,6 +129,7 @@ class JobsActor(Actor):
         self._stop_workers = stop_workers
         self._clock = clock
         self._space = space
+        self._circumstances = {"configuration": _digest(config)}
         self._held: dict[str, Held] = {}
         self._draining = False
         self._taken_back = False
@@ -195,7 +199,7 @@ class JobsActor(Actor):
         known = await self._store.list(limit=1_000_000)
         for info in known:
             self._metrics.observe_job(info)
-        unfinished = {info.id: info.checkpoint for info in known if info.state not in FINAL_JOB_STATES}
+        unfinished = {info.id: (info.checkpoint, info.previous_checkpoint) for info in known if info.state not in DONE_FOR_GOOD}
         await self._tidy(self._checkpoints.sweep, unfinished)
         await self._tidy(self._blobs.remove_temporaries)
         self._taken_back = True
@@ -260,6 +264,20 @@ class JobsActor(Actor):
             self._announce(asked.info)
         return asked.info
 
+    @handles(RetryJob)
+    async def retry(self, message: RetryJob) -> JobInfo:
+        """Queue a failed or dead job again."""
+        self._require_room()
+        info = await self._store.retry(message.id)
+        self._announce(info)
+        self._look()
+        return info
+
+    @handles(AnalyseFailure)
+    async def analyse_failure(self, message: AnalyseFailure) -> FailureAnalysis:
+        """Why a job failed."""
+        return analyse(await self._store.get(message.id), await self._store.attempts(message.id))
+
     @handles(ListArtifacts)
     async def list_artifacts(self, message: ListArtifacts) -> ArtifactList:
         """What a job left in the store."""
@@ -306,7 +324,7 @@ class JobsActor(Actor):
 
     async def _lease(self) -> None:
         while self._may_lease and len(self._held) < self._config.jobs.max_running:
-            leased = await self._store.lease(self._clock.wall())
+            leased = await self._store.lease(self._clock.wall(), self._circumstances)
             if leased is None:
                 return
             name = worker_name(leased.info.id, leased.generation)
@@ -328,16 +346,16 @@ class JobsActor(Actor):
             heartbeat_interval_s=self._config.workers.heartbeat_interval_s,
             heartbeat_timeout_s=self._config.workers.heartbeat_timeout_s,
         )
-        lease = Lease(
-            job_id=leased.info.id,
-            generation=leased.generation,
-            job=job,
-            checkpoint=leased.info.checkpoint,
-            blob_directory=str(self._blobs.directory),
-            checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
-            resumed=leased.resumed,
-        )
         try:
+            lease = Lease(
+                job_id=leased.info.id,
+                generation=leased.generation,
+                job=job,
+                checkpoint=await self._last_good(leased),
+                blob_directory=str(self._blobs.directory),
+                checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
+                resumed=leased.resumed,
+            )
             await self._start_worker(spec)
             await self.context.watch(name)
             await self.context.ask(name, lease)
@@ -346,6 +364,22 @@ class JobsActor(Actor):
             # Where the worker died before it was watched, nobody else will say so; a second word about it changes nothing.
             ended = Terminated(actor=name, generation=0, reason=f"could not start: {error}", will_restart=False)
             await self.context.tell(self.context.name, ended)
+
+    async def _last_good(self, leased: LeasedJob) -> str | None:
+        """The checkpoint to go on from: the last one that verifies; None: the job begins anew.
+
+        Raises:
+            StoreFailed: when disk or database refuse.
+            Conflict: when the lease has ended.
+        """
+        info = leased.info
+        while info.checkpoint is not None:
+            if await anyio.to_thread.run_sync(self._checkpoints.is_good, info.id, info.checkpoint):
+                return info.checkpoint
+            damaged, epoch = info.checkpoint, info.epoch
+            info = await self._store.go_back(info.id, leased.generation, damaged)
+            log.warning("a checkpoint did not verify", job=info.id, sha256=damaged, epoch=epoch, goes_on_from=info.epoch)
+        return None
 
     async def _handed(self, name: str) -> None:
         """The worker has its lease, and is told what was asked of it while it started."""
@@ -368,7 +402,7 @@ class JobsActor(Actor):
     @handles(JobStarted)
     async def job_started(self, message: JobStarted) -> Done:
         """Model and data are loaded."""
-        info = await self._store.started(message.job_id, message.generation)
+        info = await self._store.started(message.job_id, message.generation, message.circumstances)
         self._announce(info)
         self._plugins.notify("esperd_job_started", job=info)
         return Done()
@@ -380,9 +414,9 @@ class JobsActor(Actor):
         if not await anyio.to_thread.run_sync(held.contains, message.sha256):
             # An older word, heard late, may have swept it away: what the row names must be there.
             raise StoreFailed(f"there is no checkpoint {message.sha256} of job {message.job_id}", sha256=message.sha256)
-        await self._store.checkpoint(message.job_id, message.generation, message.sha256, message.epoch)
+        info = await self._store.checkpoint(message.job_id, message.generation, message.sha256, message.epoch)
         # Before the answer: its worker writes no other one until then.
-        await self._tidy(self._checkpoints.keep_only, message.job_id, message.sha256)
+        await self._tidy(self._checkpoints.keep_only, message.job_id, info.checkpoint, info.previous_checkpoint)
         return Done()
 
     @handles(JobSucceeded)
@@ -457,9 +491,15 @@ class JobsActor(Actor):
         self._metrics.observe_job(info)
         if info.state in FINAL_JOB_STATES:
             self._plugins.notify("esperd_job_finished", job=info)
+        if info.state in DONE_FOR_GOOD:
             self.context.start_soon(self._tidy, self._checkpoints.forget, info.id)
         if self._announcer is not None:
             self._announcer.announce(info)
+
+
+def _digest(config: Config) -> str:
+    """Twelve digits that change with the configuration; it may hold what should not stand in a record."""
+    return hashlib.sha256(msgspec.json.encode(config, order="deterministic")).hexdigest()[:12]
 
 
 def worker_name(job_id: str, generation: int) -> str:

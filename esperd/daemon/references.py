@@ -11,7 +11,10 @@ import msgspec
 from esperd.messages.kernels import KernelManifest
 
 ARTIFACTS = "SELECT job AS owner, name, sha256 FROM artifacts"
-CHECKPOINTS = "SELECT id AS owner, 'checkpoint' AS name, checkpoint AS sha256 FROM jobs WHERE checkpoint IS NOT NULL"
+CHECKPOINTS = """
+    SELECT id AS owner, 'checkpoint' AS name, checkpoint AS sha256 FROM jobs WHERE checkpoint IS NOT NULL
+    UNION ALL SELECT id, 'previous checkpoint', previous_checkpoint FROM jobs WHERE previous_checkpoint IS NOT NULL
+"""
 KERNELS = "SELECT manifest_id, manifest FROM kernels"
 
 

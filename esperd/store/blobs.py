@@ -24,6 +24,7 @@ from esperd.store.filesystem import Filesystem, RealFilesystem
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.(?P<pid>[0-9]+)\.[0-9a-f]{8}")
 _NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_HASHED_AT_ONCE = 4 * 1024 * 1024
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -107,8 +108,24 @@ class Blobs:
         path = self.path(sha256)
         if not self._filesystem.exists(path):
             return None
+        digest, offset = hashlib.sha256(), 0
         with self._reporting("read", path):
-            return hashlib.sha256(self._filesystem.read(path)).hexdigest() == sha256
+            while part := self._filesystem.read(path, offset, _HASHED_AT_ONCE):
+                digest.update(part)
+                offset += len(part)
+        return digest.hexdigest() == sha256
+
+    def is_good(self, sha256: str) -> bool:
+        """Whether a blob is there, whole; a damaged one is moved to ``quarantine/``.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        found = self.verified(sha256)
+        if found is False:
+            with self._reporting("quarantine", self.path(sha256)):
+                self._quarantine(sha256)
+        return found is True
 
     def read_range(self, sha256: str, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset``, unchecked: a part has no hash. Empty at or beyond the end.
