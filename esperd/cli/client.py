@@ -349,8 +349,8 @@ def export(
 @client_options
 @_options
 def actors(options: Options) -> None:
-    """List the daemon's actors and its dead letters."""
-    from esperd.cli.listings import actors_grid, dead_letters_line
+    """List the daemon's actors, its dead letters and its circuit breakers."""
+    from esperd.cli.listings import actors_grid, breakers_line, dead_letters_line
 
     async def work(esper: Client, output: Output) -> None:
         listed = await esper.actors()
@@ -359,6 +359,7 @@ def actors(options: Options) -> None:
             return
         output.grid(actors_grid(listed))
         output.line(dead_letters_line(listed))
+        output.line(breakers_line(listed))
 
     _with_daemon(options, work)
 

@@ -517,6 +517,10 @@ def worker_environment(config: Config, *, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "ESPERD__DAEMON__LOG_LEVEL": config.daemon.log_level,
+        **{
+            f"ESPERD__BREAKERS__{service.upper()}": f"{{ failures = {limits['failures']}, reset_s = {limits['reset_s']} }}"
+            for service, limits in msgspec.to_builtins(config.breakers).items()
+        },
         "ESPERD__PLUGINS__BLOCKED": msgspec.json.encode(config.plugins.blocked).decode(),
     }
 

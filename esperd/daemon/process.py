@@ -17,16 +17,18 @@ import anyio.to_thread
 import structlog
 
 import esperd
+from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
-from esperd.cache.actor import CacheActor
+from esperd.cache.actor import COMPILER_TROUBLE, CacheActor
 from esperd.cache.index import KernelIndex
 from esperd.cache.seal import Seal
 from esperd.config import Config, endpoint
 from esperd.daemon.checkpoints import Checkpoints
+from esperd.daemon.collecting import Collector
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
@@ -34,7 +36,7 @@ from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpo
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
 from esperd.daemon.space import Space
 from esperd.daemon.state import open_databases
-from esperd.errors import ActorUnavailable
+from esperd.errors import ActorUnavailable, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
 from esperd.messages.jobs import DrainJobs
@@ -141,6 +143,7 @@ class _Parts:
     blobs: Blobs
     seal: Seal
     space: Space
+    collector: Collector
 
 
 class _Daemon:
@@ -151,6 +154,14 @@ class _Daemon:
         self._metrics = Metrics()
         self._status = Status()
         self._jobs: JobsActor | None = None
+        limits = config.breakers.compiler
+        self._compiler_breaker = Breaker(
+            "compiler",
+            Limits(failures=limits.failures, reset_s=limits.reset_s),
+            self._clock.monotonic,
+            COMPILER_TROUBLE,
+            lambda found: log.warning("a circuit breaker changed", service=found.service, state=str(found.state)),
+        )
 
     async def run(self) -> int:
         # Signals are ours until the very end: a third one must not kill a daemon that still has workers to stop.
@@ -173,7 +184,7 @@ class _Daemon:
             self._status.system = system
             for spec in self._specs(parts, system):
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
-            door = FrontDoor(system, self._plugins, events)
+            door = FrontDoor(system, self._plugins, events, [self._compiler_breaker])
             port = await stack.enter_async_context(serving(listening, build_app(self._metrics, self._status.not_ready)))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
             server = await stack.enter_async_context(RequestServer(control, door.answer))
@@ -182,6 +193,8 @@ class _Daemon:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick, door, server)
                 tasks.start_soon(self._watch_space, parts.space)
+                tasks.start_soon(parts.collector.run, self._config.storage.collect_every_s, self._clock.sleep)
+                tasks.start_soon(self._let_go_of_failed, parts)
                 drained = await self._until_drained(system, signals)
                 tasks.cancel_scope.cancel()
             if not drained:
@@ -195,15 +208,23 @@ class _Daemon:
         await anyio.to_thread.run_sync(space.look)
         self._status.space = space
         databases = await open_databases(stack, state, space.refused)
+        blobs = Blobs(blob_directory(state), on_full=space.refused)
         return _Parts(
             jobs=JobStore(databases["jobs"], self._clock.wall, self._config.jobs),
             index=KernelIndex(databases["kernels"]),
             decisions=databases["decisions"],
             log=EventLog(databases["events"]),
             publisher=publisher,
-            blobs=Blobs(blob_directory(state), on_full=space.refused),
+            blobs=blobs,
             seal=Seal.open(state / "seal.key"),
             space=space,
+            collector=Collector(
+                blobs,
+                databases["jobs"],
+                databases["kernels"],
+                grace_s=self._config.storage.collect_every_s,
+                monotonic=self._clock.monotonic,
+            ),
         )
 
     def _specs(self, parts: _Parts, system: ActorSystem) -> list[ChildSpec | ProcessSpec]:
@@ -229,6 +250,7 @@ class _Daemon:
                     parts.seal,
                     memory_bytes=config.cache.memory_bytes,
                     compile_timeout_s=config.compiler.timeout_s,
+                    breaker=self._compiler_breaker,
                 ),
             ),
             ChildSpec("jobs", lambda: self._make_jobs(parts, system)),
@@ -270,6 +292,19 @@ class _Daemon:
             await self._clock.sleep(SPACE_LOOK_S)
             await anyio.to_thread.run_sync(space.look)
             self._metrics.observe_space(space.free_bytes, read_only=bool(space.trouble))
+
+    async def _let_go_of_failed(self, parts: _Parts) -> None:
+        """Forget the checkpoints of jobs that failed long ago; their files go with the next sweep."""
+        storage = self._config.storage
+        while True:
+            try:
+                forgotten = await parts.jobs.let_go_of_failed(self._clock.wall() - storage.keep_failed_s)
+            except StoreFailed as error:
+                log.warning("checkpoints of failed jobs could not be let go of", error=str(error))
+            else:
+                if forgotten:
+                    log.info("checkpoints of failed jobs are no longer kept", jobs=forgotten)
+            await self._clock.sleep(storage.collect_every_s)
 
     async def _until_drained(self, system: ActorSystem, signals: AsyncIterator[signal.Signals]) -> bool:
         """Wait for SIGTERM or SIGINT, drain; False when a second one, or the drain's timeout, cut it short."""

@@ -64,7 +64,7 @@ def main() -> int:
         lease = _await_lease(link)
         if lease is None:
             return 0
-        desk = LinkDesk(link, lease)
+        desk = LinkDesk(link, lease, breakers=config.breakers)
         desks.append(desk)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: desk.drain())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
