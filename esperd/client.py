@@ -20,6 +20,7 @@ import msgspec
 from esperd import __version__
 from esperd.actors.publication import Subscriber
 from esperd.actors.requests import RequestClient
+from esperd.actors.retrying import asked_patiently
 from esperd.config import endpoint as socket_endpoint
 from esperd.config import load_config
 from esperd.errors import InvalidJob, MalformedMessage, NothingToShow, ProtocolMismatch, StoreFailed
@@ -96,15 +97,17 @@ class Client:
     Args:
         endpoint: ZeroMQ endpoint of the daemon; None: :func:`default_endpoint`.
         timeout_s: longest wait for one answer, in seconds.
+        patience_s: for how long a request that the daemon was too busy for, or that is safe to repeat, is asked again.
 
     Raises:
         DaemonUnreachable: on entering, when no daemon answers.
         ProtocolMismatch: on entering, when the daemon speaks another protocol version.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0, patience_s: float = 15.0) -> None:
         self.endpoint = endpoint or default_endpoint()
         self.timeout_s = timeout_s
+        self.patience_s = patience_s
         self._requests = RequestClient(self.endpoint, timeout_s)
         self._open = AsyncExitStack()
         self._welcome: Welcome | None = None
@@ -143,13 +146,13 @@ class Client:
         return self._welcome
 
     async def ask(self, message: Message, answer: type[ReplyT]) -> ReplyT:
-        """Send a request and return its answer.
+        """Send a request and return its answer; a daemon that is busy is asked again, when it says.
 
         Raises:
             EsperError: whatever the daemon answers with, as the class its code names.
             AskTimeout: when nothing answers within ``timeout_s``.
         """
-        reply = await self._requests.request(message)
+        reply = await asked_patiently(lambda: self._requests.request(message), message, self.patience_s)
         if not isinstance(reply, answer):
             raise ProtocolMismatch(
                 f"the daemon answered {type(message).__name__} with {type(reply).__name__}, not {answer.__name__}; "

@@ -29,10 +29,11 @@ class SyncClient:
     Args:
         endpoint: as for :class:`Client`.
         timeout_s: as for :class:`Client`.
+        patience_s: as for :class:`Client`.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0) -> None:
-        self._arguments = (endpoint, timeout_s)
+    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0, patience_s: float = 15.0) -> None:
+        self._arguments = (endpoint, timeout_s, patience_s)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
