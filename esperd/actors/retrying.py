@@ -6,6 +6,7 @@ asked again, and not before.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Awaitable, Callable
 
 from esperd.errors import ActorUnavailable, Busy, EsperError
@@ -71,6 +72,7 @@ async def asked_patiently(ask: Callable[[], Awaitable[Reply]], message: Message,
         if not patience_s or wait_before_retry(message, error) is False:
             raise
         first: Exception | None = error
+    _import_quietly()
     from stamina import AsyncRetryingCaller
 
     async def once() -> Reply:
@@ -82,3 +84,13 @@ async def asked_patiently(ask: Callable[[], Awaitable[Reply]], message: Message,
 
     patient = AsyncRetryingCaller(attempts=None, timeout=patience_s, wait_initial=FIRST_WAIT_S, wait_max=LONGEST_WAIT_S)
     return await patient(lambda refused: wait_before_retry(message, refused), once)
+
+
+def _import_quietly() -> None:
+    """Import stamina. It tells of every try through structlog, which writes to stdout unless somebody configured it: where nobody
+    in this process has come to either of them, stdout is the program's own.
+    """
+    if sys.modules.keys().isdisjoint({"stamina", "structlog"}):
+        from stamina import instrumentation
+
+        instrumentation.set_on_retry_hooks(())
