@@ -8,6 +8,7 @@ from esperd.messages.telemetry import (
     DecisionMade,
     Event,
     GateEvaluated,
+    BreakerChanged,
     KernelLoaded,
     RolledBack,
     ScreeningEnded,
@@ -44,6 +45,7 @@ def test_events_are_counted_by_type_and_by_what_they_say():
         DecisionMade(epoch=2, decision=Decision(action="germinate", reason="try"), applied=False, refusal="G0"),
         GateEvaluated(epoch=2, seed="s#1", verdict=Verdict(gate="g2", passed=False, reason="small")),
         KernelLoaded(epoch=2, seed="s#1", blueprint="b", manifest_id="m", source="disk"),
+        BreakerChanged(breaker=BreakerStatus(service="policy", state=BreakerState.OPEN, failures=3, opened=1)),
         stage(Stage.BLENDING),
         stage(Stage.CULLED),
     )
