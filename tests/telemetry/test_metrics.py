@@ -1,14 +1,14 @@
 from __future__ import annotations
 
-from esperd.messages.control import ActorList, ActorState, ActorStatus
+from esperd.messages.control import ActorList, ActorState, ActorStatus, BreakerState, BreakerStatus
 from esperd.messages.growth import Stage, Trial, Verdict
 from esperd.messages.jobs import Budget, Job, JobInfo, JobState
 from esperd.messages.policy import Decision
 from esperd.messages.telemetry import (
+    BreakerChanged,
     DecisionMade,
     Event,
     GateEvaluated,
-    BreakerChanged,
     KernelLoaded,
     RolledBack,
     ScreeningEnded,
@@ -54,6 +54,7 @@ def test_events_are_counted_by_type_and_by_what_they_say():
     assert found['esperd_decisions_total{action="wait",applied="true"}'] == 1
     assert found['esperd_gates_total{gate="g2",result="failed"}'] == 1
     assert found['esperd_kernels_total{source="disk"}'] == 1
+    assert found['esperd_worker_breaker_changes_total{service="policy",state="open"}'] == 1
     assert {name for name in found if name.startswith("esperd_seeds_total")} == {'esperd_seeds_total{outcome="culled"}'}
 
 
