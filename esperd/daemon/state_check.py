@@ -17,6 +17,9 @@ from esperd.store import inspection
 from esperd.store.blobs import Blobs
 from esperd.store.database import RACY_BEFORE
 
+LOOKS_AGAIN = 2
+"""Times that rows are read again when a file is missing; chosen, not measured."""
+
 
 class DatabaseFound(msgspec.Struct, frozen=True, kw_only=True):
     """One database as it was found."""
@@ -75,11 +78,7 @@ def check_state(state: Path, progress: Progress) -> StateFound:
         databases=tuple(databases),
         blobs=len(seen),
         damaged=tuple(str(path.relative_to(state)) for path in damaged),
-        dangling=tuple(
-            f"{reference.name} of {reference.owner}: {reference.sha256}"
-            for directory, reference in named
-            if not Blobs(directory).path(reference.sha256).exists()
-        ),
+        dangling=tuple(f"{reference.name} of {reference.owner}: {reference.sha256}" for _, reference in _dangling(state, named)),
         orphans=len(seen - referred),
         quarantined=_quarantined(state, stores),
         notes=_notes(state),
@@ -100,6 +99,26 @@ def _database(state: Path, database: StateDatabase, named: list[tuple[Path, Refe
     if version > known:
         faults.append(f"version {version} is newer than the {known} this esperd knows: upgrade esperd")
     return DatabaseFound(name=database.name, version=version, known=known, faults=tuple(faults))
+
+
+def _dangling(state: Path, named: list[tuple[Path, Reference]]) -> list[tuple[Path, Reference]]:
+    """Rows whose file is not there. A daemon that runs may have replaced a checkpoint since the rows were read: a row counts that
+    still names the file when the rows are read again.
+    """
+    missing = [found for found in named if not _is_there(found)]
+    for _ in range(LOOKS_AGAIN):
+        if not missing:
+            break
+        again: list[tuple[Path, Reference]] = []
+        for database in DATABASES:
+            _database(state, database, again)
+        missing = [found for found in again if found in missing and not _is_there(found)]
+    return missing
+
+
+def _is_there(found: tuple[Path, Reference]) -> bool:
+    directory, reference = found
+    return Blobs(directory).path(reference.sha256).exists()
 
 
 def _references(state: Path, name: str, connection: sqlite3.Connection) -> list[tuple[Path, Reference]]:
