@@ -20,6 +20,7 @@ import msgspec
 from esperd import __version__
 from esperd.actors.publication import Subscriber
 from esperd.actors.requests import RequestClient
+from esperd.actors.retrying import asked_patiently
 from esperd.config import endpoint as socket_endpoint
 from esperd.config import load_config
 from esperd.errors import InvalidJob, MalformedMessage, NothingToShow, ProtocolMismatch, StoreFailed
@@ -28,6 +29,7 @@ from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.card import CARD, is_users_own
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.evidence import EvidenceForgotten, EvidenceList, ForgetEvidence, ListEvidence
+from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     Artifact,
@@ -39,6 +41,7 @@ from esperd.messages.jobs import (
     Job,
     JobInfo,
     JobList,
+    JobState,
     JobSubmitted,
     ListArtifacts,
     ListJobs,
@@ -94,15 +97,17 @@ class Client:
     Args:
         endpoint: ZeroMQ endpoint of the daemon; None: :func:`default_endpoint`.
         timeout_s: longest wait for one answer, in seconds.
+        patience_s: for how long a request that the daemon was too busy for, or that is safe to repeat, is asked again.
 
     Raises:
         DaemonUnreachable: on entering, when no daemon answers.
         ProtocolMismatch: on entering, when the daemon speaks another protocol version.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0) -> None:
+    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0, patience_s: float = 15.0) -> None:
         self.endpoint = endpoint or default_endpoint()
         self.timeout_s = timeout_s
+        self.patience_s = patience_s
         self._requests = RequestClient(self.endpoint, timeout_s)
         self._open = AsyncExitStack()
         self._welcome: Welcome | None = None
@@ -141,13 +146,13 @@ class Client:
         return self._welcome
 
     async def ask(self, message: Message, answer: type[ReplyT]) -> ReplyT:
-        """Send a request and return its answer.
+        """Send a request and return its answer; a daemon that is busy is asked again, when it says.
 
         Raises:
             EsperError: whatever the daemon answers with, as the class its code names.
             AskTimeout: when nothing answers within ``timeout_s``.
         """
-        reply = await self._requests.request(message)
+        reply = await asked_patiently(lambda: self._requests.request(message), message, self.patience_s)
         if not isinstance(reply, answer):
             raise ProtocolMismatch(
                 f"the daemon answered {type(message).__name__} with {type(reply).__name__}, not {answer.__name__}; "
@@ -255,6 +260,23 @@ class JobHandle:
         """
         return await self._client.ask(CancelJob(id=self.id), JobInfo)
 
+    async def retry(self) -> JobInfo:
+        """Queue a failed or dead job again: it goes on from its last good checkpoint, with all its attempts before it.
+
+        Raises:
+            IllegalTransition: when it has not failed.
+            ReadOnly: while the daemon's disk is full.
+        """
+        return await self._client.ask(RetryJob(id=self.id), JobInfo)
+
+    async def failure(self) -> FailureAnalysis:
+        """Why the job failed: where, since when, what is different, what to try.
+
+        Raises:
+            NothingToShow: when no attempt at it failed.
+        """
+        return await self._client.ask(AnalyseFailure(id=self.id), FailureAnalysis)
+
     async def overrule(
         self, wish: Wish, *, slot: str = "", blueprint: str = "", seed: str = "", number: int | None = None, reason: str = ""
     ) -> Overruled:
@@ -324,7 +346,7 @@ class JobHandle:
                     async for event in self._logged(seen):
                         seen = event.sequence
                         yield event
-                        if _is_final(event):
+                        if await self._ended_with(event):
                             return
                     if job_was_over:
                         return
@@ -335,8 +357,16 @@ class JobHandle:
                 elif published.sequence == seen + 1:
                     seen = published.sequence
                     yield published
-                    if _is_final(published):
+                    if await self._ended_with(published):
                         return
+
+    async def _ended_with(self, event: Event) -> bool:
+        """Whether this event is the job's last: one that failed may have been tried again since."""
+        if not _is_final(event):
+            return False
+        assert isinstance(event.body, JobStateChanged)  # noqa: S101 - nothing else is final
+        info = await self.info()
+        return info.state is not JobState.QUEUED and info.attempt <= event.body.attempt
 
     async def wait(self) -> JobInfo:
         """Wait until the job is over, however it ends."""

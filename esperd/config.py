@@ -86,6 +86,37 @@ class Cache(Section, frozen=True, kw_only=True):
     """Kernels kept in memory, least recently used out first."""
 
 
+class Storage(Section, frozen=True, kw_only=True):
+    """``[storage]``: what is done when the disk fills up, and what is kept."""
+
+    min_free_bytes: Annotated[int, msgspec.Meta(ge=0)] = 64 * 1024 * 1024
+    """Below so many free bytes the daemon turns read-only."""
+    reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 * 1024 * 1024
+    """Size of the reserve file, which is given up when the disk is full."""
+    collect_every_s: Seconds = 3600.0
+    """Between two looks for blobs that nobody refers to; one must be found twice."""
+    keep_failed_s: Seconds = 7 * 24 * 3600.0
+    """How long the checkpoints of a failed or dead job are kept for ``esper retry``."""
+
+
+class Breaker(Section, frozen=True, kw_only=True):
+    """One service of ``[breakers]``."""
+
+    failures: Count = 3
+    """In a row, after which the service is left alone."""
+    reset_s: Seconds = 30.0
+    """How long, before one request tries whether it is back."""
+
+
+class Breakers(Section, frozen=True, kw_only=True):
+    """``[breakers]``: when a service that keeps failing is no longer asked."""
+
+    policy: Breaker = Breaker()
+    compiler: Breaker = Breaker()
+    cache: Breaker = Breaker()
+    telemetry: Breaker = Breaker(failures=2, reset_s=5.0)
+
+
 class Plugins(Section, frozen=True, kw_only=True):
     """``[plugins]``."""
 
@@ -102,6 +133,8 @@ class Config(Section, frozen=True, kw_only=True):
     workers: Workers = Workers()
     compiler: Compiler = Compiler()
     cache: Cache = Cache()
+    storage: Storage = Storage()
+    breakers: Breakers = Breakers()
     plugins: Plugins = Plugins()
 
     @property

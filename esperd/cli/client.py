@@ -134,6 +134,28 @@ def _change_command(name: str, description: str) -> None:
 _change_command("pause", "Checkpoint a job and stop it, to be resumed later.")
 _change_command("resume", "Queue a paused job again.")
 _change_command("cancel", "Stop a job for good.")
+_change_command("retry", "Queue a failed or dead job again, from its last good checkpoint.")
+
+
+@esper.command(name="explain-failure")
+@click.argument("job_id", metavar="ID")
+@client_options
+@_options
+def explain_failure(options: Options, job_id: str) -> None:
+    """Show why a job failed: what, where, since when, what changed between its attempts, and what to try."""
+    from esperd.cli.failing import attempts_grid, lines
+
+    async def work(esper: Client, output: Output) -> None:
+        found = await esper.job(job_id).failure()
+        if output.as_json:
+            output.json(found)
+            return
+        for line, style in lines(found):
+            output.line(line, style=style)
+        output.line("")
+        output.grid(attempts_grid(found.attempts))
+
+    _with_daemon(options, work)
 
 
 @esper.command()
@@ -327,8 +349,8 @@ def export(
 @client_options
 @_options
 def actors(options: Options) -> None:
-    """List the daemon's actors and its dead letters."""
-    from esperd.cli.listings import actors_grid, dead_letters_line
+    """List the daemon's actors, its dead letters and its circuit breakers."""
+    from esperd.cli.listings import actors_grid, breakers_line, dead_letters_line
 
     async def work(esper: Client, output: Output) -> None:
         listed = await esper.actors()
@@ -337,6 +359,7 @@ def actors(options: Options) -> None:
             return
         output.grid(actors_grid(listed))
         output.line(dead_letters_line(listed))
+        output.line(breakers_line(listed))
 
     _with_daemon(options, work)
 

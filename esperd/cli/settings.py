@@ -17,6 +17,14 @@ def as_toml(config: Config) -> str:
     ]
     for section, values in msgspec.to_builtins(config).items():
         lines += ["", f"[{section}]"]
-        # Every value is a string, number, boolean or list of strings, which JSON writes as TOML does.
-        lines += [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+        lines += [f"{key} = {toml_value(value)}" for key, value in values.items()]
     return "\n".join(lines)
+
+
+def toml_value(value: object) -> str:
+    """A value as TOML. Every one is a string, number, boolean or list of strings, which JSON writes as TOML does, or a table of
+    such.
+    """
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {toml_value(inner)}' for key, inner in value.items())} }}"
+    return json.dumps(value, ensure_ascii=False)

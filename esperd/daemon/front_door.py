@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import esperd
+from esperd.actors.breaker import Breaker
 from esperd.actors.system import ActorSystem
 from esperd.daemon.admission import check_python
 from esperd.errors import IllegalTransition, MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.evidence import ForgetEvidence, ListEvidence
+from esperd.messages.failures import AnalyseFailure, RetryJob
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     CancelJob,
@@ -35,6 +38,8 @@ ROUTES: dict[type[Message], str] = {
     PauseJob: "jobs",
     ResumeJob: "jobs",
     CancelJob: "jobs",
+    RetryJob: "jobs",
+    AnalyseFailure: "jobs",
     ListArtifacts: "jobs",
     FetchArtifact: "jobs",
     ListKernels: "cache",
@@ -57,9 +62,11 @@ class FrontDoor:
         system: the actors.
         plugins: what was loaded.
         events_endpoint: where events are published.
+        breakers: shown beside the actors.
     """
 
-    def __init__(self, system: ActorSystem, plugins: Plugins, events_endpoint: str) -> None:
+    def __init__(self, system: ActorSystem, plugins: Plugins, events_endpoint: str, breakers: Sequence[Breaker] = ()) -> None:
+        self._breakers = breakers
         self._system = system
         self._plugins = plugins
         self._events_endpoint = events_endpoint
@@ -104,7 +111,11 @@ class FrontDoor:
 
     def actors(self) -> ActorList:
         """Every actor's status, and what could not be delivered."""
-        return ActorList(actors=self._system.status(), dead_letters=dict(self._system.dead_letters.counts))
+        return ActorList(
+            actors=self._system.status(),
+            dead_letters=dict(self._system.dead_letters.counts),
+            breakers=tuple(breaker.status() for breaker in self._breakers),
+        )
 
 
 def _require_decisions_to_come(info: JobInfo) -> None:

@@ -13,42 +13,46 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
 import anyio
+import anyio.to_thread
 import structlog
 
 import esperd
+from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
-from esperd.cache import index as kernel_index
-from esperd.cache.actor import CacheActor
+from esperd.cache.actor import COMPILER_TROUBLE, CacheActor
 from esperd.cache.index import KernelIndex
 from esperd.cache.seal import Seal
 from esperd.config import Config, endpoint
-from esperd.daemon import job_store
 from esperd.daemon.checkpoints import Checkpoints
+from esperd.daemon.collecting import Collector
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
-from esperd.errors import ActorUnavailable
+from esperd.daemon.space import Space
+from esperd.daemon.state import open_databases
+from esperd.errors import ActorUnavailable, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
 from esperd.messages.jobs import DrainJobs
 from esperd.plugins import load_plugins
-from esperd.policy import decision_log
 from esperd.policy.actor import PolicyActor
 from esperd.store.blobs import Blobs
 from esperd.store.database import Database
-from esperd.telemetry import log as event_log
 from esperd.telemetry.actor import TelemetryActor
 from esperd.telemetry.log import EventLog
 from esperd.telemetry.metrics import Metrics
 
 TICK_S = 1.0
 """How often the loop's lag is measured and the actors' figures are read."""
+
+SPACE_LOOK_S = 1.0
+"""How often the disk is asked how much room there is; chosen, not measured."""
 
 HTTP_PORT_FILE = "http.port"
 
@@ -66,12 +70,15 @@ class Status:
     draining: bool = False
     system: ActorSystem | None = None
     jobs: JobsActor | None = None
+    space: Space | None = None
 
     def not_ready(self) -> list[str]:
         """Reasons why the daemon takes no work now."""
         reasons = ["starting"] if self.starting else []
         if self.draining:
             reasons.append("draining")
+        if self.space is not None and self.space.trouble:
+            reasons.append(self.space.trouble)
         if self.jobs is not None and self.jobs.trouble:
             reasons.append(f"store: {self.jobs.trouble}")
         if self.system is not None:
@@ -135,6 +142,8 @@ class _Parts:
     publisher: Publisher
     blobs: Blobs
     seal: Seal
+    space: Space
+    collector: Collector
 
 
 class _Daemon:
@@ -145,6 +154,14 @@ class _Daemon:
         self._metrics = Metrics()
         self._status = Status()
         self._jobs: JobsActor | None = None
+        limits = config.breakers.compiler
+        self._compiler_breaker = Breaker(
+            "compiler",
+            Limits(failures=limits.failures, reset_s=limits.reset_s),
+            self._clock.monotonic,
+            COMPILER_TROUBLE,
+            lambda found: log.warning("a circuit breaker changed", service=found.service, state=str(found.state)),
+        )
 
     async def run(self) -> int:
         # Signals are ours until the very end: a third one must not kill a daemon that still has workers to stop.
@@ -167,7 +184,7 @@ class _Daemon:
             self._status.system = system
             for spec in self._specs(parts, system):
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
-            door = FrontDoor(system, self._plugins, events)
+            door = FrontDoor(system, self._plugins, events, [self._compiler_breaker])
             port = await stack.enter_async_context(serving(listening, build_app(self._metrics, self._status.not_ready)))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
             server = await stack.enter_async_context(RequestServer(control, door.answer))
@@ -175,6 +192,9 @@ class _Daemon:
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick, door, server)
+                tasks.start_soon(self._watch_space, parts.space)
+                tasks.start_soon(parts.collector.run, self._config.storage.collect_every_s, self._clock.sleep)
+                tasks.start_soon(self._let_go_of_failed, parts)
                 drained = await self._until_drained(system, signals)
                 tasks.cancel_scope.cancel()
             if not drained:
@@ -182,20 +202,29 @@ class _Daemon:
         return 0 if drained else 1
 
     async def _open_parts(self, stack: contextlib.AsyncExitStack, publisher: Publisher) -> _Parts:
-        """Open databases and blobs. Each database has one owner and migrations of its own; only events may lag a power cut."""
+        """Open databases and blobs, once it is known how much room there is for them."""
         state = self._config.state_directory
-        jobs = await stack.enter_async_context(Database.open(state / "jobs.db", job_store.MIGRATIONS))
-        kernels = await stack.enter_async_context(Database.open(state / "kernels.db", kernel_index.MIGRATIONS))
-        decisions = await stack.enter_async_context(Database.open(state / "decisions.db", decision_log.MIGRATIONS))
-        events = await stack.enter_async_context(Database.open(state / "events.db", event_log.MIGRATIONS, synchronous="NORMAL"))
+        space = Space(state, self._config.storage)
+        await anyio.to_thread.run_sync(space.look)
+        self._status.space = space
+        databases = await open_databases(stack, state, space.refused)
+        blobs = Blobs(blob_directory(state), on_full=space.refused)
         return _Parts(
-            jobs=JobStore(jobs, self._clock.wall, self._config.jobs),
-            index=KernelIndex(kernels),
-            decisions=decisions,
-            log=EventLog(events),
+            jobs=JobStore(databases["jobs"], self._clock.wall, self._config.jobs),
+            index=KernelIndex(databases["kernels"]),
+            decisions=databases["decisions"],
+            log=EventLog(databases["events"]),
             publisher=publisher,
-            blobs=Blobs(blob_directory(state)),
+            blobs=blobs,
             seal=Seal.open(state / "seal.key"),
+            space=space,
+            collector=Collector(
+                blobs,
+                databases["jobs"],
+                databases["kernels"],
+                grace_s=self._config.storage.collect_every_s,
+                monotonic=self._clock.monotonic,
+            ),
         )
 
     def _specs(self, parts: _Parts, system: ActorSystem) -> list[ChildSpec | ProcessSpec]:
@@ -221,6 +250,7 @@ class _Daemon:
                     parts.seal,
                     memory_bytes=config.cache.memory_bytes,
                     compile_timeout_s=config.compiler.timeout_s,
+                    breaker=self._compiler_breaker,
                 ),
             ),
             ChildSpec("jobs", lambda: self._make_jobs(parts, system)),
@@ -237,6 +267,7 @@ class _Daemon:
             start_worker=system.start,
             stop_workers=lambda: _stop_at_once(system, lambda actor: actor.name.startswith(WORKERS)),
             clock=self._clock,
+            space=parts.space,
         )
         self._status.jobs = self._jobs
         return self._jobs
@@ -254,6 +285,26 @@ class _Daemon:
             self._metrics.observe_loop_lag(max(0.0, self._clock.monotonic() - before - TICK_S))
             self._metrics.observe_actors(door.actors())
             self._metrics.observe_requests(server.statistics()._asdict())
+
+    async def _watch_space(self, space: Space) -> None:
+        """Look at the disk again and again."""
+        while True:
+            await self._clock.sleep(SPACE_LOOK_S)
+            await anyio.to_thread.run_sync(space.look)
+            self._metrics.observe_space(space.free_bytes, read_only=bool(space.trouble))
+
+    async def _let_go_of_failed(self, parts: _Parts) -> None:
+        """Forget the checkpoints of jobs that failed long ago; their files go with the next sweep."""
+        storage = self._config.storage
+        while True:
+            try:
+                forgotten = await parts.jobs.let_go_of_failed(self._clock.wall() - storage.keep_failed_s)
+            except StoreFailed as error:
+                log.warning("checkpoints of failed jobs could not be let go of", error=str(error))
+            else:
+                if forgotten:
+                    log.info("checkpoints of failed jobs are no longer kept", jobs=forgotten)
+            await self._clock.sleep(storage.collect_every_s)
 
     async def _until_drained(self, system: ActorSystem, signals: AsyncIterator[signal.Signals]) -> bool:
         """Wait for SIGTERM or SIGINT, drain; False when a second one, or the drain's timeout, cut it short."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
+from esperd.messages.control import BreakerStatus
 from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import Contribution, Screened, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import JobError, JobState
@@ -27,6 +28,12 @@ class JobStateChanged(EventBody, frozen=True, kw_only=True):
     state: JobState
     attempt: int
     error: JobError | None = None
+
+
+class BreakerChanged(EventBody, frozen=True, kw_only=True):
+    """The job's worker leaves a service alone that kept it waiting, tries it, or found it well again."""
+
+    breaker: BreakerStatus
 
 
 class TrainingStarted(EventBody, frozen=True, kw_only=True):
@@ -241,6 +248,7 @@ class ExportFailed(EventBody, frozen=True, kw_only=True):
 
 Body = (
     JobStateChanged
+    | BreakerChanged
     | TrainingStarted
     | EpochCompleted
     | DecisionMade

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from esperd.messages.control import ActorList
+from esperd.messages.control import ActorList, BreakerState
 from esperd.messages.growth import Stage, Trial
 from esperd.messages.jobs import JobInfo, JobState
 from esperd.messages.telemetry import (
+    BreakerChanged,
     DecisionMade,
     Event,
     GateEvaluated,
@@ -24,6 +26,8 @@ from esperd.messages.telemetry import (
 
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """From an idle loop to one that watchers notice; chosen, not measured."""
+
+_OPENNESS = {BreakerState.CLOSED: 0, BreakerState.HALF_OPEN: 1, BreakerState.OPEN: 2}
 
 _OUTCOMES = (Stage.FOSSILIZED, Stage.CULLED)
 
@@ -44,6 +48,9 @@ class Metrics:
         self._jobs = Gauge("esperd_jobs", "Jobs by state.", ["state"], registry=self._registry)
         self._events = self._counter("esperd_events", "Events recorded, by type.", "type")
         self._decisions = self._counter("esperd_decisions", "Decisions of the policy.", "action", "applied")
+        self._breaker_changes = self._counter(
+            "esperd_worker_breaker_changes", "Circuit breakers of workers, by what they became.", "service", "state"
+        )
         self._gates = self._counter("esperd_gates", "Gate verdicts.", "gate", "result")
         self._seeds = self._counter("esperd_seeds", "Seeds that ended, by how.", "outcome")
         self._trials = self._counter("esperd_trials", "Controlled trials of seeds, by what they showed.", "result")
@@ -56,6 +63,8 @@ class Metrics:
             registry=self._registry,
             buckets=LAG_BUCKETS_S,
         )
+        self._free = Gauge("esperd_disk_free_bytes", "Free bytes of the state directory's disk.", registry=self._registry)
+        self._read_only = Gauge("esperd_read_only", "1 while the disk has no room for new work.", registry=self._registry)
         for state in JobState:
             self._jobs.labels(state.value).set(0)
 
@@ -68,6 +77,8 @@ class Metrics:
                 self._decisions.labels(body.decision.action, "true" if body.applied else "false").inc()
             case GateEvaluated():
                 self._gates.labels(body.verdict.gate, "passed" if body.verdict.passed else "failed").inc()
+            case BreakerChanged():
+                self._breaker_changes.labels(body.breaker.service, body.breaker.state.value).inc()
             case StageChanged() if body.after in _OUTCOMES:
                 self._seeds.labels(body.after.value).inc()
             case TrialMeasured():
@@ -94,6 +105,11 @@ class Metrics:
     def observe_requests(self, counts: Mapping[str, int]) -> None:
         """Show these counts of clients' requests, by what became of them, from now on."""
         self._requests.latest = dict(counts)
+
+    def observe_space(self, free_bytes: int | None, *, read_only: bool) -> None:
+        """How much room the disk has (None: it does not say), and whether new work is refused for want of it."""
+        self._free.set(math.nan if free_bytes is None else free_bytes)
+        self._read_only.set(read_only)
 
     def observe_loop_lag(self, seconds: float) -> None:
         """How much later than asked a timer of the daemon's event loop fired."""
@@ -128,19 +144,22 @@ class _Actors(Collector):
         """The families with the latest numbers; before any were observed, none."""
         if self.latest is None:
             return
-        restarts, depth, dead_letters = self._families()
+        restarts, depth, dead_letters, breakers = self._families()
         for actor in self.latest.actors:
             restarts.add_metric([actor.name], actor.restarts)
             depth.add_metric([actor.name], actor.mailbox_depth)
         for reason, count in self.latest.dead_letters.items():
             dead_letters.add_metric([reason], count)
-        yield from (restarts, depth, dead_letters)
+        for breaker in self.latest.breakers:
+            breakers.add_metric([breaker.service], _OPENNESS[breaker.state])
+        yield from (restarts, depth, dead_letters, breakers)
 
-    def _families(self) -> tuple[CounterMetricFamily, GaugeMetricFamily, CounterMetricFamily]:
+    def _families(self) -> tuple[CounterMetricFamily, GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily]:
         return (
             CounterMetricFamily("esperd_restarts", "Restarts of an actor.", labels=["actor"]),
             GaugeMetricFamily("esperd_mailbox_depth", "Messages that wait for an actor.", labels=["actor"]),
             CounterMetricFamily("esperd_dead_letters", "Messages that could not be delivered.", labels=["reason"]),
+            GaugeMetricFamily("esperd_breaker_state", "Circuit breakers: 0 closed, 1 half open, 2 open.", labels=["service"]),
         )
 
 

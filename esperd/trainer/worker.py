@@ -33,6 +33,7 @@ from esperd.messages.jobs import (
 )
 from esperd.plugins import load_plugins
 from esperd.store.blobs import Blobs
+from esperd.trainer.circumstances import circumstances
 from esperd.trainer.link_desk import DAEMON_TROUBLE, LinkDesk
 from esperd.trainer.passes import Stopped
 from esperd.trainer.session import Session
@@ -63,7 +64,7 @@ def main() -> int:
         lease = _await_lease(link)
         if lease is None:
             return 0
-        desk = LinkDesk(link, lease)
+        desk = LinkDesk(link, lease, breakers=config.breakers)
         desks.append(desk)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: desk.drain())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -103,7 +104,8 @@ def _train(desk: LinkDesk, lease: Lease) -> JobSucceeded | JobStopped | JobBroke
     try:
         blobs, checkpoints = Blobs(Path(lease.blob_directory)), Blobs(Path(lease.checkpoint_directory))
         session = Session(lease.job, plugins, desk, blobs, checkpoints=checkpoints, resumed=lease.resumed)
-        desk.report(JobStarted(job_id=job_id, generation=generation))
+        found = circumstances(lease.job, session.splits.fingerprint, session.device)
+        desk.report(JobStarted(job_id=job_id, generation=generation, circumstances=found))
         outcome = session.train(lease.checkpoint)
     except Stopped as stopped:
         return JobStopped(job_id=job_id, generation=generation, why=stopped.why)

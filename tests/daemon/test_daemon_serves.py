@@ -42,6 +42,9 @@ DOCUMENTED_METRICS = {
     "esperd_dead_letters_total",
     "esperd_requests_total",
     "esperd_loop_lag_seconds_bucket",
+    "esperd_breaker_state",
+    "esperd_disk_free_bytes",
+    "esperd_read_only",
 }
 TORCH_FREE = (
     "esperd.cli.client",

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from esperd.messages.control import ActorList, ActorState, ActorStatus
+from esperd.messages.control import ActorList, ActorState, ActorStatus, BreakerState, BreakerStatus
 from esperd.messages.growth import Stage, Trial, Verdict
 from esperd.messages.jobs import Budget, Job, JobInfo, JobState
 from esperd.messages.policy import Decision
 from esperd.messages.telemetry import (
+    BreakerChanged,
     DecisionMade,
     Event,
     GateEvaluated,
@@ -44,6 +45,7 @@ def test_events_are_counted_by_type_and_by_what_they_say():
         DecisionMade(epoch=2, decision=Decision(action="germinate", reason="try"), applied=False, refusal="G0"),
         GateEvaluated(epoch=2, seed="s#1", verdict=Verdict(gate="g2", passed=False, reason="small")),
         KernelLoaded(epoch=2, seed="s#1", blueprint="b", manifest_id="m", source="disk"),
+        BreakerChanged(breaker=BreakerStatus(service="policy", state=BreakerState.OPEN, failures=3, opened=1)),
         stage(Stage.BLENDING),
         stage(Stage.CULLED),
     )
@@ -52,6 +54,7 @@ def test_events_are_counted_by_type_and_by_what_they_say():
     assert found['esperd_decisions_total{action="wait",applied="true"}'] == 1
     assert found['esperd_gates_total{gate="g2",result="failed"}'] == 1
     assert found['esperd_kernels_total{source="disk"}'] == 1
+    assert found['esperd_worker_breaker_changes_total{service="policy",state="open"}'] == 1
     assert {name for name in found if name.startswith("esperd_seeds_total")} == {'esperd_seeds_total{outcome="culled"}'}
 
 
