@@ -46,6 +46,7 @@ from esperd.messages.jobs import (
     ListArtifacts,
     ListJobs,
     PauseJob,
+    ProveAlive,
     ResumeJob,
     StopJob,
     SubmitJob,
@@ -116,7 +117,8 @@ class JobsActor(Actor):
         self._blobs = blobs
         self._checkpoints = checkpoints
         self._tidying = anyio.Lock()
-        self._config = config
+        self.config = config
+        """In force; may be replaced at any time."""
         self._plugins = plugins
         self._metrics = metrics
         self._start_worker = start_worker
@@ -281,7 +283,7 @@ class JobsActor(Actor):
             await self._lease()
 
     async def _lease(self) -> None:
-        while not self._draining and len(self._held) < self._config.jobs.max_running:
+        while not self._draining and len(self._held) < self.config.jobs.max_running:
             leased = await self._store.lease(self._clock.wall())
             if leased is None:
                 return
@@ -297,12 +299,12 @@ class JobsActor(Actor):
             name=name,
             # -P: what lies in the folder that the daemon was started from is not part of the user's environment.
             command=[job.python or sys.executable, "-P", "-m", "esperd.trainer.worker"],
-            environment=worker_environment(self._config, threads=job.threads),
+            environment=worker_environment(self.config, threads=job.threads),
             restart="temporary",
-            grace_s=self._config.daemon.drain_timeout_s,
-            start_timeout_s=self._config.workers.start_timeout_s,
-            heartbeat_interval_s=self._config.workers.heartbeat_interval_s,
-            heartbeat_timeout_s=self._config.workers.heartbeat_timeout_s,
+            grace_s=self.config.daemon.drain_timeout_s,
+            start_timeout_s=self.config.workers.start_timeout_s,
+            heartbeat_interval_s=self.config.workers.heartbeat_interval_s,
+            heartbeat_timeout_s=self.config.workers.heartbeat_timeout_s,
         )
         lease = Lease(
             job_id=leased.info.id,
@@ -421,6 +423,12 @@ class JobsActor(Actor):
         self._draining = True
         for name in list(self._held):
             await self._stop_worker(name, StopJob(why="drain"))
+        return Done()
+
+    @handles(ProveAlive)
+    async def prove_alive(self, _message: ProveAlive) -> Done:
+        """Mail is read, and the store writes."""
+        await self._store.prove()
         return Done()
 
     @property

@@ -33,6 +33,10 @@ JOURNAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 LARGEST_GROUP = 256
 """Transactions in one commit at most, so that the first of them does not wait for the last; chosen, not measured."""
 
+NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_FSYNC"})
+"""What SQLite answers when the disk is full: its own code for the database and its log, those of the operating system for what
+lies beside them."""
+
 
 @dataclass(frozen=True)
 class _Refused:
@@ -131,6 +135,19 @@ class Database:
             return list(await self._reader.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise _store_failed(self.path, error) from error
+
+    async def prove(self) -> None:
+        """A commit like any other, with its wait for the disk, that changes nothing: the version is written as it stands.
+
+        Raises:
+            StoreFailed: see :meth:`write`.
+        """
+
+        def write_version_again(connection: sqlite3.Connection) -> None:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            connection.execute(f"PRAGMA user_version = {version}")
+
+        await self.write(write_version_again)
 
     async def _write_groups(self) -> None:
         """The writer: takes what waits, commits it, answers; ends when closing and nothing waits."""
