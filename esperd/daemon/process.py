@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import signal
 import socket
@@ -107,6 +108,7 @@ def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -
         ConfigError: a socket path is too long, or the HTTP address is taken.
     """
     configure_logging(config.daemon.log_level)
+    faulthandler.enable()  # a watchdog that was not fed sends SIGABRT: the log then holds where every thread was
     os.umask(OURS_ALONE)
     with contextlib.closing(Notifier.from_environment(os.environ, os.getpid())) as notifier:
         try:

@@ -115,12 +115,14 @@ async def test_a_service_manager_hears_the_truth_from_ready_to_the_end(tmp_path)
 
             await until(dumped)
             assert {record["name"] for record in records(daemon, "dump: actor")} >= {"jobs", "cache", "policy", "telemetry"}
-            print("\n".join(map(str, records(daemon, "dump: task"))))
             stacks = {record["task"]: record["stack"] for record in records(daemon, "dump: task")}
             assert any("feed_watchdog" in call for stack in stacks.values() for call in stack)
 
             manager.forget()
             daemon.terminate()
-            stopping = await manager.hear(STOPPING="1")
-            assert stopping["STATUS"].startswith("not ready: draining")
-        assert daemon.wait() == 0
+            assert (await manager.hear(STOPPING="1"))["STATUS"].startswith("not ready: draining")
+            await manager.hear(EXTEND_TIMEOUT_USEC="10000000")
+            # What systemd does when the watchdog was not fed: the log says where the daemon stood.
+            daemon.process.send_signal(signal.SIGABRT)
+            assert daemon.wait() == -signal.SIGABRT
+        assert "Fatal Python error: Aborted" in daemon.log()
