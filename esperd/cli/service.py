@@ -30,7 +30,7 @@ _options = click.make_pass_decorator(Options)
 @click.command(name="install-service")
 @click.option("--user/--system", "for_user", default=True, help="A service of yours (default), or of the whole machine.")
 @click.option("--run-as", metavar="USER", default="esperd", show_default=True, help="User of a --system service.")
-@click.option("--print", "--dry-run", "only_print", is_flag=True, help="Print the unit and write nothing.")
+@click.option("--print", "only_print", is_flag=True, help="Print the unit and write nothing.")
 @click.option("--force", is_flag=True, help="Overwrite a unit that was edited, or that something else wrote.")
 @config_option
 @state_option
@@ -71,9 +71,7 @@ def install_service(
     for fault in faults or ():
         output.line(f"systemd-analyze: {fault}", style="yellow")
     if ignored:
-        output.line(
-            f"variables of this shell do not count there: {', '.join(ignored)}; write them into a file, and name it with --config"
-        )
+        output.line(f"variables of this shell do not count there, write them into the file: {', '.join(ignored)}")
     output.line("to enable it now and at every start:")
     for command in commands:
         output.line(f"  {command}")

@@ -39,6 +39,10 @@ def heard(manager):
     return found
 
 
+def log_bytes(database):
+    return Path(f"{database}-wal").stat().st_size
+
+
 @contextlib.asynccontextmanager
 async def fed(tmp_path, prove):
     """A watchdog that is fed as long as the block lasts."""
@@ -127,9 +131,9 @@ async def test_a_database_that_is_stuck_proves_nothing_and_one_that_writes_does(
     path = tmp_path / "jobs.db"
     async with Database.open(path, job_store.MIGRATIONS) as database:
         store = JobStore(database, time.time)
-        before = Path(f"{path}-wal").stat().st_size
+        before = log_bytes(path)
         await store.prove()
-        assert Path(f"{path}-wal").stat().st_size > before  # a commit, not only a question
+        assert log_bytes(path) > before  # a commit, not only a question
 
         with contextlib.closing(sqlite3.connect(path)) as other:
             other.execute("BEGIN IMMEDIATE")

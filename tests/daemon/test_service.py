@@ -5,16 +5,23 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import signal
 import socket
+import sys
 import time
 
+import anyio
 import msgspec
 import pytest
 from daemon_jobs import job
 
+from esperd.actors.clock import SystemClock
+from esperd.actors.system import ActorSystem
 from esperd.cli.settings import as_toml
 from esperd.config import Config, Jobs
+from esperd.daemon.notify import Notifier, Standing
+from esperd.daemon.service import Service
 from esperd.errors import Busy
 from esperd.testing import running_daemon, until
 
@@ -60,6 +67,36 @@ def records(daemon, event):
 
 
 @pytest.mark.asyncio
+async def test_a_daemon_whose_terminal_was_closed_ends_instead_of_reading_its_configuration(monkeypatch):
+    terminal, standard_error = pty.openpty()
+    with os.fdopen(standard_error, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        monkeypatch.setattr(sys, "stdout", stream)
+
+        async def standing():
+            return Standing([], 0, 0)
+
+        async def signals():
+            yield signal.SIGHUP
+            os.close(terminal)
+            yield signal.SIGHUP
+
+        read = []
+        service = Service(
+            Notifier(),
+            SystemClock(),
+            standing,
+            read_again=lambda: read.append(None) or Config(),
+            in_force=Config,
+            apply=lambda config: None,
+        )
+        async with ActorSystem() as system:
+            await service.obey(signals(), system)
+        assert (len(read), service.stops.qsize()) == (1, 1)
+        stream.write("this would raise if it still went to the terminal\n")
+
+
+@pytest.mark.asyncio
 async def test_a_service_manager_hears_the_truth_from_ready_to_the_end(tmp_path):
     manager = Manager(tmp_path / "notify")
     told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))}
@@ -76,7 +113,7 @@ async def test_a_service_manager_hears_the_truth_from_ready_to_the_end(tmp_path)
             await manager.hear(WATCHDOG="1")
             os.kill(daemon.pid, signal.SIGSTOP)
             manager.forget()
-            time.sleep(2 * WATCHDOG_S)
+            await anyio.sleep(2 * WATCHDOG_S)
             assert manager.listen() == []
             os.kill(daemon.pid, signal.SIGCONT)
             await manager.hear(WATCHDOG="1")
@@ -98,7 +135,7 @@ async def test_a_service_manager_hears_the_truth_from_ready_to_the_end(tmp_path)
             assert manager.heard.index(reloading) < manager.heard.index(reloaded)
             await esper.submit(job())
             await manager.hear(STATUS="ready; jobs: 1 running, 1 queued")
-            with pytest.raises(Busy, match="jobs.max_queued = 1;"):
+            with pytest.raises(Busy, match=r"jobs\.max_queued = 1;"):
                 await esper.submit(job())
 
             # A broken file: nothing changes, and it says so.
