@@ -19,6 +19,8 @@ LONGEST_SOCKET_PATH = 107
 
 Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0.0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +33,7 @@ class Daemon(Section, frozen=True, kw_only=True):
     state_directory: str = ""
     """Databases, kernels, checkpoints, models. Empty: ``$STATE_DIRECTORY``, else the user's XDG state directory."""
     runtime_directory: str = ""
-    """Sockets. Empty: ``run`` under the state directory."""
+    """Sockets. Empty: ``$RUNTIME_DIRECTORY``, else ``run`` under the state directory."""
     drain_timeout_s: Seconds = 30.0
     """How long SIGTERM waits for workers to checkpoint before they are killed; they stay resumable."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -117,6 +119,21 @@ class Breakers(Section, frozen=True, kw_only=True):
     telemetry: Breaker = Breaker(failures=2, reset_s=5.0)
 
 
+class Retention(Section, frozen=True, kw_only=True):
+    """``[retention]``: how long what finished jobs left is kept. Unfinished jobs are never touched."""
+
+    events_days: Amount = 365.0
+    """Events of a job are deleted this many days after its end. 0: never."""
+    events_bytes: Bytes = 4 * 1024**3
+    """Where the event log is larger, the events of finished jobs go, those that ended first first. 0: no bound."""
+    jobs_days: Amount = 0.0
+    """A job is forgotten this many days after its end, with its events and its artifacts. 0: never."""
+    jobs_bytes: Bytes = 0
+    """Where the artifacts of finished jobs are larger, jobs are forgotten, those that ended first first. 0: no bound."""
+    every_s: Seconds = 3600.0
+    """Between two looks."""
+
+
 class Plugins(Section, frozen=True, kw_only=True):
     """``[plugins]``."""
 
@@ -135,6 +152,7 @@ class Config(Section, frozen=True, kw_only=True):
     cache: Cache = Cache()
     storage: Storage = Storage()
     breakers: Breakers = Breakers()
+    retention: Retention = Retention()
     plugins: Plugins = Plugins()
 
     @property
@@ -145,7 +163,7 @@ class Config(Section, frozen=True, kw_only=True):
     @property
     def runtime_directory(self) -> Path:
         """Absolute path of the directory that holds the sockets."""
-        named = self.daemon.runtime_directory
+        named = self.daemon.runtime_directory or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         return Path(named).expanduser().absolute() if named else self.state_directory / "run"
 
 
@@ -180,6 +198,30 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] | None 
     Raises:
         ConfigError: when the file cannot be read or parsed, or a key or value is wrong; names the place.
     """
+    values, origins = _gather(path, os.environ if environment is None else environment)
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        variables = [place for place in dict.fromkeys(origins.values()) if place != str(path)]
+        origin = ", ".join([str(path) if path else "defaults", *variables])
+        raise ConfigError(f"{error} (in {origin})", path=origin) from error
+
+
+def key_origins(path: Path | None = None, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where every value that is no default came from: a file's path or a variable's name, by ``section.key``.
+
+    Args:
+        path: see :func:`load_config`.
+        environment: see :func:`load_config`.
+
+    Raises:
+        ConfigError: when the file cannot be read or parsed, or a variable's name is wrong.
+    """
+    return _gather(path, os.environ if environment is None else environment)[1]
+
+
+def _gather(path: Path | None, environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values by section and key as file and variables give them, and where each came from by ``section.key``."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -188,8 +230,8 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] | None 
             raise ConfigError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}", path=str(path)) from error
-    origin = str(path) if path else "defaults"
-    for variable, text in (os.environ if environment is None else environment).items():
+    origins = {f"{section}.{key}": str(path) for section, table in values.items() if isinstance(table, dict) for key in table}
+    for variable, text in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
         section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
@@ -199,11 +241,8 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] | None 
         if not isinstance(table, dict):
             raise ConfigError(f"{section} must be a table, as in [{section}]", key=section)
         table[key] = _parse(text)
-        origin += f", {variable}"
-    try:
-        return msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{error} (in {origin})", path=origin) from error
+        origins[f"{section}.{key}"] = variable
+    return values, origins
 
 
 def _parse(text: str) -> Any:  # noqa: ANN401 - a TOML value

@@ -11,6 +11,7 @@ from esperd.cli.configured import DIRECTORY, config_option, load, state_option
 from esperd.cli.database import db
 from esperd.cli.exit_codes import run
 from esperd.cli.options import Options, output_options
+from esperd.cli.service import install_service
 
 _options = click.make_pass_decorator(Options)
 
@@ -31,7 +32,7 @@ def run_command(config_file: Path | None, state_dir: Path | None) -> int:
     config = load(config_file, state_dir)
     from esperd.daemon.process import run_daemon
 
-    return run_daemon(config)
+    return run_daemon(config, lambda: load(config_file, state_dir))
 
 
 @esperd.group()
@@ -51,7 +52,8 @@ def check_config(options: Options, config_file: Path | None, state_dir: Path | N
     from esperd.config import endpoint
 
     config = load(config_file, state_dir)
-    endpoint(config.runtime_directory, "control")  # a socket path may be too long
+    for name in ("control", "workers", "events"):  # a socket path may be too long
+        endpoint(config.runtime_directory, name)
     output = Output(options)
     if output.as_json:
         output.json({"ok": True, "config": str(config_file) if config_file else None})
@@ -60,24 +62,33 @@ def check_config(options: Options, config_file: Path | None, state_dir: Path | N
 
 
 @config.command(name="show")
+@click.option("--origin", is_flag=True, help="Say where each value comes from: default, file, variable or option.")
 @config_option
 @state_option
 @output_options
 @_options
-def show_config(options: Options, config_file: Path | None, state_dir: Path | None) -> None:
+def show_config(options: Options, config_file: Path | None, state_dir: Path | None, *, origin: bool) -> None:
     """Show the configuration in force: every key, with defaults and variables applied, as TOML."""
+    from esperd.cli.origins import config_with_origins, key_origins
     from esperd.cli.output import Output
     from esperd.cli.settings import as_toml
 
     config = load(config_file, state_dir)
     output = Output(options)
-    if output.as_json:
+    if origin:
+        origins = key_origins(config, config_file, state_dir)
+        if output.as_json:
+            output.json(config_with_origins(config, origins))
+        else:
+            output.line(as_toml(config, origins))
+    elif output.as_json:
         output.json(config)
     else:
         output.line(as_toml(config))
 
 
 esperd.add_command(db)
+esperd.add_command(install_service)
 
 
 @esperd.command()

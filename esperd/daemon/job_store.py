@@ -121,7 +121,8 @@ class JobStore:
     def __init__(self, database: Database, clock: Clock, limits: Jobs | None = None, rng: random.Random | None = None) -> None:
         self._database = database
         self._clock = clock
-        self._limits = limits or Jobs()
+        self.limits = limits or Jobs()
+        """In force; may be replaced at any time."""
         self._rng = rng or random.SystemRandom()
 
     async def submit(self, job: Job, key: str) -> Submitted:
@@ -170,6 +171,19 @@ class JobStore:
     async def list(self, limit: int = 100) -> tuple[JobInfo, ...]:
         """The latest ``limit`` jobs, newest first."""
         return tuple(map(_info, await self._database.read("SELECT * FROM jobs ORDER BY number DESC LIMIT ?", (limit,))))
+
+    async def count(self, state: JobState) -> int:
+        """How many jobs are in a state."""
+        rows = await self._database.read("SELECT count(*) FROM jobs WHERE state = ?", (state.value,))
+        return int(rows[0][0])
+
+    async def prove(self) -> None:
+        """A durable write that changes nothing.
+
+        Raises:
+            StoreFailed: when the disk refuses it.
+        """
+        await self._database.prove()
 
     async def lease(self, now: float, circumstances: Mapping[str, str] = MappingProxyType({})) -> LeasedJob | None:
         """Give the oldest queued job whose wait is over to a worker; None when there is none.
@@ -435,7 +449,7 @@ class JobStore:
     def _advance(self, connection: sqlite3.Connection, row: sqlite3.Row, event: JobEvent) -> tuple[StopJob, ...]:
         """Move a row as the lifecycle says; returns what its worker must be told."""
         before = _standing(row)
-        moved = advance(before, event, self._limits, self._rng)
+        moved = advance(before, event, self.limits, self._rng)
         standing = moved.standing
         finished_at = self._clock() if standing.state in FINAL_JOB_STATES else None
         changed = connection.execute(
@@ -463,9 +477,9 @@ class JobStore:
 
     def _refuse_when_full(self, connection: sqlite3.Connection) -> None:
         queued = connection.execute("SELECT count(*) FROM jobs WHERE state = ?", (JobState.QUEUED.value,)).fetchone()[0]
-        if queued >= self._limits.max_queued:
+        if queued >= self.limits.max_queued:
             raise Busy(
-                f"{queued} jobs wait already, the limit is jobs.max_queued = {self._limits.max_queued}; try again in"
+                f"{queued} jobs wait already, the limit is jobs.max_queued = {self.limits.max_queued}; try again in"
                 f" {BUSY_RETRY_AFTER_S:g} s",
                 retry_after_s=BUSY_RETRY_AFTER_S,
                 queued=queued,

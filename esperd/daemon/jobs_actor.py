@@ -50,6 +50,7 @@ from esperd.messages.jobs import (
     ListArtifacts,
     ListJobs,
     PauseJob,
+    ProveAlive,
     ResumeJob,
     StopJob,
     SubmitJob,
@@ -122,7 +123,8 @@ class JobsActor(Actor):
         self._blobs = blobs
         self._checkpoints = checkpoints
         self._tidying = anyio.Lock()
-        self._config = config
+        self.config = config
+        """In force; may be replaced at any time."""
         self._plugins = plugins
         self._metrics = metrics
         self._start_worker = start_worker
@@ -323,7 +325,7 @@ class JobsActor(Actor):
         return not self._draining and not (self._space is not None and self._space.trouble)
 
     async def _lease(self) -> None:
-        while self._may_lease and len(self._held) < self._config.jobs.max_running:
+        while self._may_lease and len(self._held) < self.config.jobs.max_running:
             leased = await self._store.lease(self._clock.wall(), self._circumstances)
             if leased is None:
                 return
@@ -339,12 +341,12 @@ class JobsActor(Actor):
             name=name,
             # -P: what lies in the folder that the daemon was started from is not part of the user's environment.
             command=[job.python or sys.executable, "-P", "-m", "esperd.trainer.worker"],
-            environment=worker_environment(self._config, threads=job.threads),
+            environment=worker_environment(self.config, threads=job.threads),
             restart="temporary",
-            grace_s=self._config.daemon.drain_timeout_s,
-            start_timeout_s=self._config.workers.start_timeout_s,
-            heartbeat_interval_s=self._config.workers.heartbeat_interval_s,
-            heartbeat_timeout_s=self._config.workers.heartbeat_timeout_s,
+            grace_s=self.config.daemon.drain_timeout_s,
+            start_timeout_s=self.config.workers.start_timeout_s,
+            heartbeat_interval_s=self.config.workers.heartbeat_interval_s,
+            heartbeat_timeout_s=self.config.workers.heartbeat_timeout_s,
         )
         try:
             lease = Lease(
@@ -479,6 +481,12 @@ class JobsActor(Actor):
         self._draining = True
         for name in list(self._held):
             await self._stop_worker(name, StopJob(why="drain"))
+        return Done()
+
+    @handles(ProveAlive)
+    async def prove_alive(self, _message: ProveAlive) -> Done:
+        """Mail is read, and the store writes."""
+        await self._store.prove()
         return Done()
 
     @property

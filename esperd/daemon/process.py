@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import os
 import resource
 import signal
@@ -23,23 +24,28 @@ from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
+from esperd.actors.tasks import open_task_group
 from esperd.cache.actor import COMPILER_TROUBLE, CacheActor
 from esperd.cache.index import KernelIndex
 from esperd.cache.seal import Seal
 from esperd.config import Config, endpoint
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.collecting import Collector
+from esperd.daemon.finished_jobs import FinishedJobs
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
+from esperd.daemon.notify import Notifier, Standing
+from esperd.daemon.retention import Retention
+from esperd.daemon.service import SIGNALS, Service
 from esperd.daemon.space import Space
 from esperd.daemon.state import open_databases
-from esperd.errors import ActorUnavailable, StoreFailed
+from esperd.errors import ActorUnavailable, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
-from esperd.messages.jobs import DrainJobs
+from esperd.messages.jobs import DrainJobs, JobState
 from esperd.plugins import load_plugins
 from esperd.policy.actor import PolicyActor
 from esperd.store.blobs import Blobs
@@ -47,6 +53,9 @@ from esperd.store.database import Database
 from esperd.telemetry.actor import TelemetryActor
 from esperd.telemetry.log import EventLog
 from esperd.telemetry.metrics import Metrics
+
+COUNT_TIMEOUT_S = 1.0
+"""How long the status line waits for the number of queued jobs; chosen, not measured."""
 
 TICK_S = 1.0
 """How often the loop's lag is measured and the actors' figures are read."""
@@ -91,11 +100,12 @@ class Status:
         return reasons
 
 
-def run_daemon(config: Config) -> int:
+def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -> int:
     """Run until a signal ends it.
 
     Args:
         config: the whole configuration.
+        read_again: reads it again at SIGHUP, and raises :class:`ConfigError`; None: it does not change.
 
     Returns:
         0 after a drain, 1 after a second signal cut the drain short.
@@ -106,12 +116,21 @@ def run_daemon(config: Config) -> int:
         ConfigError: a socket path is too long, or the HTTP address is taken.
     """
     configure_logging(config.daemon.log_level)
+    faulthandler.enable()  # a watchdog that was not fed sends SIGABRT: the log then holds where every thread was
     os.umask(OURS_ALONE)
     open_as_many_files_as_allowed()
-    prepare_state_directory(config.state_directory)
-    prepare_runtime_directory(config.runtime_directory)
-    with locked(config.state_directory, config.runtime_directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_Daemon(config).run())
+    with contextlib.closing(Notifier.from_environment(os.environ, os.getpid())) as notifier:
+        try:
+            prepare_state_directory(config.state_directory)
+            prepare_runtime_directory(config.runtime_directory)
+            with (
+                locked(config.state_directory, config.runtime_directory),
+                asyncio.Runner(loop_factory=_loop_factory()) as runner,
+            ):
+                return runner.run(_Daemon(config, notifier, read_again or (lambda: config)).run())
+        except EsperError as error:
+            notifier.send(STATUS=f"failed: {error}")
+            raise
 
 
 def open_as_many_files_as_allowed() -> None:
@@ -144,10 +163,11 @@ class _Parts:
     seal: Seal
     space: Space
     collector: Collector
+    retention: Retention
 
 
 class _Daemon:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, notifier: Notifier, read_again: Callable[[], Config]) -> None:
         self._config = config
         self._clock = SystemClock()
         self._plugins = load_plugins(config.plugins.blocked)
@@ -162,16 +182,45 @@ class _Daemon:
             COMPILER_TROUBLE,
             lambda found: log.warning("a circuit breaker changed", service=found.service, state=str(found.state)),
         )
+        self._store: JobStore | None = None
+        self._service = Service(
+            notifier,
+            self._clock,
+            self._standing,
+            read_again=read_again,
+            in_force=lambda: self._config,
+            apply=self._apply,
+        )
 
     async def run(self) -> int:
         # Signals are ours until the very end: a third one must not kill a daemon that still has workers to stop.
         with (
-            anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+            anyio.open_signal_receiver(*SIGNALS) as signals,
             contextlib.closing(bind(self._config.http)) as listening,
         ):
-            result = await self._serve(listening, aiter(signals))
+            async with open_task_group() as tasks:
+                tasks.start_soon(self._service.tell)
+                result = await self._serve(listening, aiter(signals))
+                tasks.cancel_scope.cancel()
         log.info("stopped", drained=result == 0)
         return result
+
+    async def _standing(self) -> Standing:
+        """What the service manager is told."""
+        queued = None
+        if self._store is not None:
+            with contextlib.suppress(StoreFailed), anyio.move_on_after(COUNT_TIMEOUT_S):
+                queued = await self._store.count(JobState.QUEUED)
+        return Standing(self._status.not_ready(), self._jobs.running if self._jobs is not None else 0, queued)
+
+    def _apply(self, config: Config) -> None:
+        """Put a configuration in force that differs in live keys only (:data:`esperd.daemon.reload.LIVE`)."""
+        self._config = config
+        configure_logging(config.daemon.log_level)
+        if self._store is not None:
+            self._store.limits = config.jobs
+        if self._jobs is not None:
+            self._jobs.config = config
 
     async def _serve(self, listening: socket.socket, signals: AsyncIterator[signal.Signals]) -> int:
         config = self._config
@@ -189,13 +238,17 @@ class _Daemon:
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
             server = await stack.enter_async_context(RequestServer(control, door.answer))
             self._status.starting = False
+            await self._service.ready()
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick, door, server)
+                tasks.start_soon(self._service.obey, signals, system)
+                tasks.start_soon(self._service.feed, system)
+                tasks.start_soon(parts.retention.run, self._clock.sleep)
                 tasks.start_soon(self._watch_space, parts.space)
                 tasks.start_soon(parts.collector.run, self._config.storage.collect_every_s, self._clock.sleep)
                 tasks.start_soon(self._let_go_of_failed, parts)
-                drained = await self._until_drained(system, signals)
+                drained = await self._until_drained(system)
                 tasks.cancel_scope.cancel()
             if not drained:
                 await _stop_at_once(system, lambda actor: actor.pid not in (None, os.getpid()))
@@ -209,14 +262,24 @@ class _Daemon:
         self._status.space = space
         databases = await open_databases(stack, state, space.refused)
         blobs = Blobs(blob_directory(state), on_full=space.refused)
+        self._store = JobStore(databases["jobs"], self._clock.wall, self._config.jobs)
+        log_of_events = EventLog(databases["events"])
         return _Parts(
-            jobs=JobStore(databases["jobs"], self._clock.wall, self._config.jobs),
+            jobs=self._store,
             index=KernelIndex(databases["kernels"]),
             decisions=databases["decisions"],
-            log=EventLog(databases["events"]),
+            log=log_of_events,
             publisher=publisher,
             blobs=blobs,
             seal=Seal.open(state / "seal.key"),
+            retention=Retention(
+                FinishedJobs(databases["jobs"]),
+                log_of_events,
+                Checkpoints(checkpoint_directory(state)),
+                self._metrics,
+                lambda: self._config.retention,
+                self._clock.wall,
+            ),
             space=space,
             collector=Collector(
                 blobs,
@@ -306,16 +369,17 @@ class _Daemon:
                     log.info("checkpoints of failed jobs are no longer kept", jobs=forgotten)
             await self._clock.sleep(storage.collect_every_s)
 
-    async def _until_drained(self, system: ActorSystem, signals: AsyncIterator[signal.Signals]) -> bool:
+    async def _until_drained(self, system: ActorSystem) -> bool:
         """Wait for SIGTERM or SIGINT, drain; False when a second one, or the drain's timeout, cut it short."""
-        first = await anext(signals)
+        first = await self._service.stops.get()
         log.info("draining", signal=first.name, timeout_s=self._config.daemon.drain_timeout_s)
         self._status.draining = True
+        await self._service.stopping()
         with anyio.move_on_after(self._config.daemon.drain_timeout_s):
             async with anyio.create_task_group() as tasks:
 
                 async def give_up() -> None:
-                    second = await anext(signals)
+                    second = await self._service.stops.get()
                     log.warning("stopping now", signal=second.name)
                     tasks.cancel_scope.cancel()
 

@@ -465,6 +465,10 @@ class LeaseJobs(Message, frozen=True, kw_only=True):
     """To the jobs actor, from itself: look whether a queued job can be given to a worker."""
 
 
+class ProveAlive(Message, frozen=True, kw_only=True):
+    """The daemon asks the jobs actor for a durable write, before it tells a watchdog that all is well."""
+
+
 class DrainJobs(Message, frozen=True, kw_only=True):
     """To the jobs actor: admit and lease nothing more, have every worker checkpoint and stop."""
 

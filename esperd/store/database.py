@@ -154,6 +154,19 @@ class Database:
         except sqlite3.Error as error:
             raise _store_failed(self.path, error) from error
 
+    async def prove(self) -> None:
+        """A commit like any other, with its wait for the disk, that changes nothing: the version is written as it stands.
+
+        Raises:
+            StoreFailed: see :meth:`write`.
+        """
+
+        def write_version_again(connection: sqlite3.Connection) -> None:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            connection.execute(f"PRAGMA user_version = {version}")
+
+        await self.write(write_version_again)
+
     async def _write_groups(self) -> None:
         """The writer: takes what waits, commits it, answers; ends when closing and nothing waits."""
         while True:

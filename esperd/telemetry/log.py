@@ -30,6 +30,9 @@ MIGRATIONS: tuple[str, ...] = (
 )
 """Schema of the log's database; only ever append."""
 
+FORGOTTEN_AT_ONCE = 1_000
+"""Events deleted in one transaction, so that nobody who records waits long; chosen, not measured."""
+
 LARGEST_PAGE = 1_000
 """Events in one answer at most, however many were asked for; chosen, not measured."""
 
@@ -91,6 +94,53 @@ class EventLog:
             "SELECT * FROM events WHERE job = ? AND sequence > ? ORDER BY sequence LIMIT ?", (job, after, limit + 1)
         )
         return EventPage(events=tuple(map(_event, rows[:limit])), more=len(rows) > limit)
+
+    async def last_events(self) -> dict[str, float]:
+        """Every job that has events, and when the last of them happened, in seconds since the epoch.
+
+        Raises:
+            StoreFailed: when the database refuses.
+        """
+        # One seek for each job, where GROUP BY would read every event there is.
+        rows = await self._database.read(
+            "WITH RECURSIVE found (job) AS (SELECT min(job) FROM events UNION ALL"
+            " SELECT (SELECT min(job) FROM events WHERE job > found.job) FROM found WHERE found.job IS NOT NULL)"
+            " SELECT job, (SELECT at FROM events WHERE events.job = found.job ORDER BY sequence DESC LIMIT 1) AS at"
+            " FROM found WHERE job IS NOT NULL"
+        )
+        return {row["job"]: row["at"] for row in rows}
+
+    async def size_bytes(self) -> int:
+        """Of what the log holds. Its file may be larger: room that was freed is used again, and not given back.
+
+        Raises:
+            StoreFailed: when the database refuses.
+        """
+        rows = await self._database.read(
+            "SELECT (page_count - freelist_count) * page_size FROM pragma_page_count, pragma_freelist_count, pragma_page_size"
+        )
+        return int(rows[0][0])
+
+    async def forget(self, job: str) -> int:
+        """Delete every event of a job that records no more; returns how many.
+
+        Raises:
+            StoreFailed: when the database refuses; the newest ones may be left.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> int:
+            deleted = connection.execute(
+                "DELETE FROM events WHERE job = ?1 AND sequence < (SELECT min(sequence) FROM events WHERE job = ?1) + ?2",
+                (job, FORGOTTEN_AT_ONCE),
+            ).rowcount
+            if not deleted:
+                connection.execute("DELETE FROM batches WHERE job = ?", (job,))
+            return deleted
+
+        total = 0
+        while deleted := await self._database.write(transaction):
+            total += deleted
+        return total
 
 
 def event_type(body: Body) -> str:

@@ -57,6 +57,7 @@ class Metrics:
         self._screenings = self._counter("esperd_screenings", "Screenings of candidates that ended, by how.", "result")
         self._rollbacks = self._counter("esperd_rollbacks", "Catastrophes of training that were rolled back.", "action")
         self._kernels = self._counter("esperd_kernels", "Kernels that seeds run on, by where they came from.", "source")
+        self._retention = self._counter("esperd_retention_deleted", "What retention deleted, by kind.", "kind")
         self._loop_lag = Histogram(
             "esperd_loop_lag_seconds",
             "How late the daemon's event loop ran a timer.",
@@ -97,6 +98,16 @@ class Metrics:
             self._jobs.labels(before.value).dec()
         self._states[job.id] = job.state
         self._jobs.labels(job.state.value).inc()
+
+    def forget_job(self, job_id: str) -> None:
+        """A job is not there any more."""
+        before = self._states.pop(job_id, None)
+        if before is not None:
+            self._jobs.labels(before.value).dec()
+
+    def observe_retention(self, kind: str, number: int) -> None:
+        """Count ``jobs`` or ``events`` that were deleted because of their age, or for want of room."""
+        self._retention.labels(kind).inc(number)
 
     def observe_actors(self, actors: ActorList) -> None:
         """Show these restarts, mailboxes and dead letters from now on."""
