@@ -86,6 +86,15 @@ class Cache(Section, frozen=True, kw_only=True):
     """Kernels kept in memory, least recently used out first."""
 
 
+class Telemetry(Section, frozen=True, kw_only=True):
+    """``[telemetry]``."""
+
+    otlp_endpoint: str = ""
+    """Where traces are sent: an OTLP collector over HTTP. Empty: nothing is traced."""
+    trace_steps: bool = False
+    """Whether every training step is a span, and not only every epoch."""
+
+
 class Plugins(Section, frozen=True, kw_only=True):
     """``[plugins]``."""
 
@@ -102,6 +111,7 @@ class Config(Section, frozen=True, kw_only=True):
     workers: Workers = Workers()
     compiler: Compiler = Compiler()
     cache: Cache = Cache()
+    telemetry: Telemetry = Telemetry()
     plugins: Plugins = Plugins()
 
     @property

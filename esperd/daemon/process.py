@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import resource
 import signal
@@ -16,6 +17,7 @@ import anyio
 import structlog
 
 import esperd
+from esperd import tracing
 from esperd.actors.clock import SystemClock
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
@@ -33,6 +35,7 @@ from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
+from esperd.daemon.status import DaemonStatus, status_of
 from esperd.errors import ActorUnavailable
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
@@ -96,14 +99,19 @@ def run_daemon(config: Config) -> int:
     Raises:
         StateDirectoryLocked: a live daemon owns the state or the runtime directory.
         StateDirectoryUnusable: a directory cannot be written, belongs to somebody else, or would let others at the sockets.
-        ConfigError: a socket path is too long, or the HTTP address is taken.
+        ConfigError: a socket path is too long, the HTTP address is taken, or traces cannot be sent as configured.
     """
     configure_logging(config.daemon.log_level)
+    tracing.require_collector(config.telemetry.otlp_endpoint)
     os.umask(OURS_ALONE)
     open_as_many_files_as_allowed()
     prepare_state_directory(config.state_directory)
     prepare_runtime_directory(config.runtime_directory)
-    with locked(config.state_directory, config.runtime_directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with (
+        locked(config.state_directory, config.runtime_directory),
+        tracing.exporting(config.telemetry.otlp_endpoint, "esperd"),
+        asyncio.Runner(loop_factory=_loop_factory()) as runner,
+    ):
         return runner.run(_Daemon(config).run())
 
 
@@ -163,14 +171,29 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as stack:
             publisher = await stack.enter_async_context(Publisher(events))
             parts = await self._open_parts(stack, publisher)
-            system = await stack.enter_async_context(ActorSystem(workers_endpoint=workers, clock=self._clock))
+            system = await stack.enter_async_context(
+                ActorSystem(workers_endpoint=workers, clock=self._clock, observer=self._metrics)
+            )
             self._status.system = system
             for spec in self._specs(parts, system):
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
             door = FrontDoor(system, self._plugins, events)
-            port = await stack.enter_async_context(serving(listening, build_app(self._metrics, self._status.not_ready)))
+            server = RequestServer(control, door.answer)
+            began = self._clock.monotonic()
+
+            def status() -> DaemonStatus:
+                return status_of(
+                    self._metrics,
+                    door.actors(),
+                    reasons=self._status.not_ready(),
+                    up_s=self._clock.monotonic() - began,
+                    requests=server.statistics()._asdict(),
+                )
+
+            app = build_app(self._metrics, self._status.not_ready, status)
+            port = await stack.enter_async_context(serving(listening, app))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
-            server = await stack.enter_async_context(RequestServer(control, door.answer))
+            await stack.enter_async_context(server)
             self._status.starting = False
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
@@ -188,6 +211,8 @@ class _Daemon:
         kernels = await stack.enter_async_context(Database.open(state / "kernels.db", kernel_index.MIGRATIONS))
         decisions = await stack.enter_async_context(Database.open(state / "decisions.db", decision_log.MIGRATIONS))
         events = await stack.enter_async_context(Database.open(state / "events.db", event_log.MIGRATIONS, synchronous="NORMAL"))
+        for database in (jobs, kernels, decisions, events):
+            database.on_commit = functools.partial(self._metrics.observe_commit, database.path.stem)
         return _Parts(
             jobs=JobStore(jobs, self._clock.wall, self._config.jobs),
             index=KernelIndex(kernels),
@@ -221,6 +246,7 @@ class _Daemon:
                     parts.seal,
                     memory_bytes=config.cache.memory_bytes,
                     compile_timeout_s=config.compiler.timeout_s,
+                    compiled=self._metrics.observe_compilation,
                 ),
             ),
             ChildSpec("jobs", lambda: self._make_jobs(parts, system)),

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import structlog
 
+from esperd import tracing
 from esperd.actors.leaving import leave
 from esperd.actors.threadlink import ThreadLink
 from esperd.config import load_config
-from esperd.errors import EsperError, StoreFailed
+from esperd.errors import ConfigError, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.jobs import (
     EXIT_NO_FAULT,
@@ -57,6 +58,22 @@ def main() -> int:
     """
     config = load_config()
     configure_logging(config.daemon.log_level)
+    endpoint, every_step = config.telemetry.otlp_endpoint, config.telemetry.trace_steps
+    with tracing.exporting(_collector(endpoint), "esperd trainer", every_step=every_step):
+        return _work()
+
+
+def _collector(endpoint: str) -> str:
+    """Where spans are sent. A job's own ``python`` may lack what its daemon has: it trains, and is not traced."""
+    try:
+        tracing.require_collector(endpoint)
+    except ConfigError as error:
+        log.warning("not traced", error=str(error))
+        return ""
+    return endpoint
+
+
+def _work() -> int:
     desks: list[LinkDesk] = []
     link = ThreadLink(step=lambda: desks[0].step if desks else None)
     with link:
@@ -67,8 +84,12 @@ def main() -> int:
         desks.append(desk)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: desk.drain())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        structlog.contextvars.bind_contextvars(
+            actor=link.name, generation=link.generation, job=lease.job_id, attempt=lease.generation
+        )
         try:
-            ended = _train(desk, lease)
+            with tracing.span("trainer attempt", parent=lease.trace, job=lease.job_id, attempt=lease.generation):
+                ended = _train(desk, lease)
             desk.record_rest()
             desk.report(ended)
         except (*DAEMON_TROUBLE, StoreFailed) as error:
