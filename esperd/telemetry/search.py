@@ -56,8 +56,7 @@ class EventSearch:
 def _in_order_of_time(asked: FindEvents, recorded: int, limit: int) -> tuple[str, tuple[Any, ...]]:
     """A query that reads an index in its own order: no more rows than it returns, but for those of other types in one job.
 
-    Without a job each type is read along its own index, ``limit`` rows of each, and merged: SQLite would sort all of them. The
-    plus keeps it from going along the numbers and sorting what it finds.
+    Without a job each type is read along its own index, ``limit`` rows of each, and merged: SQLite would sort all of them.
     """
     kinds: list[tuple[str, ...]] = [(name,) for name in sorted(set(asked.types))] if asked.job is None else [asked.types]
     parts: list[str] = []
@@ -67,7 +66,7 @@ def _in_order_of_time(asked: FindEvents, recorded: int, limit: int) -> tuple[str
         if asked.after is not None:
             where += " AND (at, number) > (?, ?)"
             values = (*values, asked.after.at, asked.after.number)
-        query = f"SELECT {_COLUMNS} FROM events WHERE +number <= ?{where} ORDER BY at, number LIMIT ?"  # noqa: S608 - our own words
+        query = f"SELECT {_COLUMNS} FROM events WHERE number <= ?{where} ORDER BY at, number LIMIT ?"  # noqa: S608 - our own words
         parts.append(query)
         parameters += [recorded, *values, limit]
     if len(parts) == 1:
