@@ -10,24 +10,27 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import structlog
-
 import esperd
 from esperd.errors import ConfigError
 
 if TYPE_CHECKING:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Tracer
 
 LONGEST_TRACEPARENT = 128
 """Characters; version 00 has 55, and later ones may append to it."""
-EXPORT_TIMEOUT_S = 2.0
-"""For one batch of spans: a collector that is away must not hold up a process that ends; chosen, not measured."""
+EXPORT_TIMEOUT_S = 10.0
+"""For one batch of spans, tries included; OpenTelemetry's own default."""
+LAST_TRIES_S, LAST_SPANS_S = 1.0, 5.0
+"""A process that ends tries again this long where its collector refuses, and waits this long for one that is slow: it must not
+be held up by one that is away. Chosen, not measured."""
 
 _REQUIRED = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
 _OFF = contextlib.nullcontext()
@@ -89,14 +92,14 @@ def exporting(endpoint: str, service: str, *, every_step: bool = False) -> Itera
     if not endpoint:
         yield
         return
-    provider = _provider(endpoint, service)
+    provider, exporter = _provider(endpoint, service)
     before = (_State.tracer, _State.every_step)
     _State.tracer, _State.every_step = provider.get_tracer("esperd", esperd.__version__), every_step
     try:
         yield
     finally:
         _State.tracer, _State.every_step = before
-        provider.shutdown()
+        _send_the_last(provider, exporter)
 
 
 def span(name: str, *, parent: str = "", **attributes: str | float | bool) -> AbstractContextManager[None]:
@@ -128,6 +131,7 @@ def current() -> str:
 
 @contextlib.contextmanager
 def _span(tracer: Tracer, name: str, parent: str, attributes: dict[str, str | int | float | bool]) -> Iterator[None]:
+    import structlog  # not above: it imports rich, which a command that draws nothing does without
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
     # What is no traceparent begins a trace of its own, as the standard has it.
@@ -138,7 +142,16 @@ def _span(tracer: Tracer, name: str, parent: str, attributes: dict[str, str | in
             yield
 
 
-def _provider(endpoint: str, service: str) -> TracerProvider:
+def _send_the_last(provider: TracerProvider, exporter: OTLPSpanExporter) -> None:
+    sending = threading.Thread(target=provider.shutdown, name="last spans", daemon=True)
+    sending.start()
+    sending.join(LAST_TRIES_S)
+    if sending.is_alive():
+        exporter.shutdown()  # type: ignore[no-untyped-call]  # ends the wait between two tries
+        sending.join(LAST_SPANS_S - LAST_TRIES_S)
+
+
+def _provider(endpoint: str, service: str) -> tuple[TracerProvider, OTLPSpanExporter]:
     """OpenTelemetry's own ``OTEL_…`` variables (sampling, headers, batches) count as everywhere."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
@@ -150,4 +163,4 @@ def _provider(endpoint: str, service: str) -> TracerProvider:
     )
     exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=EXPORT_TIMEOUT_S)
     provider.add_span_processor(BatchSpanProcessor(exporter))
-    return provider
+    return provider, exporter
