@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import random
 import sys
 import threading
 from collections.abc import Iterator
@@ -129,6 +130,12 @@ def current() -> str:
     return f"00-{found.trace_id:032x}-{found.span_id:016x}-{found.trace_flags:02x}" if found.is_valid else ""
 
 
+def is_sampled(traceparent: str) -> bool:
+    """Whether whoever made this ``traceparent`` wants to see what follows. A process that only serves it may do without spans."""
+    flags = traceparent.rpartition("-")[2]
+    return len(flags) == len("01") and flags.isalnum() and flags[1] in "13579bdf"
+
+
 @contextlib.contextmanager
 def _span(tracer: Tracer, name: str, parent: str, attributes: dict[str, str | int | float | bool]) -> Iterator[None]:
     import structlog  # not above: it imports rich, which a command that draws nothing does without
@@ -151,6 +158,18 @@ def _send_the_last(provider: TracerProvider, exporter: OTLPSpanExporter) -> None
         sending.join(LAST_SPANS_S - LAST_TRIES_S)
 
 
+def _leave_the_global_rng_alone() -> None:
+    """Give OpenTelemetry randomness of its own.
+
+    It draws ids of spans, and pauses between tries, from the global ``random``. In a trainer that is a stream of the job: it would
+    train otherwise with traces than without, and spans after two seedings with one seed had the same ids (both seen).
+    """
+    own = random.SystemRandom()
+    for name, module in list(sys.modules.items()):
+        if name.startswith("opentelemetry.") and getattr(module, "random", None) is random:
+            module.random = own  # type: ignore[attr-defined]
+
+
 def _provider(endpoint: str, service: str) -> tuple[TracerProvider, OTLPSpanExporter]:
     """OpenTelemetry's own ``OTEL_…`` variables (sampling, headers, batches) count as everywhere."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -158,6 +177,7 @@ def _provider(endpoint: str, service: str) -> tuple[TracerProvider, OTLPSpanExpo
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+    _leave_the_global_rng_alone()
     provider = TracerProvider(
         resource=Resource.create({"service.name": service, "service.version": esperd.__version__}), shutdown_on_exit=False
     )

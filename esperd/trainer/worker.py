@@ -6,6 +6,7 @@ step is not mistaken for a dead worker.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
@@ -20,7 +22,7 @@ import structlog
 from esperd import tracing
 from esperd.actors.leaving import leave
 from esperd.actors.threadlink import ThreadLink
-from esperd.config import load_config
+from esperd.config import Telemetry, load_config
 from esperd.errors import ConfigError, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.jobs import (
@@ -58,22 +60,6 @@ def main() -> int:
     """
     config = load_config()
     configure_logging(config.daemon.log_level)
-    endpoint, every_step = config.telemetry.otlp_endpoint, config.telemetry.trace_steps
-    with tracing.exporting(_collector(endpoint), "esperd trainer", every_step=every_step):
-        return _work()
-
-
-def _collector(endpoint: str) -> str:
-    """Where spans are sent. A job's own ``python`` may lack what its daemon has: it trains, and is not traced."""
-    try:
-        tracing.require_collector(endpoint)
-    except ConfigError as error:
-        log.warning("not traced", error=str(error))
-        return ""
-    return endpoint
-
-
-def _work() -> int:
     desks: list[LinkDesk] = []
     link = ThreadLink(step=lambda: desks[0].step if desks else None)
     with link:
@@ -88,14 +74,27 @@ def _work() -> int:
             actor=link.name, generation=link.generation, job=lease.job_id, attempt=lease.generation
         )
         try:
-            with tracing.span("trainer attempt", parent=lease.trace, job=lease.job_id, attempt=lease.generation):
-                ended = _train(desk, lease)
-            desk.record_rest()
-            desk.report(ended)
+            with _traced(config.telemetry, lease):
+                with tracing.span("trainer attempt", parent=lease.trace, job=lease.job_id, attempt=lease.generation):
+                    ended = _train(desk, lease)
+                desk.record_rest()
+                desk.report(ended)  # before the last spans are sent: the job is over, wherever its collector is
         except (*DAEMON_TROUBLE, StoreFailed) as error:
             log.warning("left through no fault of the job", job=lease.job_id, code=error.code, error=str(error))
             return EXIT_NO_FAULT
     return 0
+
+
+def _traced(settings: Telemetry, lease: Lease) -> AbstractContextManager[None]:
+    """Send spans of a job that somebody traces. A job's own ``python`` may lack what its daemon has: it trains, and is not traced."""
+    if not settings.otlp_endpoint or not tracing.is_sampled(lease.trace):
+        return contextlib.nullcontext()
+    try:
+        tracing.require_collector(settings.otlp_endpoint)
+    except ConfigError as error:
+        log.warning("not traced", error=str(error))
+        return contextlib.nullcontext()
+    return tracing.exporting(settings.otlp_endpoint, "esperd trainer", every_step=settings.trace_steps)
 
 
 def _await_lease(link: ThreadLink, clock: Callable[[], float] = time.monotonic) -> Lease | None:

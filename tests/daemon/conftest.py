@@ -39,12 +39,12 @@ def collector():
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory, collector):
-    """It traces where OpenTelemetry is installed: what needs that says so itself, the rest runs without."""
+    """It traces what its client traces, where OpenTelemetry is installed: what needs that says so itself, the rest runs without."""
     endpoint = collector.endpoint if tracing.is_installed() else ""
     config = msgspec.structs.replace(QUICK, telemetry=Telemetry(otlp_endpoint=endpoint, trace_steps=True))
     packages = tmp_path_factory.mktemp("packages")
     install(packages, "observer", OBSERVER)
     install(packages, "unfinished", "import no_such_package_anywhere\n")
-    environment = {"PYTHONPATH": str(packages), "OTEL_BSP_SCHEDULE_DELAY": "200"}
+    environment = {"PYTHONPATH": str(packages), "OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
     with running_daemon(tmp_path_factory.mktemp("shared") / "state", config, environment=environment) as daemon:
         yield daemon

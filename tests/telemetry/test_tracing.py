@@ -52,6 +52,14 @@ def test_a_collector_that_is_away_ends_no_block():
         assert len(tracing.current()) == 55
 
 
+@pytest.mark.parametrize(
+    ("traceparent", "sampled"),
+    [(PARENT, True), (PARENT[:-2] + "00", False), (PARENT[:-2] + "03", True), ("", False), ("1", False)],
+)
+def test_whether_a_trace_is_wanted_is_read_from_its_flags(traceparent, sampled):
+    assert tracing.is_sampled(traceparent) is sampled
+
+
 class Logger(Actor):
     def __init__(self) -> None:
         self.bound = []
