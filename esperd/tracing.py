@@ -161,8 +161,8 @@ def _send_the_last(provider: TracerProvider, exporter: OTLPSpanExporter) -> None
 def _leave_the_global_rng_alone() -> None:
     """Give OpenTelemetry randomness of its own.
 
-    It draws ids of spans, and pauses between tries, from the global ``random``. In a trainer that is a stream of the job: it would
-    train otherwise with traces than without, and spans after two seedings with one seed had the same ids (both seen).
+    It draws ids of spans, and pauses between tries, from the global ``random``. In a trainer that is a stream of the job: it
+    would train otherwise with traces than without, and after two seedings alike spans would have the same ids.
     """
     own = random.SystemRandom()
     for name, module in list(sys.modules.items()):

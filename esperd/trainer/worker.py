@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def _traced(settings: Telemetry, lease: Lease) -> AbstractContextManager[None]:
-    """Send spans of a job that somebody traces. A job's own ``python`` may lack what its daemon has: it trains, and is not traced."""
+    """Send spans, where somebody traces the job. A job's own ``python`` may lack what its daemon has: it trains untraced."""
     if not settings.otlp_endpoint or not tracing.is_sampled(lease.trace):
         return contextlib.nullcontext()
     try:

@@ -39,7 +39,7 @@ def collector():
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory, collector):
-    """It traces what its client traces, where OpenTelemetry is installed: what needs that says so itself, the rest runs without."""
+    """It traces what its client traces, where OpenTelemetry is installed; a test that needs it says so itself."""
     endpoint = collector.endpoint if tracing.is_installed() else ""
     config = msgspec.structs.replace(QUICK, telemetry=Telemetry(otlp_endpoint=endpoint, trace_steps=True))
     packages = tmp_path_factory.mktemp("packages")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import socket
 import subprocess
 import sys
@@ -50,6 +51,17 @@ def test_a_collector_that_is_away_ends_no_block():
         closed = f"http://127.0.0.1:{taken.getsockname()[1]}"
     with tracing.exporting(closed, "esperd"), tracing.span("work"):
         assert len(tracing.current()) == 55
+
+
+def test_spans_and_a_collector_that_is_away_draw_nothing_from_the_jobs_random_numbers():
+    """They would make a traced job train otherwise than an untraced one."""
+    random.seed(7)
+    before = random.getstate()
+    with tracing.exporting("http://127.0.0.1:9", "esperd trainer"), tracing.span("trainer epoch"):
+        first = tracing.current()
+    assert random.getstate() == before
+    with tracing.exporting("http://127.0.0.1:9", "esperd trainer"), tracing.span("trainer epoch"):
+        assert tracing.current() != first
 
 
 @pytest.mark.parametrize(
