@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from pathlib import Path
 
 import anyio
 import msgspec
@@ -62,6 +63,13 @@ class Manager:
         return next(datagram for datagram in self.heard if says(datagram))
 
 
+def stands_still(pid):
+    async def is_stopped():
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"  # noqa: ASYNC240 - no disk
+
+    return is_stopped
+
+
 def records(daemon, event):
     return [record for line in daemon.log().splitlines() if (record := json.loads(line)).get("event") == event]
 
@@ -103,15 +111,15 @@ async def test_a_service_manager_hears_the_truth_from_ready_to_the_end(tmp_path)
     with contextlib.closing(manager.socket), running_daemon(tmp_path / "state", ONE_WORKER, environment=told) as daemon:
         assert "; jobs: 0 running, 0 queued" in (await manager.hear(READY="1"))["STATUS"]
         assert any("EXTEND_TIMEOUT_USEC" in heard for heard in manager.heard)
-        await manager.hear(STATUS="ready; jobs: 0 running, 0 queued")
         file = daemon.runtime_directory / "esperd.toml"
         async with daemon.client() as esper:
             await esper.submit(job())
-            await manager.hear(STATUS="ready; jobs: 1 running, 0 queued")
+            await manager.hear(STATUS="; jobs: 1 running, 0 queued")
 
             # The watchdog is fed while the daemon lives, and not while its loop stands still.
             await manager.hear(WATCHDOG="1")
             os.kill(daemon.pid, signal.SIGSTOP)
+            await until(stands_still(daemon.pid))
             manager.forget()
             await anyio.sleep(2 * WATCHDOG_S)
             assert manager.listen() == []
@@ -134,7 +142,7 @@ async def test_a_service_manager_hears_the_truth_from_ready_to_the_end(tmp_path)
             assert 0 < int(reloading["MONOTONIC_USEC"]) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
             assert manager.heard.index(reloading) < manager.heard.index(reloaded)
             await esper.submit(job())
-            await manager.hear(STATUS="ready; jobs: 1 running, 1 queued")
+            await manager.hear(STATUS="; jobs: 1 running, 1 queued")
             with pytest.raises(Busy, match=r"jobs\.max_queued = 1;"):
                 await esper.submit(job())
 
