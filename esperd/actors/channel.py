@@ -2,7 +2,8 @@
 
 ``zmq.asyncio`` makes a future, and takes a turn of the loop, for every message. Here the socket's file descriptor only wakes
 whoever waits; messages are then taken until there are none. Three rules keep that right. The descriptor tells of changes and
-not of states, so that everything must be read before waiting, and a send, which may consume the change, must look again. A
+not of states, so that everything must be read before waiting, and whoever tried in vain looks again once it is known to wait: a send or a receive may
+have consumed the change that another waits for. A
 message leaves the socket in the very step that returns it: a receive that is cancelled has taken nothing. And after
 ``BUDGET`` messages in one go everybody else has a turn.
 """
@@ -50,11 +51,14 @@ class Channel:
                 self._taken = 0
                 self._reader = self._loop.create_future()
                 try:
+                    self._wake()  # the attempt may have consumed the change that a writer waits for
                     await self._reader
                 finally:
                     self._reader = None
             else:
                 self._taken += 1
+                if self._writers:
+                    self._wake()
                 return frames
 
     def send_now(self, frames: Sequence[bytes]) -> None:
@@ -82,6 +86,7 @@ class Channel:
             except zmq.Again:
                 room: asyncio.Future[None] = self._loop.create_future()
                 self._writers.append(room)
+                self._wake()  # there may be room since the attempt, and the news of it consumed by now
                 try:
                     await room
                 finally:
