@@ -16,7 +16,20 @@ from typing import Literal
 import msgspec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("esperd", "torch", "numpy", "msgspec", "pyzmq", "safetensors", "uvloop", "gromo", "xoscar", "pykka", "thespian", "ray")
+PACKAGES = (
+    "esperd",
+    "torch",
+    "numpy",
+    "msgspec",
+    "pyzmq",
+    "safetensors",
+    "uvloop",
+    "gromo",
+    "xoscar",
+    "pykka",
+    "thespian",
+    "ray",
+)
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):
