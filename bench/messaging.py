@@ -1,8 +1,8 @@
 """What a request and its answer cost, beside xoscar, pykka, Thespian and Ray: in-process, ipc, tcp, tcp with CURVE.
 
-Each system runs in a fresh process, in turns, a round after the other (``messaging_side.py``). Requests carry 100 B or 1 MB, answers
-next to nothing; 1 or 64 are in flight. A peer that is not installed is reported as absent. What the peers promise differs: see
-``docs/benches.md``.
+Each system runs in a fresh process, in turns, a round after the other (``messaging_side.py``). Requests carry 100 B or 1 MB,
+answers next to nothing; 1 or 64 are in flight. A peer that is not installed is reported as absent. What the peers promise
+differs: see ``docs/benches.md``.
 """
 
 from __future__ import annotations

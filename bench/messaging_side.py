@@ -165,7 +165,8 @@ def pykka_in_process(seconds: float) -> dict[str, dict[str, float]]:
 
     class Echo(pykka.ThreadingActor):
         def on_receive(self, message: bytes) -> None:
-            return None
+            """Take it."""
+            del message
 
     actor = Echo.start()
     try:
@@ -206,7 +207,8 @@ def ray_process(seconds: float) -> dict[str, dict[str, float]]:
     @ray.remote
     class Echo:
         def echo(self, body: bytes) -> None:
-            return None
+            """Take it."""
+            del body
 
     actor = Echo.remote()
     try:

@@ -2,10 +2,9 @@
 
 ``zmq.asyncio`` makes a future, and takes a turn of the loop, for every message. Here the socket's file descriptor only wakes
 whoever waits; messages are then taken until there are none. Three rules keep that right. The descriptor tells of changes and
-not of states, so that everything must be read before waiting, and whoever tried in vain looks again once it is known to wait: a send or a receive may
-have consumed the change that another waits for. A
-message leaves the socket in the very step that returns it: a receive that is cancelled has taken nothing. And after
-``BUDGET`` messages in one go everybody else has a turn.
+not of states, so that everything must be read before waiting, and whoever tried in vain looks again once it is known to wait:
+a send or a receive may have consumed the change that another waits for. A message leaves the socket in the very step that
+returns it: a receive that is cancelled has taken nothing. And after ``BUDGET`` messages in one go everybody else has a turn.
 """
 
 from __future__ import annotations

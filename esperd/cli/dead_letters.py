@@ -67,7 +67,7 @@ def show(options: Options, letter_id: int) -> None:
 @client_options
 @_options
 def retry(options: Options, letter_id: int) -> None:
-    """Deliver a dead letter's message to whoever bears its address now. Fails with the actor's own error, and keeps the letter."""
+    """Deliver a dead letter's message to whoever bears its address now; kept when that fails."""
     from esperd.cli.output import Output
     from esperd.messages import Reply
     from esperd.messages.dead_letters import RetryDeadLetter

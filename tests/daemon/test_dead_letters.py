@@ -39,7 +39,7 @@ class Moody(Actor):
 
 def letter(size: int) -> DeadLetter:
     """One with this many bytes of payload."""
-    chunk = ArtifactChunk(data=bytes(size), size_bytes=size)
+    chunk = ArtifactChunk(data=bytes(size), offset=0, size_bytes=size)
     return DeadLetter(at=1.0, reason=Reason.MAILBOX_FULL, to="somebody", sender="me", message=chunk)
 
 
@@ -51,13 +51,8 @@ async def test_a_dead_letter_is_listed_shown_and_delivered_to_the_present_incarn
         await system.tell("moody", GetJob(id="j1"), sender="me")
 
         [listed] = (await door.answer(b"", ListDeadLetters())).letters
-        assert (listed.id, listed.reason, listed.message_type, listed.sender, listed.to) == (
-            1,
-            "no_such_actor",
-            "GetJob",
-            "me",
-            "moody",
-        )
+        assert (listed.id, listed.reason, listed.message_type) == (1, "no_such_actor", "GetJob")
+        assert (listed.sender, listed.to) == ("me", "moody")
         assert '"j1"' in (await door.answer(b"", ShowDeadLetter(id=1))).body
 
         with pytest.raises(ActorUnavailable):
