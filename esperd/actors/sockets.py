@@ -75,7 +75,7 @@ def open_socket(kind: int, *, high_water_mark: int = HIGH_WATER_MARK) -> zmq.asy
 
 def open_plain_socket(kind: int) -> zmq.Socket[bytes]:
     """A socket with every bound set, neither bound nor connected, to become a :class:`~esperd.actors.channel.Channel`."""
-    opened = zmq.Context.instance().socket(kind)
+    opened: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
     _set_bounds(opened, HIGH_WATER_MARK)
     return opened
 

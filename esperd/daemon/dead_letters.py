@@ -42,15 +42,14 @@ async def answer(system: ActorSystem, message: Request) -> Reply:
             return DeadLetterShown(letter=_summary(kept, now), body=_body(kept))
         case RetryDeadLetter():
             return await _retry(system, message.id)
-        case DropDeadLetters(id=None):
-            return DeadLettersDropped(dropped=letters.clear())
-        case DropDeadLetters(id=int(letter_id)):
-            letters.take(letter_id)
+        case DropDeadLetters():
+            if message.id is None:
+                return DeadLettersDropped(dropped=letters.clear())
+            letters.take(message.id)
             return DeadLettersDropped(dropped=1)
         case ListDeadLetters():
-            return DeadLetterList(
-                letters=tuple(_summary(kept, now) for kept in letters.newest(message.limit)), counts=dict(letters.counts)
-            )
+            newest = letters.newest(message.limit)
+            return DeadLetterList(letters=tuple(_summary(kept, now) for kept in newest), counts=dict(letters.counts))
 
 
 async def _retry(system: ActorSystem, letter_id: int) -> Reply:
