@@ -35,6 +35,12 @@ def told(latencies: list[float], wall_s: float) -> dict[str, float]:
     }
 
 
+def tell(found: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+    """Print what was found, before anything is torn down: a peer that fails in that has been measured."""
+    print(json.dumps(found), flush=True)
+    return found
+
+
 async def measured(call: Call, seconds: float) -> dict[str, dict[str, float]]:
     """Every size and number in flight."""
     found = {}
@@ -44,7 +50,7 @@ async def measured(call: Call, seconds: float) -> dict[str, dict[str, float]]:
             await call(body)
         for in_flight in IN_FLIGHT:
             found[f"{label}/{in_flight}"] = await _case(call, body, in_flight, seconds)
-    return found
+    return tell(found)
 
 
 async def _case(call: Call, body: bytes, in_flight: int, seconds: float) -> dict[str, float]:
@@ -85,7 +91,7 @@ def measured_blocking(
             for _, handle in flying:
                 finish(handle)
             found[f"{label}/{in_flight}"] = told(latencies, wall_s)
-    return found
+    return tell(found)
 
 
 # --- esperd --------------------------------------------------------------------------------------------------------------
@@ -238,12 +244,11 @@ def main() -> None:
     system, path, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
     side = SIDES[system, path]
     if not asyncio.iscoroutinefunction(side):
-        found = side(seconds)
+        side(seconds)
     else:
         import uvloop
 
-        found = uvloop.run(side(seconds))
-    print(json.dumps(found), flush=True)
+        uvloop.run(side(seconds))
 
 
 if __name__ == "__main__":
