@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -24,9 +25,15 @@ PATHS = {"curve": "tcp"}
 
 def measure(system: str, path: str, seconds: float) -> dict[str, dict[str, float]]:
     """One system on one path, in a fresh process."""
-    script = Path(__file__).with_name("messaging_side.py")
+    here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, str(script), system, path, str(seconds)], capture_output=True, text=True, check=False, timeout=LIMIT_S
+        [sys.executable, str(here / "messaging_side.py"), system, path, str(seconds)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+        cwd=here,  # peers import their actor by name in processes of theirs
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))},
     )
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
     if not lines:
