@@ -13,9 +13,9 @@ from typing import NamedTuple, Self
 import anyio
 import anyio.abc
 import zmq
-import zmq.asyncio
 
 from esperd import tracing
+from esperd.actors.channel import Channel
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.outcome import answer_of, error_reply, result_of
 from esperd.actors.sockets import bind_router, connect_dealer, require_listener, unreachable
@@ -108,7 +108,7 @@ class RequestServer:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
-        with contextlib.closing(bind_router(self.endpoint)) as socket:
+        with contextlib.closing(self._bind()) as socket:
             async with open_task_group() as answers:
                 reading = anyio.CancelScope()
                 answers.start_soon(self._read, socket, answers, reading)
@@ -120,6 +120,9 @@ class RequestServer:
                         await self._finish_in_hand()
                     answers.cancel_scope.cancel()
 
+    def _bind(self) -> Channel:
+        return bind_router(self.endpoint)
+
     async def _finish_in_hand(self) -> None:
         if not self._in_flight:
             return
@@ -128,10 +131,10 @@ class RequestServer:
             await self._idle.wait()
         await anyio.sleep(FAREWELL_S)
 
-    async def _read(self, socket: zmq.asyncio.Socket, answers: anyio.abc.TaskGroup, reading: anyio.CancelScope) -> None:
+    async def _read(self, socket: Channel, answers: anyio.abc.TaskGroup, reading: anyio.CancelScope) -> None:
         with reading:
             while True:
-                client, *frames = await socket.recv_multipart()
+                client, *frames = await socket.receive()
                 try:
                     head, message = self._codec.decode(frames)
                     if head.kind is not Kind.ASK:
@@ -140,16 +143,16 @@ class RequestServer:
                     self._malformed += 1
                     opening = self._codec.opening(frames)
                     answer = error_reply(error, actor=SERVER, message=None)
-                    await self._send(socket, client, opening.id if opening else UNKNOWN_ID, answer)
+                    self._send(socket, client, opening.id if opening else UNKNOWN_ID, answer)
                     continue
                 if self._in_flight >= self._max_in_flight:
                     self._refused += 1
-                    await self._send(socket, client, head.id, error_reply(self._busy(), actor=SERVER, message=message))
+                    self._send(socket, client, head.id, error_reply(self._busy(), actor=SERVER, message=message))
                     continue
                 self._in_flight += 1
                 answers.start_soon(self._answer, socket, client, head, message)
 
-    async def _answer(self, socket: zmq.asyncio.Socket, client: bytes, head: Head, message: Message) -> None:
+    async def _answer(self, socket: Channel, client: bytes, head: Head, message: Message) -> None:
         try:
             try:
                 with tracing.span(f"{SERVER} {type(message).__name__}", parent=head.trace):
@@ -157,20 +160,20 @@ class RequestServer:
                 answer = answer_of(returned, actor=SERVER, message=message)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is the client's answer
                 answer = error_reply(error, actor=SERVER, message=message)
-            await self._send(socket, client, head.id, answer)
+            self._send(socket, client, head.id, answer)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
 
-    async def _send(self, socket: zmq.asyncio.Socket, client: bytes, request: int, answer: Reply) -> None:
+    def _send(self, socket: Channel, client: bytes, request: int, answer: Reply) -> None:
         head = self._codec.head(Kind.REPLY, request, to="", sender=SERVER)
         try:
             frames = self._codec.encode(head, answer)
         except MalformedMessage as error:
             frames = self._codec.encode(head, error_reply(error, actor=SERVER, message=answer))
         try:
-            await socket.send_multipart([client, *frames], flags=zmq.NOBLOCK)
+            socket.send_now([client, *frames])
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -206,7 +209,7 @@ class RequestClient:
         self._ids = itertools.count(1)
         self._open: dict[int, asyncio.Future[Reply]] = {}
         self._heard = False
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: Channel | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -215,9 +218,12 @@ class RequestClient:
         Raises:
             DaemonUnreachable: when nobody listens at the endpoint.
         """
-        self._socket = connect_dealer(self.endpoint)
+        self._socket = self._connect()
         # A plain task: a client may be opened and closed by different tasks, which a task group does not allow.
         self._reader = asyncio.create_task(self._read(self._socket), name=f"replies from {self.endpoint}")
+
+    def _connect(self) -> Channel:
+        return connect_dealer(self.endpoint)
 
     async def close(self) -> None:
         """Disconnect; requests still open fail with ``daemon_unreachable``. Safe to call twice."""
@@ -267,8 +273,12 @@ class RequestClient:
         self._open[request] = answer
         try:
             with anyio.move_on_after(limit_s):
-                await self._socket.send_multipart(frames)
+                await self._socket.send(frames)
                 return result_of(await answer)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.ENOTSOCK:
+                raise
+            raise unreachable(self.endpoint, "this client was closed") from error
         finally:
             self._open.pop(request, None)
         raise self._late(message, limit_s)
@@ -287,9 +297,9 @@ class RequestClient:
             timeout_s=limit_s,
         )
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+    async def _read(self, socket: Channel) -> None:
         while True:
-            frames = await socket.recv_multipart()
+            frames = await socket.receive()
             self._heard = True
             self._settle(frames)
 

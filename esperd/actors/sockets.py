@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
+from typing import Any
 
 import zmq
 import zmq.asyncio
 
+from esperd.actors.channel import Channel
 from esperd.errors import ConfigError, DaemonUnreachable
 
 LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -65,24 +67,35 @@ def require_listener(endpoint: str) -> None:
 
 
 def open_socket(kind: int, *, high_water_mark: int = HIGH_WATER_MARK) -> zmq.asyncio.Socket:
-    """A socket with every bound set, neither bound nor connected."""
+    """A socket of ``zmq.asyncio`` with every bound set, neither bound nor connected."""
     opened: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(kind)
+    _set_bounds(opened, high_water_mark)
+    return opened
+
+
+def open_plain_socket(kind: int) -> zmq.Socket[bytes]:
+    """A socket with every bound set, neither bound nor connected, to become a :class:`~esperd.actors.channel.Channel`."""
+    opened: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    _set_bounds(opened, HIGH_WATER_MARK)
+    return opened
+
+
+def _set_bounds(opened: zmq.Socket[Any], high_water_mark: int) -> None:
     opened.setsockopt(zmq.LINGER, LINGER_MS)
     opened.setsockopt(zmq.SNDHWM, high_water_mark)
     opened.setsockopt(zmq.RCVHWM, high_water_mark)
     opened.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
     opened.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
     opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-    return opened
 
 
-def bind_router(endpoint: str) -> zmq.asyncio.Socket:
+def bind_router(endpoint: str) -> Channel:
     """A bound ROUTER that refuses to drop: an unknown peer or a full queue is an error for the sender.
 
     The caller holds the lock of the directory: a second bind to a live ipc path would succeed and steal it.
     """
     socket_path(endpoint)
-    router = open_socket(zmq.ROUTER)
+    router = open_plain_socket(zmq.ROUTER)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.ROUTER_HANDOVER, 0)
     try:
@@ -90,19 +103,19 @@ def bind_router(endpoint: str) -> zmq.asyncio.Socket:
     except zmq.ZMQError:
         router.close(linger=0)
         raise
-    return router
+    return Channel(router)
 
 
-def connect_dealer(endpoint: str, identity: bytes | None = None) -> zmq.asyncio.Socket:
+def connect_dealer(endpoint: str, identity: bytes | None = None) -> Channel:
     """A connecting DEALER that queues nothing for a peer that is not there.
 
     Raises:
         DaemonUnreachable: when nobody listens at the endpoint.
     """
     require_listener(endpoint)
-    dealer = open_socket(zmq.DEALER)
+    dealer = open_plain_socket(zmq.DEALER)
     dealer.setsockopt(zmq.IMMEDIATE, 1)
     if identity is not None:
         dealer.setsockopt(zmq.IDENTITY, identity)
     dealer.connect(endpoint)
-    return dealer
+    return Channel(dealer)

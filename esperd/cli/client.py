@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from esperd.cli.dead_letters import dead_letters
 from esperd.cli.events import events
 from esperd.cli.exit_codes import FAILED, run
 from esperd.cli.options import Options, client_options, output_options
@@ -479,6 +480,9 @@ def check(options: Options, name: str) -> int | None:
         output.grid(contract_grid(proof))
         output.line(contract_line(name, proof), style="bold green" if proof.passed else "bold red")
     return None if proof.passed else FAILED
+
+
+esper.add_command(dead_letters)
 
 
 def with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[ResultT]]) -> ResultT:
