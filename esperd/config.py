@@ -134,6 +134,15 @@ class Retention(Section, frozen=True, kw_only=True):
     """Between two looks."""
 
 
+class Telemetry(Section, frozen=True, kw_only=True):
+    """``[telemetry]``."""
+
+    otlp_endpoint: str = ""
+    """Where traces are sent: an OTLP collector over HTTP. Empty: nothing is traced."""
+    trace_steps: bool = False
+    """Whether every training step is a span, and not only every epoch."""
+
+
 class Plugins(Section, frozen=True, kw_only=True):
     """``[plugins]``."""
 
@@ -153,6 +162,7 @@ class Config(Section, frozen=True, kw_only=True):
     storage: Storage = Storage()
     breakers: Breakers = Breakers()
     retention: Retention = Retention()
+    telemetry: Telemetry = Telemetry()
     plugins: Plugins = Plugins()
 
     @property

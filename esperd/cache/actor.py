@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from esperd.actors.actor import Actor, Context, handles
@@ -32,6 +33,10 @@ PROVIDED_AT_ONCE = 256
 """Kernels provided at one time, most of them waiting for the compiler; more are refused with ``busy``. Chosen, not measured."""
 
 
+def _nobody_counts(_seconds: float) -> None:
+    """Seconds of compilation go uncounted."""
+
+
 class CacheActor(Actor):
     """Answers :class:`ProvideKernel` and :class:`ListKernels`.
 
@@ -44,6 +49,7 @@ class CacheActor(Actor):
         memory_bytes: capacity of the memory tier; it starts empty in every incarnation.
         compile_timeout_s: longest wait for the compiler.
         breaker: leaves a compiler alone that keeps failing; None: it is asked every time.
+        compiled: told how many seconds the compiler took for a kernel, whenever it made one.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class CacheActor(Actor):
         memory_bytes: int,
         compile_timeout_s: float,
         breaker: Breaker | None = None,
+        compiled: Callable[[float], None] = _nobody_counts,
     ) -> None:
         self._index = index
         self._blobs = blobs
@@ -62,6 +69,7 @@ class CacheActor(Actor):
         self._memory_bytes = memory_bytes
         self._compile_timeout_s = compile_timeout_s
         self._breaker = breaker
+        self._compiled = compiled
 
     async def on_start(self, context: Context) -> None:
         """Open the tiers."""
@@ -71,6 +79,7 @@ class CacheActor(Actor):
                 answer = await context.ask(COMPILER, CompileKernel(key=key), timeout_s=self._compile_timeout_s)
             if not isinstance(answer, KernelCompiled):
                 raise HandlerFailed(f"{COMPILER} answered CompileKernel with a {type(answer).__name__}", actor=COMPILER)
+            self._compiled(answer.seconds)
             return answer
 
         self._kernels = KernelCache(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from esperd.cli.events import events
 from esperd.cli.exit_codes import FAILED, run
 from esperd.cli.options import Options, client_options, output_options
 
@@ -73,7 +74,7 @@ def submit(options: Options, job_file: Path, key: str | None, *, watched: bool, 
             await follow(handle, output)
             require_success(await handle.info())
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -92,7 +93,7 @@ def jobs(options: Options, limit: int) -> None:
         else:
             output.grid(jobs_grid(listed))
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -109,7 +110,7 @@ def watch(options: Options, job_id: str, after: int) -> None:
         await follow(handle, output, after)
         require_success(await handle.info())
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 def _change_command(name: str, description: str) -> None:
@@ -128,7 +129,7 @@ def _change_command(name: str, description: str) -> None:
             else:
                 output.line(f"{name} of {info.id} recorded; it is {info.state}")
 
-        _with_daemon(options, work)
+        with_daemon(options, work)
 
 
 _change_command("pause", "Checkpoint a job and stop it, to be resumed later.")
@@ -155,7 +156,7 @@ def explain_failure(options: Options, job_id: str) -> None:
         output.line("")
         output.grid(attempts_grid(found.attempts))
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -200,7 +201,7 @@ def decide(options: Options, job_id: str, words: tuple[str, ...], reason: str) -
         if overruled.note:
             output.line(f"note: {overruled.note}", style="yellow")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -250,7 +251,7 @@ def explain(options: Options, job_id: str, point: int | None, *, replayed: bool)
             output.grid(grid)
         return None
 
-    return _with_daemon(options, work)
+    return with_daemon(options, work)
 
 
 def _differs(points: Sequence[ReplayedPoint]) -> int | None:
@@ -285,7 +286,7 @@ def report(options: Options, job_id: str, html: Path | None) -> None:
             output.line(f"written {html}")
         output.line(str(judge(found)), style="bold")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -342,7 +343,10 @@ def export(
             made.write_forms(forms)
         made.tell()
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
+
+
+esper.add_command(events)
 
 
 @esper.command()
@@ -361,7 +365,7 @@ def actors(options: Options) -> None:
         output.line(dead_letters_line(listed))
         output.line(breakers_line(listed))
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -379,7 +383,7 @@ def kernels(options: Options) -> None:
         output.grid(kernels_grid(listed))
         output.line(kernels_line(listed))
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -424,7 +428,7 @@ def evidence(options: Options, blueprint: str, job_id: str | None, forget: str |
         else:
             output.line(f"forgotten: {forgotten} tries")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.group(invoke_without_command=True)
@@ -453,7 +457,7 @@ def list_plugins(options: Options) -> None:
             output.line("")
             output.line(error, style="red")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @plugins.command()
@@ -477,18 +481,21 @@ def check(options: Options, name: str) -> int | None:
     return None if proof.passed else FAILED
 
 
-def _with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[ResultT]]) -> ResultT:
-    """Connect to the daemon and do this."""
+def with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[ResultT]]) -> ResultT:
+    """Connect to the daemon and do this. Where traces are configured, each request begins one."""
     import anyio
 
+    from esperd import tracing
     from esperd.cli.output import Output
     from esperd.client import Client
+    from esperd.config import load_config
 
     async def connected() -> ResultT:
         async with Client(options.endpoint) as client:
             return await work(client, Output(options))
 
-    return anyio.run(connected)
+    with tracing.exporting(load_config().telemetry.otlp_endpoint, "esper"):
+        return anyio.run(connected)
 
 
 def main() -> None:

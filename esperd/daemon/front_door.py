@@ -28,7 +28,7 @@ from esperd.messages.jobs import (
 )
 from esperd.messages.kernels import ListKernels
 from esperd.messages.overruling import ExplainDecision, ListProposals, Overrule, ReplayDecisions
-from esperd.messages.telemetry import GetEvents
+from esperd.messages.telemetry import FindEvents, GetEvents
 from esperd.plugins import Plugins
 
 ROUTES: dict[type[Message], str] = {
@@ -46,6 +46,7 @@ ROUTES: dict[type[Message], str] = {
     ListEvidence: "policy",
     ForgetEvidence: "policy",
     GetEvents: "telemetry",
+    FindEvents: "telemetry",
     Overrule: "policy",
     ListProposals: "policy",
     ExplainDecision: "policy",
@@ -97,6 +98,8 @@ class FrontDoor:
                 await check_python(message.job.python)  # here, beside other requests: it starts a process and waits for it
             case Overrule():
                 _require_decisions_to_come(await self._job(message.id))
+            case FindEvents() if message.job is not None:
+                await self._job(message.job)  # an unknown job is an error, and not a log without events
             case ListProposals() | ExplainDecision() | ReplayDecisions():
                 await self._job(message.id)  # the policy knows decisions, and not which jobs there are
         to = ROUTES.get(type(message))

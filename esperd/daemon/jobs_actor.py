@@ -13,6 +13,7 @@ import anyio
 import msgspec
 import structlog
 
+from esperd import tracing
 from esperd.actors.actor import Actor, Context, handles
 from esperd.actors.clock import Clock
 from esperd.actors.spec import ProcessSpec
@@ -133,6 +134,8 @@ class JobsActor(Actor):
         self._space = space
         self._circumstances = {"configuration": _digest(config)}
         self._held: dict[str, Held] = {}
+        self._traces: dict[str, str] = {}
+        """Span that an unfinished job was submitted in. Not kept beyond this incarnation: a job found at its start has none."""
         self._draining = False
         self._taken_back = False
         self._look_is_due = False
@@ -227,6 +230,8 @@ class JobsActor(Actor):
         self._require_room()
         submitted = await self._store.submit(message.job, message.idempotency_key)
         if not submitted.duplicate:
+            if traceparent := tracing.current():
+                self._traces[submitted.info.id] = traceparent
             self._announce(submitted.info)
             self._look()
         return JobSubmitted(id=submitted.info.id, duplicate=submitted.duplicate)
@@ -332,7 +337,12 @@ class JobsActor(Actor):
             name = worker_name(leased.info.id, leased.generation)
             self._held[name] = Held(leased.info.id, leased.generation)
             self._announce(leased.info)
-            self.context.start_soon(self._start, name, leased)
+            self.context.start_soon(self._start_traced, name, leased)
+
+    async def _start_traced(self, name: str, leased: LeasedJob) -> None:
+        job = leased.info.id
+        with tracing.span("jobs lease", parent=self._traces.get(job, ""), job=job, attempt=leased.generation):
+            await self._start(name, leased)
 
     async def _start(self, name: str, leased: LeasedJob) -> None:
         """Start a worker and hand it the lease. Runs beside the handlers: importing torch takes seconds."""
@@ -357,6 +367,7 @@ class JobsActor(Actor):
                 blob_directory=str(self._blobs.directory),
                 checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
                 resumed=leased.resumed,
+                trace=tracing.current(),
             )
             await self._start_worker(spec)
             await self.context.watch(name)
@@ -498,6 +509,7 @@ class JobsActor(Actor):
         """Tell everybody who watches that a job changed its state."""
         self._metrics.observe_job(info)
         if info.state in FINAL_JOB_STATES:
+            self._traces.pop(info.id, None)
             self._plugins.notify("esperd_job_finished", job=info)
         if info.state in DONE_FOR_GOOD:
             self.context.start_soon(self._tidy, self._checkpoints.forget, info.id)
@@ -530,6 +542,8 @@ def worker_environment(config: Config, *, threads: int) -> dict[str, str]:
             for service, limits in msgspec.to_builtins(config.breakers).items()
         },
         "ESPERD__PLUGINS__BLOCKED": msgspec.json.encode(config.plugins.blocked).decode(),
+        "ESPERD__TELEMETRY__OTLP_ENDPOINT": config.telemetry.otlp_endpoint,
+        "ESPERD__TELEMETRY__TRACE_STEPS": str(config.telemetry.trace_steps).lower(),
     }
 
 

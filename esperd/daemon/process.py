@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import faulthandler
+import functools
 import os
 import resource
 import signal
@@ -18,6 +19,7 @@ import anyio.to_thread
 import structlog
 
 import esperd
+from esperd import tracing
 from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
 from esperd.actors.publication import Publisher
@@ -42,6 +44,7 @@ from esperd.daemon.retention import Retention
 from esperd.daemon.service import SIGNALS, Service
 from esperd.daemon.space import Space
 from esperd.daemon.state import open_databases
+from esperd.daemon.status import DaemonStatus, status_of
 from esperd.errors import ActorUnavailable, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
@@ -113,7 +116,7 @@ def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -
     Raises:
         StateDirectoryLocked: a live daemon owns the state or the runtime directory.
         StateDirectoryUnusable: a directory cannot be written, belongs to somebody else, or would let others at the sockets.
-        ConfigError: a socket path is too long, or the HTTP address is taken.
+        ConfigError: a socket path is too long, the HTTP address is taken, or traces cannot be sent as configured.
     """
     configure_logging(config.daemon.log_level)
     faulthandler.enable()  # a watchdog that was not fed sends SIGABRT: the log then holds where every thread was
@@ -121,10 +124,12 @@ def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -
     open_as_many_files_as_allowed()
     with contextlib.closing(Notifier.from_environment(os.environ, os.getpid())) as notifier:
         try:
+            tracing.require_collector(config.telemetry.otlp_endpoint)
             prepare_state_directory(config.state_directory)
             prepare_runtime_directory(config.runtime_directory)
             with (
                 locked(config.state_directory, config.runtime_directory),
+                tracing.exporting(config.telemetry.otlp_endpoint, "esperd"),
                 asyncio.Runner(loop_factory=_loop_factory()) as runner,
             ):
                 return runner.run(_Daemon(config, notifier, read_again or (lambda: config)).run())
@@ -229,14 +234,29 @@ class _Daemon:
         async with contextlib.AsyncExitStack() as stack:
             publisher = await stack.enter_async_context(Publisher(events))
             parts = await self._open_parts(stack, publisher)
-            system = await stack.enter_async_context(ActorSystem(workers_endpoint=workers, clock=self._clock))
+            system = await stack.enter_async_context(
+                ActorSystem(workers_endpoint=workers, clock=self._clock, observer=self._metrics)
+            )
             self._status.system = system
             for spec in self._specs(parts, system):
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
             door = FrontDoor(system, self._plugins, events, [self._compiler_breaker])
-            port = await stack.enter_async_context(serving(listening, build_app(self._metrics, self._status.not_ready)))
+            server = RequestServer(control, door.answer)
+            began = self._clock.monotonic()
+
+            def status() -> DaemonStatus:
+                return status_of(
+                    self._metrics,
+                    door.actors(),
+                    reasons=self._status.not_ready(),
+                    up_s=self._clock.monotonic() - began,
+                    requests=server.statistics()._asdict(),
+                )
+
+            app = build_app(self._metrics, self._status.not_ready, status)
+            port = await stack.enter_async_context(serving(listening, app))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
-            server = await stack.enter_async_context(RequestServer(control, door.answer))
+            await stack.enter_async_context(server)
             self._status.starting = False
             await self._service.ready()
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
@@ -261,6 +281,8 @@ class _Daemon:
         await anyio.to_thread.run_sync(space.look)
         self._status.space = space
         databases = await open_databases(stack, state, space.refused)
+        for name, database in databases.items():
+            database.on_commit = functools.partial(self._metrics.observe_commit, name)
         blobs = Blobs(blob_directory(state), on_full=space.refused)
         self._store = JobStore(databases["jobs"], self._clock.wall, self._config.jobs)
         log_of_events = EventLog(databases["events"])
@@ -314,6 +336,7 @@ class _Daemon:
                     memory_bytes=config.cache.memory_bytes,
                     compile_timeout_s=config.compiler.timeout_s,
                     breaker=self._compiler_breaker,
+                    compiled=self._metrics.observe_compilation,
                 ),
             ),
             ChildSpec("jobs", lambda: self._make_jobs(parts, system)),

@@ -410,6 +410,8 @@ class Lease(Message, frozen=True, kw_only=True):
     """Where its checkpoints go; nobody else's are there."""
     resumed: int
     """Times this job already went on from a checkpoint."""
+    trace: str = ""
+    """W3C ``traceparent`` to go on from: of the span in which this lease was given. Empty: nobody traces."""
 
 
 class JobStarted(Message, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -61,6 +62,10 @@ class _Waiting:
         self.answer = answer
 
 
+def _nobody_counts(_seconds: float) -> None:
+    """Seconds of commits go uncounted."""
+
+
 class Database:
     """An open database. Made by :meth:`open`."""
 
@@ -75,6 +80,8 @@ class Database:
         self._waiting: deque[_Waiting] = deque()
         self._something_waits = asyncio.Event()
         self._closing = False
+        self.on_commit: Callable[[float], None] = _nobody_counts
+        """Told how many seconds each commit took, failed ones included; on the event loop. Must not raise."""
 
     @classmethod
     @asynccontextmanager
@@ -189,10 +196,12 @@ class Database:
 
     async def _commit(self, group: list[_Waiting]) -> None:
         functions = [waiting.function for waiting in group]
+        began = time.perf_counter()
         try:
             outcomes = await _on_thread(self._writer, lambda connection: _run_group(connection, functions))
         except Exception as error:  # noqa: BLE001 - the group failed as a whole; each caller is told
             outcomes = [_Refused(error)] * len(group)
+        self.on_commit(time.perf_counter() - began)
         for waiting, outcome in zip(group, outcomes, strict=True):
             if waiting.answer.done():
                 continue

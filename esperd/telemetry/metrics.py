@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter as Counted
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -11,10 +12,11 @@ from prometheus_client.registry import Collector
 
 from esperd.messages.control import ActorList, BreakerState
 from esperd.messages.growth import Stage, Trial
-from esperd.messages.jobs import JobInfo, JobState
+from esperd.messages.jobs import FINAL_JOB_STATES, JobInfo, JobState
 from esperd.messages.telemetry import (
     BreakerChanged,
     DecisionMade,
+    EpochCompleted,
     Event,
     GateEvaluated,
     KernelLoaded,
@@ -24,6 +26,10 @@ from esperd.messages.telemetry import (
     TrialMeasured,
 )
 
+SHORT_BUCKETS_S = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0, 60.0)
+"""Of what waits or runs inside the daemon; chosen, not measured."""
+LONG_BUCKETS_S = (1.0, 10.0, 60.0, 600.0, 3_600.0, 36_000.0, 360_000.0)
+"""Of jobs: a second to four days; chosen, not measured."""
 LAG_BUCKETS_S = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0)
 """From an idle loop to one that watchers notice; chosen, not measured."""
 
@@ -45,6 +51,8 @@ class Metrics:
         self._registry.register(self._actors)
         self._requests = _Requests()
         self._registry.register(self._requests)
+        self.loop_lag_s: float | None = None
+        """As measured last; None before it was."""
         self._jobs = Gauge("esperd_jobs", "Jobs by state.", ["state"], registry=self._registry)
         self._events = self._counter("esperd_events", "Events recorded, by type.", "type")
         self._decisions = self._counter("esperd_decisions", "Decisions of the policy.", "action", "applied")
@@ -58,11 +66,18 @@ class Metrics:
         self._rollbacks = self._counter("esperd_rollbacks", "Catastrophes of training that were rolled back.", "action")
         self._kernels = self._counter("esperd_kernels", "Kernels that seeds run on, by where they came from.", "source")
         self._retention = self._counter("esperd_retention_deleted", "What retention deleted, by kind.", "kind")
-        self._loop_lag = Histogram(
-            "esperd_loop_lag_seconds",
-            "How late the daemon's event loop ran a timer.",
-            registry=self._registry,
-            buckets=LAG_BUCKETS_S,
+        self._messages = self._counter("esperd_messages", "Messages to actors, by how they ended.", "actor", "kind", "result")
+        self._waits = self._histogram("esperd_mailbox_wait_seconds", "From sent to taken out of a mailbox.", "actor")
+        self._handled = self._histogram("esperd_handler_seconds", "Handlers in the daemon's process.", "actor")
+        self._commits = self._histogram("esperd_commit_seconds", "Commits of the daemon's databases.", "database")
+        self._compilations = self._histogram("esperd_compile_seconds", "Kernels that were compiled.", buckets=LONG_BUCKETS_S)
+        self._job_waits = self._histogram("esperd_job_wait_seconds", "From submitted to training.", buckets=LONG_BUCKETS_S)
+        self._job_seconds = self._histogram(
+            "esperd_job_seconds", "From the first training to the end.", "state", buckets=LONG_BUCKETS_S
+        )
+        self._epochs = self._histogram("esperd_epoch_seconds", "Epochs, gate pass included.", "phase", buckets=LONG_BUCKETS_S)
+        self._loop_lag = self._histogram(
+            "esperd_loop_lag_seconds", "How late the daemon's event loop ran a timer.", buckets=LAG_BUCKETS_S
         )
         self._free = Gauge("esperd_disk_free_bytes", "Free bytes of the state directory's disk.", registry=self._registry)
         self._read_only = Gauge("esperd_read_only", "1 while the disk has no room for new work.", registry=self._registry)
@@ -90,12 +105,19 @@ class Metrics:
                 self._rollbacks.labels(body.action).inc()
             case KernelLoaded():
                 self._kernels.labels(body.source).inc()
+            case EpochCompleted():
+                self._epochs.labels(body.phase).observe(body.seconds)
 
     def observe_job(self, job: JobInfo) -> None:
-        """Take note of where a job stands now; call it for every job at the start, then at every change."""
+        """Take note of where a job stands now; call it for every job at the start, then at every change.
+
+        How long jobs waited and took is observed at changes only: a daemon that starts counts no job again.
+        """
         before = self._states.get(job.id)
         if before is not None:
             self._jobs.labels(before.value).dec()
+            if job.state is not before:
+                self._observe_seconds(job)
         self._states[job.id] = job.state
         self._jobs.labels(job.state.value).inc()
 
@@ -124,14 +146,53 @@ class Metrics:
 
     def observe_loop_lag(self, seconds: float) -> None:
         """How much later than asked a timer of the daemon's event loop fired."""
+        self.loop_lag_s = seconds
         self._loop_lag.observe(seconds)
+
+    def observe_message(self, actor: str, kind: str, result: str) -> None:
+        """See :class:`~esperd.actors.observer.Observer`."""
+        self._messages.labels(_role(actor), kind, result).inc()
+
+    def observe_wait(self, actor: str, seconds: float) -> None:
+        """See :class:`~esperd.actors.observer.Observer`."""
+        self._waits.labels(_role(actor)).observe(seconds)
+
+    def observe_handled(self, actor: str, seconds: float) -> None:
+        """See :class:`~esperd.actors.observer.Observer`."""
+        self._handled.labels(_role(actor)).observe(seconds)
+
+    def observe_commit(self, database: str, seconds: float) -> None:
+        """A commit of a database took this long."""
+        self._commits.labels(database).observe(seconds)
+
+    def observe_compilation(self, seconds: float) -> None:
+        """A kernel took this long to compile."""
+        self._compilations.observe(seconds)
+
+    def jobs_by_state(self) -> dict[str, int]:
+        """How many jobs are in each state that any is in."""
+        return dict(Counted(state.value for state in self._states.values()))
 
     def render(self) -> bytes:
         """Everything in Prometheus' text format."""
         return generate_latest(self._registry)
 
+    def _observe_seconds(self, job: JobInfo) -> None:
+        if job.state is JobState.RUNNING and job.attempt == 1 and job.started_at is not None:
+            self._job_waits.observe(max(0.0, job.started_at - job.submitted_at))
+        if job.state in FINAL_JOB_STATES and job.started_at is not None and job.finished_at is not None:
+            self._job_seconds.labels(job.state.value).observe(max(0.0, job.finished_at - job.started_at))
+
+    def _histogram(self, name: str, documentation: str, *labels: str, buckets: Sequence[float] = SHORT_BUCKETS_S) -> Histogram:
+        return Histogram(name, documentation, labels, registry=self._registry, buckets=buckets)
+
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
         return Counter(name, documentation, labels, registry=self._registry)
+
+
+def _role(actor: str) -> str:
+    """Workers by what they do: there is one for every lease, and a series for each would never end."""
+    return actor.partition("/")[0]
 
 
 def _shown(trial: Trial) -> str:
@@ -155,20 +216,34 @@ class _Actors(Collector):
         """The families with the latest numbers; before any were observed, none."""
         if self.latest is None:
             return
-        restarts, depth, dead_letters, breakers = self._families()
+        actors, restarts, depth, size, dead_letters, breakers = self._families()
+        for (role, state), count in Counted((_role(actor.name), actor.state) for actor in self.latest.actors).items():
+            actors.add_metric([role, state.value], count)
         for actor in self.latest.actors:
             restarts.add_metric([actor.name], actor.restarts)
             depth.add_metric([actor.name], actor.mailbox_depth)
+            size.add_metric([actor.name], actor.mailbox_bytes)
         for reason, count in self.latest.dead_letters.items():
             dead_letters.add_metric([reason], count)
         for breaker in self.latest.breakers:
             breakers.add_metric([breaker.service], _OPENNESS[breaker.state])
-        yield from (restarts, depth, dead_letters, breakers)
+        yield from (actors, restarts, depth, size, dead_letters, breakers)
 
-    def _families(self) -> tuple[CounterMetricFamily, GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily]:
+    def _families(
+        self,
+    ) -> tuple[
+        GaugeMetricFamily,
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        GaugeMetricFamily,
+        CounterMetricFamily,
+        GaugeMetricFamily,
+    ]:
         return (
+            GaugeMetricFamily("esperd_actors", "Actors by state.", labels=["actor", "state"]),
             CounterMetricFamily("esperd_restarts", "Restarts of an actor.", labels=["actor"]),
             GaugeMetricFamily("esperd_mailbox_depth", "Messages that wait for an actor.", labels=["actor"]),
+            GaugeMetricFamily("esperd_mailbox_bytes", "Payload bytes that wait for an actor.", labels=["actor"]),
             CounterMetricFamily("esperd_dead_letters", "Messages that could not be delivered.", labels=["reason"]),
             GaugeMetricFamily("esperd_breaker_state", "Circuit breakers: 0 closed, 1 half open, 2 open.", labels=["service"]),
         )
