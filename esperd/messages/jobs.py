@@ -291,7 +291,12 @@ class Job(Section, frozen=True, kw_only=True):
     control: bool = False
     """Also train the same host without growth for the same FLOPs, to say whether growing paid."""
     checkpoint_every_s: Annotated[float, msgspec.Meta(ge=0.0)] = 5.0
-    """Least time between checkpoints, which are taken at the end of an epoch; 0: after every epoch."""
+    """Least time between checkpoints that are taken at the end of an epoch; 0: after every epoch."""
+    checkpoint_mid_epoch_s: Annotated[float, msgspec.Meta(ge=0.0)] = 600.0
+    """Longest time without a checkpoint: after it one is taken in the middle of an epoch, after a whole step. It is about
+    twice as large as one at an epoch's end: it also holds what the governor would go back to."""
+    checkpoint_every_steps: NonNegative = 0
+    """Also take a checkpoint in mid-epoch whenever the job's steps are a multiple of this; 0: never because of steps."""
     budget: Budget
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
