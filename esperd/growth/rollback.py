@@ -54,6 +54,7 @@ STANDING_FIELDS = frozenset(
         "runner",
         "batches",
         "ranks",
+        "pieces",
     }
 )
 """Fields of a grower that are what it works with, not how far it has come. Every other field is rolled back."""

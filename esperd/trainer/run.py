@@ -79,6 +79,7 @@ class Run:
         chance_loss: loss of the best constant answer; None when there is no such number.
         traced_flops: forward FLOPs of the host for one sample as they were counted before training: what a run that never came
             to its first gate pass is measured with.
+        pieces: parts in which each batch is trained, and the gate split is read in smaller ones.
         clock: seconds, monotonic.
     """
 
@@ -95,6 +96,7 @@ class Run:
     events: list[Body]
     epoch_ended: Callable[[Run], None]
     step_ended: Callable[[Run], None] = lambda _run: None
+    pieces: int = 1
     clock: Callable[[], float] = time.monotonic
     batch: int = 0
     loss_sum: torch.Tensor | None = None
@@ -126,6 +128,7 @@ class Run:
         self._point: Point | None = None
         self._left_point = False
         self.grower.steps_per_epoch = self.steps_per_epoch
+        self.grower.pieces = self.pieces
         self.samples = TrialSamples(self.splits, self.job, self.device, self.desk)
         self.grower.batches = self.samples
         if self.grows:
@@ -265,8 +268,12 @@ class Run:
         if losses:
             self.guard.steps(float(torch.stack(losses).mean()), len(losses))
 
+    @property
+    def _evaluation_batch(self) -> int:
+        return max(evaluation_batch(self.splits, self.job) // self.pieces, 1)
+
     def _gate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield from batches_of(self.splits.gate, self.device, evaluation_batch(self.splits, self.job))
+        yield from batches_of(self.splits.gate, self.device, self._evaluation_batch)
 
     # --- decisions -------------------------------------------------------------------------------------------------------
 
@@ -476,7 +483,7 @@ class Run:
         seconds = self.seconds
         measured = measure(
             self.grower.network,
-            batches_of(self.splits.audit, self.device, evaluation_batch(self.splits, self.job)),
+            batches_of(self.splits.audit, self.device, self._evaluation_batch),
             self.grower.loss,
             self.grower.metric,
         )

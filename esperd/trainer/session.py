@@ -84,6 +84,7 @@ class Session:
         blobs: where artifacts go.
         checkpoints: where checkpoints go; None: beside the artifacts.
         resumed: times this job already went on from a checkpoint.
+        pieces: parts in which each batch is trained, to take less memory.
         clock: seconds, monotonic.
         sleep: waits so many seconds.
 
@@ -101,6 +102,7 @@ class Session:
         *,
         checkpoints: Blobs | None = None,
         resumed: int = 0,
+        pieces: int = 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -110,6 +112,7 @@ class Session:
         self.blobs = blobs
         self.checkpoints = checkpoints or blobs
         self.resumed = resumed
+        self.pieces = pieces
         self.clock = clock
         self.sleep = sleep
         self.events: list[Body] = []
@@ -202,6 +205,7 @@ class Session:
             traced_flops=self.host_flops_per_sample,
             device=self.device,
             events=self.events,
+            pieces=self.pieces,
             epoch_ended=self._epoch_ended,
             step_ended=self._step_ended,
             clock=self.clock,
@@ -264,6 +268,8 @@ class Session:
             because = "policy.rent_seconds is above 0: decisions depend on measured seconds"
         if not because and self.job.policy.min_free_memory > 0.0:
             because = "policy.min_free_memory is above 0: decisions depend on what else the machine holds"
+        if not because and self.pieces > 1:
+            because = f"memory ran out: each batch is trained in {self.pieces} pieces"
         if not because:
             because = self._fault_met(run)
         self.events.append(
