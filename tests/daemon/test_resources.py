@@ -84,7 +84,7 @@ async def test_a_job_out_of_memory_is_tried_in_smaller_pieces_where_it_allows_th
                 assert (await store.lease(1e6)).info.pieces == 2
         like = await store.submit(asking(), "c")
         expected = []
-        assert await store.lease(1e6, lambda *asked: expected.append(asked) or "memory") is None
+        assert await store.lease(1e6, lacking=lambda *asked: expected.append(asked) or "memory") is None
         assert expected[0][0] == like.info.id
         assert expected[0][2].peak_memory_bytes == 7 * GIB, "as a job like it took"
 
