@@ -70,7 +70,6 @@ class FinishedJobs:
                 return False
             for table, column in _referring(connection):
                 connection.execute(f'DELETE FROM "{table}" WHERE "{column}" = ?', (job.id,))  # noqa: S608 - our own schema
-            connection.execute("DELETE FROM usage WHERE job = ?", (job.id,))
             connection.execute("DELETE FROM jobs WHERE id = ?", (job.id,))
             return True
 

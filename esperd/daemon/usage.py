@@ -11,7 +11,7 @@ from esperd.messages.jobs import MOST_PIECES, Job, Peak
 
 SCHEMA = """
     CREATE TABLE usage (
-        job TEXT PRIMARY KEY,
+        job TEXT PRIMARY KEY REFERENCES jobs (id),
         kind TEXT NOT NULL,                    -- SHA-256 of what decides the memory of a job
         peak_memory_bytes INTEGER,             -- NULL: not measured
         peak_gpu_bytes INTEGER,
