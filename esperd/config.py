@@ -61,6 +61,15 @@ class Jobs(Section, frozen=True, kw_only=True):
     backoff_max_s: Seconds = 300.0
 
 
+class Resources(Section, frozen=True, kw_only=True):
+    """``[resources]``: what jobs may use together. 0: all that the machine has, as far as its control groups let the daemon."""
+
+    memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    cores: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    """A job takes as many as it has ``threads``."""
+    gpu_memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+
+
 class Workers(Section, frozen=True, kw_only=True):
     """``[workers]``: processes of trainer and compiler."""
 
@@ -156,6 +165,7 @@ class Config(Section, frozen=True, kw_only=True):
     daemon: Daemon = Daemon()
     http: Http = Http()
     jobs: Jobs = Jobs()
+    resources: Resources = Resources()
     workers: Workers = Workers()
     compiler: Compiler = Compiler()
     cache: Cache = Cache()

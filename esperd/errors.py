@@ -265,6 +265,19 @@ class WorkerFailed(EsperError):
     code = "worker_failed"
 
 
+class OutOfMemory(EsperError):
+    """A worker had no memory left, or took more than its job may; says how much, and what makes it need less."""
+
+    code = "out_of_memory"
+
+
+class NeverFits(EsperError):
+    """A job takes more memory or cores than jobs may use on this machine; says of what, how much, and how much there is."""
+
+    code = "never_fits"
+    exit_status = 2
+
+
 class MissingExtra(EsperError):
     """An optional dependency is absent; names the extra that installs it."""
 

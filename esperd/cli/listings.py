@@ -40,9 +40,10 @@ def jobs_grid(jobs: Sequence[JobInfo]) -> Grid:
             Column("epoch", "right"),
             Column("submitted"),
             Column("took", "right"),
+            Column("memory", "right"),
             Column("host"),
             Column("data"),
-            Column("error", widest=50),
+            Column("error or wait", widest=50),
         ),
         [
             (
@@ -53,9 +54,10 @@ def jobs_grid(jobs: Sequence[JobInfo]) -> Grid:
                 numbers.count(job.epoch),
                 _when(job.submitted_at),
                 _took(job),
+                numbers.size(job.peak.memory_bytes),
                 job.job.host,
                 job.job.data,
-                job.error.message if job.error else "",
+                job.error.message if job.error else job.waits_for,
             )
             for job in jobs
         ],

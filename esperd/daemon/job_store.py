@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from esperd.config import Jobs
-from esperd.daemon import attempts
+from esperd.daemon import attempts, usage
 from esperd.daemon.job_lifecycle import (
     Broken,
     CancelAsked,
@@ -33,7 +33,7 @@ from esperd.daemon.job_lifecycle import (
 )
 from esperd.errors import Busy, Conflict, JobNotFound, StoreFailed, WorkerFailed
 from esperd.messages.failures import Attempt
-from esperd.messages.jobs import FINAL_JOB_STATES, Artifact, Job, JobError, JobInfo, JobState, StopJob
+from esperd.messages.jobs import FINAL_JOB_STATES, Artifact, Job, JobError, JobInfo, JobState, Peak, StopJob
 from esperd.store.clock import Clock
 from esperd.store.database import Database
 
@@ -74,6 +74,7 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE jobs ADD COLUMN previous_epoch INTEGER;
     {attempts.SCHEMA}
     """,
+    usage.SCHEMA,
 )
 """Schema of the jobs' database; only ever append."""
 
@@ -82,6 +83,10 @@ DONE_FOR_GOOD = frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
 
 BUSY_RETRY_AFTER_S = 5.0
 """When a refused submission may try again; chosen, not measured."""
+
+
+Lacking = Callable[[str, Job, usage.Usage], str]
+"""Id, job and what it is expected to take → what it waits for; empty: it fits."""
 
 
 class Submitted(NamedTuple):
@@ -137,7 +142,7 @@ class JobStore:
         now = self._clock()
 
         def transaction(connection: sqlite3.Connection) -> Submitted:
-            known = connection.execute("SELECT * FROM jobs WHERE idempotency_key = ?", (key,)).fetchone()
+            known = connection.execute("SELECT * FROM jobs_with_usage WHERE idempotency_key = ?", (key,)).fetchone()
             if known is not None:
                 if known["payload_sha256"] != digest:
                     raise Conflict(
@@ -163,14 +168,16 @@ class JobStore:
         Raises:
             JobNotFound: when there is none of this id.
         """
-        rows = await self._database.read("SELECT * FROM jobs WHERE id = ?", (job_id,))
+        rows = await self._database.read("SELECT * FROM jobs_with_usage WHERE id = ?", (job_id,))
         if not rows:
             raise _not_found(job_id)
         return _info(rows[0])
 
     async def list(self, limit: int = 100) -> tuple[JobInfo, ...]:
         """The latest ``limit`` jobs, newest first."""
-        return tuple(map(_info, await self._database.read("SELECT * FROM jobs ORDER BY number DESC LIMIT ?", (limit,))))
+        return tuple(
+            map(_info, await self._database.read("SELECT * FROM jobs_with_usage ORDER BY number DESC LIMIT ?", (limit,)))
+        )
 
     async def count(self, state: JobState) -> int:
         """How many jobs are in a state."""
@@ -185,20 +192,30 @@ class JobStore:
         """
         await self._database.prove()
 
-    async def lease(self, now: float, circumstances: Mapping[str, str] = MappingProxyType({})) -> LeasedJob | None:
-        """Give the oldest queued job whose wait is over to a worker; None when there is none.
+    async def lease(
+        self,
+        now: float,
+        circumstances: Mapping[str, str] = MappingProxyType({}),
+        lacking: Lacking = lambda _id, _job, _usage: "",
+    ) -> LeasedJob | None:
+        """Give the oldest queued job whose wait is over to a worker; None when there is none, or it does not fit: no other
+        overtakes it.
 
         Args:
             now: seconds since the epoch.
             circumstances: recorded with the attempt.
+            lacking: what a job, expected to take so much, waits for; empty: it fits. Called in the database's thread.
         """
 
         def transaction(connection: sqlite3.Connection) -> LeasedJob | None:
             row = connection.execute(
-                "SELECT * FROM jobs WHERE state = ? AND (retry_at IS NULL OR retry_at <= ?) ORDER BY number LIMIT 1",
+                "SELECT * FROM jobs_with_usage WHERE state = ? AND (retry_at IS NULL OR retry_at <= ?) ORDER BY number LIMIT 1",
                 (JobState.QUEUED.value, now),
             ).fetchone()
             if row is None:
+                return None
+            job = _info(row).job
+            if lacking(row["id"], job, usage.expected(connection, row["id"], job)):
                 return None
             self._advance(connection, row, Leased())
             connection.execute("UPDATE jobs SET resumed = resumed + (checkpoint IS NOT NULL) WHERE number = ?", (row["number"],))
@@ -355,6 +372,40 @@ class JobStore:
         error = JobError(code=WorkerFailed.code, message=reason)
         return await self._step(job_id, WorkerLost(generation, self._clock()), _record_error(error))
 
+    async def out_of_memory(self, job_id: str, generation: int, error: JobError) -> JobInfo:
+        """Its worker's memory ran out: the job is tried again with batches in smaller pieces where it allows that, and has failed
+        where it does not, or they cannot be smaller.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        now = self._clock()
+
+        def transaction(connection: sqlite3.Connection) -> JobInfo:
+            row = _row(connection, job_id)
+            job = _info(row).job
+            check_lease(_standing(row), generation)
+            smaller = usage.halve(connection, job_id, job) if job.resources.smaller_retry else None
+            self._advance(connection, row, Broken(generation) if smaller is None else WorkerLost(generation, now))
+            _record_error(error)(connection, row)
+            return _info(_row(connection, job_id))
+
+        return await self._database.write(transaction)
+
+    async def measured(self, job_id: str, peak: Peak) -> None:
+        """Remember how much memory a worker of a job held at most.
+
+        Raises:
+            JobNotFound: when there is no such job.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> None:
+            usage.record(connection, job_id, _info(_row(connection, job_id)).job, peak)
+
+        if peak != Peak():
+            await self._database.write(transaction)
+
     async def worker_left(self, job_id: str, generation: int) -> JobInfo:
         """The worker gave up through no fault of the job: it waits ``backoff_s`` for another one, and no attempt is spent.
 
@@ -417,7 +468,8 @@ class JobStore:
 
         def transaction(connection: sqlite3.Connection) -> tuple[JobInfo, ...]:
             held = connection.execute(
-                "SELECT * FROM jobs WHERE state IN (?, ?) ORDER BY number", (JobState.LEASED.value, JobState.RUNNING.value)
+                "SELECT * FROM jobs_with_usage WHERE state IN (?, ?) ORDER BY number",
+                (JobState.LEASED.value, JobState.RUNNING.value),
             ).fetchall()
             for row in held:
                 self._advance(connection, row, DaemonRestarted())
@@ -501,7 +553,7 @@ def _record_error(error: JobError) -> Callable[[sqlite3.Connection, sqlite3.Row]
 
 
 def _row(connection: sqlite3.Connection, job_id: str) -> sqlite3.Row:
-    row: sqlite3.Row | None = connection.execute("SELECT * FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    row: sqlite3.Row | None = connection.execute("SELECT * FROM jobs_with_usage WHERE id = ?", (job_id,)).fetchone()
     if row is None:
         raise _not_found(job_id)
     return row
@@ -541,5 +593,7 @@ def _info(row: sqlite3.Row) -> JobInfo:
         previous_checkpoint=row["previous_checkpoint"],
         previous_epoch=row["previous_epoch"],
         error=error,
+        peak=Peak(memory_bytes=row["peak_memory_bytes"], gpu_bytes=row["peak_gpu_bytes"]),
+        pieces=row["pieces"],
         job=job,
     )

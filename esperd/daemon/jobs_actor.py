@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -23,13 +24,27 @@ from esperd.daemon.announcer import Announcer
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.failure import analyse
 from esperd.daemon.job_store import DONE_FOR_GOOD, Asked, JobStore, LeasedJob
+from esperd.daemon.machine import Machine, measure, oom_kills
+from esperd.daemon.placement import NOT_KNOWN, Need, allowance, need, never_fits, waits_for
 from esperd.daemon.space import Space
-from esperd.errors import Busy, Conflict, EsperError, IllegalTransition, JobNotFound, NothingToShow, StoreFailed
+from esperd.daemon.usage import Usage
+from esperd.errors import (
+    Busy,
+    Conflict,
+    EsperError,
+    IllegalTransition,
+    JobNotFound,
+    NeverFits,
+    NothingToShow,
+    OutOfMemory,
+    StoreFailed,
+)
 from esperd.messages.base import Done
 from esperd.messages.control import Terminated
 from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
     EXIT_NO_FAULT,
+    EXIT_OUT_OF_MEMORY,
     FINAL_JOB_STATES,
     ArtifactChunk,
     ArtifactList,
@@ -38,7 +53,9 @@ from esperd.messages.jobs import (
     DrainJobs,
     FetchArtifact,
     GetJob,
+    Job,
     JobBroken,
+    JobError,
     JobInfo,
     JobList,
     JobStarted,
@@ -86,6 +103,8 @@ class Held:
     """What it must be told as soon as it has the lease."""
     ended: bool = False
     """True once the worker reported the end: its exit is then no loss."""
+    need: Need = NOT_KNOWN
+    """What is set aside for it."""
     gone: Terminated | None = None
     """How its process ended, until that is recorded."""
 
@@ -104,6 +123,7 @@ class JobsActor(Actor):
         stop_workers: stops every trainer worker there is, whoever started it, and returns when they are gone.
         clock: time.
         space: the room on the disk; None: there is always enough.
+        machine: what it has; None: it is measured.
     """
 
     def __init__(
@@ -119,6 +139,7 @@ class JobsActor(Actor):
         stop_workers: Callable[[], Awaitable[None]],
         clock: Clock,
         space: Space | None = None,
+        machine: Machine | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -133,6 +154,10 @@ class JobsActor(Actor):
         self._clock = clock
         self._space = space
         self._circumstances = {"configuration": _digest(config)}
+        self._machine = machine or measure()
+        self._waits: dict[str, str] = {}
+        self._wanted = NOT_KNOWN
+        self._oom_kills = oom_kills()
         self._held: dict[str, Held] = {}
         self._traces: dict[str, str] = {}
         """Span that an unfinished job was submitted in. Not kept beyond this incarnation: a job found at its start has none."""
@@ -227,6 +252,8 @@ class JobsActor(Actor):
         if self._draining:
             raise Busy("the daemon is shutting down; submit again when it is back", retry_after_s=5.0)
         check_job(message.job, self._plugins)
+        if lacking := never_fits(need(message.job), self._room):
+            raise NeverFits(f"the job can never run on this machine; {lacking}; lower it, or raise [resources] of the daemon")
         self._require_room()
         submitted = await self._store.submit(message.job, message.idempotency_key)
         if not submitted.duplicate:
@@ -239,12 +266,17 @@ class JobsActor(Actor):
     @handles(ListJobs)
     async def list_jobs(self, message: ListJobs) -> JobList:
         """All jobs, newest first."""
-        return JobList(jobs=await self._store.list(message.limit))
+        return JobList(jobs=tuple(map(self._waiting, await self._store.list(message.limit))))
 
     @handles(GetJob)
     async def get_job(self, message: GetJob) -> JobInfo:
         """One job."""
-        return await self._store.get(message.id)
+        return self._waiting(await self._store.get(message.id))
+
+    def _waiting(self, info: JobInfo) -> JobInfo:
+        """A job with what it waits for."""
+        waits = self._waits.get(info.id, "") if info.state is JobState.QUEUED else ""
+        return msgspec.structs.replace(info, waits_for=waits) if waits else info
 
     @handles(PauseJob)
     async def pause(self, message: PauseJob) -> JobInfo:
@@ -331,11 +363,11 @@ class JobsActor(Actor):
 
     async def _lease(self) -> None:
         while self._may_lease and len(self._held) < self.config.jobs.max_running:
-            leased = await self._store.lease(self._clock.wall(), self._circumstances)
+            leased = await self._store.lease(self._clock.wall(), self._circumstances, self._lacking)
             if leased is None:
                 return
             name = worker_name(leased.info.id, leased.generation)
-            self._held[name] = Held(leased.info.id, leased.generation)
+            self._held[name] = Held(leased.info.id, leased.generation, need=self._wanted)
             self._announce(leased.info)
             self.context.start_soon(self._start_traced, name, leased)
 
@@ -343,6 +375,18 @@ class JobsActor(Actor):
         job = leased.info.id
         with tracing.span("jobs lease", parent=self._traces.get(job, ""), job=job, attempt=leased.generation):
             await self._start(name, leased)
+
+    @property
+    def _room(self) -> Machine:
+        """What jobs may use together."""
+        return allowance(self._machine, self.config.resources)
+
+    def _lacking(self, job_id: str, job: Job, expected: Usage) -> str:
+        """What the job at the head of the queue waits for; empty when it fits. Remembers what is set aside for it."""
+        self._wanted = need(job, expected.peak_memory_bytes, expected.peak_gpu_bytes)
+        lacks = waits_for(self._wanted, [held.need for held in self._held.values()], self._room)
+        self._waits = {job_id: lacks} if lacks else {}
+        return lacks
 
     async def _start(self, name: str, leased: LeasedJob) -> None:
         """Start a worker and hand it the lease. Runs beside the handlers: importing torch takes seconds."""
@@ -368,6 +412,7 @@ class JobsActor(Actor):
                 checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
                 resumed=leased.resumed,
                 trace=tracing.current(),
+                pieces=leased.info.pieces,
             )
             await self._start_worker(spec)
             await self.context.watch(name)
@@ -435,17 +480,23 @@ class JobsActor(Actor):
     @handles(JobSucceeded)
     async def job_succeeded(self, message: JobSucceeded) -> Done:
         """Report and model are in the store."""
+        await self._store.measured(message.job_id, message.peak)
         info = await self._store.succeeded(message.job_id, message.generation, message.epoch, message.artifacts)
         return self._ended(info)
 
     @handles(JobStopped)
     async def job_stopped(self, message: JobStopped) -> Done:
         """The worker stopped as it was asked to."""
+        await self._store.measured(message.job_id, message.peak)
         return self._ended(await self._store.stopped(message.job_id, message.generation, message.why))
 
     @handles(JobBroken)
     async def job_broken(self, message: JobBroken) -> Done:
-        """The job cannot succeed."""
+        """The job cannot succeed; where memory ran out, it may with less."""
+        if message.error.code == OutOfMemory.code:
+            await self._store.measured(message.job_id, message.peak)
+            return self._ended(await self._store.out_of_memory(message.job_id, message.generation, message.error))
+        await self._store.measured(message.job_id, message.peak)
         return self._ended(await self._store.broken(message.job_id, message.generation, message.error))
 
     def _ended(self, info: JobInfo) -> Done:
@@ -482,9 +533,22 @@ class JobsActor(Actor):
         if gone.status == EXIT_NO_FAULT:
             log.warning("worker left", job=held.job_id, reason=gone.reason)
             return await self._store.worker_left(held.job_id, held.generation)
+        if reason := self._out_of_memory(gone):
+            log.warning("out of memory", job=held.job_id, reason=reason)
+            error = JobError(code=OutOfMemory.code, message=reason)
+            return await self._store.out_of_memory(held.job_id, held.generation, error)
         info = await self._store.worker_lost(held.job_id, held.generation, gone.reason)
         log.warning("worker lost", job=held.job_id, reason=gone.reason, state=str(info.state))
         return info
+
+    def _out_of_memory(self, gone: Terminated) -> str:
+        """Why a worker's end is one for memory; empty when it is not, or nobody can tell."""
+        if gone.status == EXIT_OUT_OF_MEMORY:
+            return f"the worker held more memory than resources.memory_bytes allows: {gone.reason}"
+        killed, self._oom_kills = self._oom_kills, oom_kills()
+        if gone.status == -signal.SIGKILL and killed is not None and self._oom_kills is not None and self._oom_kills > killed:
+            return f"the kernel killed the worker for memory: {gone.reason}"
+        return ""
 
     @handles(DrainJobs)
     async def drain(self, _message: DrainJobs) -> Done:

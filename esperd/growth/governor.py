@@ -9,7 +9,7 @@ training steps, or one gate pass. A finite loss must look bad :data:`IN_A_ROW` t
 
 *The same point.* A point is what a :class:`SnapshotTaken` reports; a rollback leads to the latest one. Two catastrophes are at
 the same point exactly when no snapshot was taken between them. A rollback takes none: the next one comes with the next good
-gate pass. A process that resumes a checkpoint has lost the snapshot and takes one of where it goes on from, reported by
+gate pass. A process that resumes a checkpoint which was written at the point takes the snapshot anew, reported by
 :class:`Resumed`: that is no new point, what was tried counts on.
 """
 
@@ -155,7 +155,9 @@ class SnapshotTaken:
 
 @dataclass(frozen=True)
 class Resumed:
-    """A process goes on from a checkpoint, and has taken a snapshot of where it stands. To be told before anything else."""
+    """A process goes on from a checkpoint that was written at the point, and has taken the snapshot of it anew. To be told before
+    anything else.
+    """
 
     epoch: int
     live_seeds: int

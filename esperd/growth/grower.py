@@ -30,7 +30,7 @@ from esperd.growth.optimizer import add_group, clip_gradients, follow_host, host
 from esperd.growth.precision import Precision
 from esperd.growth.ranks import Alone, Ranks
 from esperd.growth.records import outcome_of, record_of, screened
-from esperd.growth.runner import Plain, Runner
+from esperd.growth.runner import Forward, Plain, Runner
 from esperd.growth.slot_statistics import SlotWatch
 from esperd.growth.source import SeedSource
 from esperd.messages.growth import COOLDOWN_STAGES, SeedRecord, Stage, Verdict
@@ -129,6 +129,8 @@ class Grower:
     """A batch of the train split, for probing new seeds."""
     step: int = 0
     """Optimiser steps taken."""
+    pieces: int = 1
+    """Parts in which the host's pass goes over a batch, to take less memory; their gradients are added up."""
 
     def __post_init__(self) -> None:
         self.ledger.processes = self.ranks.size
@@ -162,7 +164,7 @@ class Grower:
         if still:
             value = self._frozen_passes(behind, inputs, targets)
         else:
-            with self.incubator.beside(behind, inputs, record=self.runner.records):
+            with self.incubator.beside(behind, inputs, record=self.runner.records and self.pieces == 1):
                 value = self._host_pass(inputs, targets)
             for seed in behind:
                 self._teach(seed, inputs, targets)
@@ -196,12 +198,29 @@ class Grower:
             self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
             return value.detach()
 
-        with self._watching(counted=counted):
-            value = self.ledger.charge("train", structure, len(inputs), work, shape=shape)
+        if self.pieces > 1:
+            value = self._host_pieces(structure, inputs, targets, forward)
+        else:
+            with self._watching(counted=counted):
+                value = self.ledger.charge("train", structure, len(inputs), work, shape=shape)
         for seed in self.network.seeds():
             if seed.presence == "taught":
                 self.runner.taught(seed)
         return value
+
+    def _host_pieces(self, structure: str, inputs: torch.Tensor, targets: torch.Tensor, forward: Forward) -> torch.Tensor:
+        """The host's pass over one piece of a batch (B, ...) after the other: the mean loss of all, and its gradient."""
+        total = torch.zeros((), device=inputs.device)
+        for part, wanted in zip(inputs.chunk(self.pieces), targets.chunk(self.pieces), strict=True):
+
+            def work(part: torch.Tensor = part, wanted: torch.Tensor = wanted) -> torch.Tensor:
+                with self.precision.autocast():
+                    value = per_sample(self.loss, forward(part), wanted, what="loss").sum() / len(inputs)
+                self.precision.scaled(value).backward()  # type: ignore[no-untyped-call]  # torch does not annotate it
+                return value.detach()
+
+            total = total + self.ledger.charge("train", structure, len(part), work, shape=tuple(part.shape[1:]))
+        return total
 
     def _watching(self, *, counted: bool) -> AbstractContextManager[None]:
         """The slots are measured in every so many passes: those that run as they do otherwise, and can be looked into."""

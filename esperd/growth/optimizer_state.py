@@ -187,6 +187,15 @@ def _shape(name: str, parameters: int) -> str:
 # --- aside, and back into the same optimiser -----------------------------------------------------------------------------------
 
 
+Place = tuple[torch.device, int, torch.Size, torch.dtype]
+"""Where a tensor lies and how it is read: two of the same place are one, whatever objects they are."""
+
+
+def place_of(tensor: torch.Tensor) -> Place:
+    """The memory of a tensor."""
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.dtype
+
+
 @dataclass(frozen=True)
 class Kept:
     """Groups and state of an optimiser, to be put back into it."""
@@ -208,6 +217,10 @@ class Kept:
             state=[(key, {name: _kept(value) for name, value in held.items()}) for key, held in optimizer.state.items()],
         )
 
+    def copies(self) -> dict[Place, torch.Tensor]:
+        """The kept tensors by what they are copies of; see :meth:`esperd.growth.rollback.Snapshot.copies`."""
+        return {value.place: value.value for _, held in self.state for value in held.values() if isinstance(value, _OnDevice)}
+
     def put_back(self, optimizer: torch.optim.Optimizer, references: dict[int, Any]) -> None:
         """Let the optimiser stand as it stood; any number of times."""
         for group, before in self.groups:
@@ -225,11 +238,13 @@ class _OnDevice:
 
     value: torch.Tensor
     device: torch.device
+    place: Place
+    """Of what it is a copy of."""
 
 
 def _kept(value: object) -> object:
     if isinstance(value, torch.Tensor):
-        return _OnDevice(value.detach().to("cpu", copy=True), value.device)
+        return _OnDevice(value.detach().to("cpu", copy=True), value.device, place_of(value))
     return copy.deepcopy(value)
 
 

@@ -27,7 +27,7 @@ from esperd.errors import CheckpointRejected
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import CullRequested
 from esperd.growth.network import GrowingNetwork, Seed, SlotPort
-from esperd.growth.optimizer_state import Kept
+from esperd.growth.optimizer_state import Kept, Place, place_of
 from esperd.messages.growth import Stage
 from esperd.messages.reports import SeedOutcome
 
@@ -54,6 +54,7 @@ STANDING_FIELDS = frozenset(
         "runner",
         "batches",
         "ranks",
+        "pieces",
     }
 )
 """Fields of a grower that are what it works with, not how far it has come. Every other field is rolled back."""
@@ -211,6 +212,13 @@ class Snapshot(Generic[CursorT]):
             prices=dict(grower.ledger.costs),
             streams=_Streams.of(grower.network),
         )
+
+    def copies(self) -> dict[Place, torch.Tensor]:
+        """What this keeps of weights, buffers and the optimiser's state, by the memory it was copied from. Valid until training
+        goes on: then other tensors may lie there. Do not write into them.
+        """
+        held = {place_of(tensor.place): tensor.value for tensor in self.tensors}
+        return held | self.optimizer.copies()
 
     def restore_into(self, grower: Grower) -> Restored[CursorT]:
         """Bring the grower back to where it stood. Gradients are dropped, as every step does before it computes its own.

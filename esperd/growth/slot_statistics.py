@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -127,8 +127,8 @@ class SlotWatch:
         return tuple(told)
 
     def norms(self) -> list[list[float]]:
-        """Norms of the sampled steps, by step and slot; NaN for none. Enough to go on from, but for bytes and seconds. Waits for
-        the device.
+        """Norms of the sampled steps, by step and slot; NaN for none. With :meth:`sample_bytes` enough to go on from, but for
+        seconds. Waits for the device.
         """
         if self._fresh:
             read = torch.stack([norms for norms, _ in self._fresh]).tolist()
@@ -137,16 +137,21 @@ class SlotWatch:
             self._fresh = []
         return self._norms
 
-    def begin(self, step: int, norms: list[list[float]] | None = None) -> None:
+    def sample_bytes(self) -> tuple[int | None, ...]:
+        """Bytes of a sample's tensor by slot, in order of execution; None where no sampled step was taken yet."""
+        return tuple(place.bytes_per_sample for place in self._places)
+
+    def begin(self, step: int, norms: list[list[float]] | None = None, sample_bytes: Sequence[int | None] | None = None) -> None:
         """Measure from a decision point on.
 
         Args:
             step: optimiser steps taken until then.
             norms: what :meth:`norms` gave when training was stopped since; None: nothing is known yet.
+            sample_bytes: what :meth:`sample_bytes` gave then.
         """
         self._begun, self._norms, self._fresh = step, list(norms or ()), []
-        for place in self._places:
-            place.spans, place.bytes_per_sample = [], None
+        for index, place in enumerate(self._places):
+            place.spans, place.bytes_per_sample = [], sample_bytes[index] if sample_bytes else None
 
     def _hooks(self, place: _Place, *, timed: bool) -> list[RemovableHandle]:
         """Placed around the slot's own hook, which lets its seeds enter: the clock stops before it, and the tensor is looked at

@@ -15,7 +15,7 @@ from esperd.growth.incubation import Sharing
 from esperd.growth.lifecycle import Life
 from esperd.growth.network import Presence, Seed
 from esperd.growth.operators import operator
-from esperd.growth.optimizer import HOST_GROUP, add_group
+from esperd.growth.optimizer import HOST_GROUP, add_group, host_group
 from esperd.growth.optimizer_state import GroupState, describe, put
 from esperd.messages.growth import Contribution, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.reports import SeedOutcome
@@ -77,6 +77,8 @@ class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     step: int
     gate_loss: float | None
+    measured_at: int | None = None
+    """Epoch of that."""
     fused: bool | None
     fusing_tried: tuple[str, ...]
     """Seeds for which it is known whether passes may be stacked."""
@@ -123,6 +125,7 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
         epoch=grower.epoch,
         step=grower.step,
         gate_loss=grower.gate_loss,
+        measured_at=grower.measured_at,
         fused=grower.gate_pass.fused,
         fusing_tried=tuple(sorted(grower.gate_pass.tried)),
         scaler=grower.precision.state(),
@@ -168,10 +171,22 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
     grower.network.germinated = state.germinated
     grower.outcomes = list(state.outcomes)
     grower.windows = {name: list(window) for name, window in state.windows.items()}
-    grower.epoch, grower.step, grower.gate_loss = state.epoch, state.step, state.gate_loss
+    grower.epoch, grower.step = state.epoch, state.step
+    grower.gate_loss, grower.measured_at = state.gate_loss, state.measured_at
     grower.gate_pass.fused, grower.gate_pass.tried = state.fused, set(state.fusing_tried)
     grower.precision.restore(state.scaler)
     grower.ledger.spent, grower.ledger.costs = dict(state.spent), dict(state.costs)
+
+
+def vacate(grower: Grower) -> None:
+    """Take every seed out, and forget what the optimiser remembers: the grower can be brought to another saved state of its own
+    host by :func:`restore`. Seeds that somebody else holds, a snapshot for a rollback say, are left as they are.
+    """
+    for seed in list(grower.network.seeds()):
+        grower.network.remove(seed.name)
+    grower.optimizer.param_groups[:] = [host_group(grower.optimizer)]
+    grower.optimizer.state.clear()
+    grower.resting, grower.windows, grower.incubator.gathered = {}, {}, {}
 
 
 def _unsaved_buffers(grower: Grower) -> list[tuple[str, torch.Tensor]]:

@@ -95,6 +95,23 @@ class Budget(Section, frozen=True, kw_only=True):
     """Largest forward FLOPs for one sample the grown network may have: what using it costs."""
 
 
+MOST_PIECES = 64
+"""Parts that a batch is trained in at most; chosen, not measured."""
+
+
+class Resources(Section, frozen=True, kw_only=True):
+    """``[resources]``: what the job's worker may take. Its cores are the job's ``threads``."""
+
+    memory_bytes: NonNegative = 0
+    """Host memory. The worker is stopped when it holds more, and as much is set aside for it. 0: no limit of its own; what it,
+    or a job like it, was measured to take is set aside."""
+    gpu_memory_bytes: NonNegative = 0
+    """GPU memory; likewise."""
+    smaller_retry: bool = False
+    """When memory runs out, try again with every batch trained in twice as many pieces, whose gradients are added up: the same
+    steps on the same samples. Batch norm sees pieces, and sums round otherwise, so the job is no longer bit-identical."""
+
+
 class Slots(Section, frozen=True, kw_only=True):
     """``[slots]``: where seeds may be placed."""
 
@@ -291,8 +308,14 @@ class Job(Section, frozen=True, kw_only=True):
     control: bool = False
     """Also train the same host without growth for the same FLOPs, to say whether growing paid."""
     checkpoint_every_s: Annotated[float, msgspec.Meta(ge=0.0)] = 5.0
-    """Least time between checkpoints, which are taken at the end of an epoch; 0: after every epoch."""
+    """Least time between checkpoints that are taken at the end of an epoch; 0: after every epoch."""
+    checkpoint_mid_epoch_s: Annotated[float, msgspec.Meta(ge=0.0)] = 600.0
+    """Longest time without a checkpoint: after it one is taken in the middle of an epoch, after a whole step. It is about
+    twice as large as one at an epoch's end: it also holds what the governor would go back to."""
+    checkpoint_every_steps: NonNegative = 0
+    """Also take a checkpoint in mid-epoch whenever the job's steps are a multiple of this; 0: never because of steps."""
     budget: Budget
+    resources: Resources = Resources()
     optimizer: Optimizer = Optimizer()
     scheduler: Scheduler = Scheduler()
     split: Split = Split()
@@ -354,6 +377,13 @@ class JobError(Value, frozen=True, kw_only=True):
     traceback: str = ""
 
 
+class Peak(Value, frozen=True, kw_only=True):
+    """The most memory a worker held. None: not measured."""
+
+    memory_bytes: int | None = None
+    gpu_bytes: int | None = None
+
+
 class JobInfo(Reply, frozen=True, kw_only=True):
     """A job as the daemon knows it."""
 
@@ -377,6 +407,12 @@ class JobInfo(Reply, frozen=True, kw_only=True):
     previous_epoch: int | None = None
     """Epochs completed as of that one."""
     error: JobError | None = None
+    waits_for: str = ""
+    """What a queued job waits for, where it does not fit beside those that run; empty: a free worker, or nothing."""
+    peak: Peak = Peak()
+    """The most memory its workers held."""
+    pieces: int = 1
+    """Parts in which each batch is trained, since memory ran out."""
     job: Job
 
 
@@ -396,6 +432,10 @@ EXIT_NO_FAULT = 75
 disk would not take the artifacts. The job goes on from its last checkpoint, and no attempt is spent."""
 
 
+EXIT_OUT_OF_MEMORY = 76
+"""Exit status of a worker that held more memory than its job may."""
+
+
 class Lease(Message, frozen=True, kw_only=True):
     """Work for a trainer worker. Everything the worker writes carries ``generation``; a stale one is refused."""
 
@@ -412,6 +452,8 @@ class Lease(Message, frozen=True, kw_only=True):
     """Times this job already went on from a checkpoint."""
     trace: str = ""
     """W3C ``traceparent`` to go on from: of the span in which this lease was given. Empty: nobody traces."""
+    pieces: int = 1
+    """Parts in which each batch is trained."""
 
 
 class JobStarted(Message, frozen=True, kw_only=True):
@@ -439,6 +481,7 @@ class JobSucceeded(Message, frozen=True, kw_only=True):
     generation: int
     epoch: int
     artifacts: tuple[Artifact, ...]
+    peak: Peak = Peak()
 
 
 class JobStopped(Message, frozen=True, kw_only=True):
@@ -447,6 +490,7 @@ class JobStopped(Message, frozen=True, kw_only=True):
     job_id: str
     generation: int
     why: Literal["pause", "cancel", "drain"]
+    peak: Peak = Peak()
 
 
 class JobBroken(Message, frozen=True, kw_only=True):
@@ -455,6 +499,7 @@ class JobBroken(Message, frozen=True, kw_only=True):
     job_id: str
     generation: int
     error: JobError
+    peak: Peak = Peak()
 
 
 class StopJob(Message, frozen=True, kw_only=True):

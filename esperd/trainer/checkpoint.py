@@ -27,7 +27,7 @@ from esperd.messages.reports import Metrics, RefusedArm
 from esperd.trainer.stopwatch import ArmSeconds
 from esperd.trainer.unavailable import UnavailableArm
 
-FORMAT = 3
+FORMAT = 4
 METADATA_KEY = "esperd"
 
 PYTHON_RNG_VERSION = 3
@@ -62,6 +62,12 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     """Steps since the governor was last shown any; their losses are in the tensors."""
     evidence: EvidenceSnapshot | None = None
     """What the policy was given of other jobs' experience."""
+    slot_bytes: tuple[int | None, ...] = ()
+    """Bytes of a sample's tensor at each slot, as far as they were seen since the last decision point."""
+    point: RunState | None = None
+    """Where the governor would take the run back to; its tensors are among this one's, named ``point.*``. None: nowhere, or to
+    where this one stands: a run that goes on between two epochs keeps a point of there before it takes a step.
+    """
 
 
 class FinishedGrowth(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,10 +95,7 @@ class SessionState(msgspec.Struct, frozen=True, kw_only=True):
 def encode(state: SessionState, tensors: dict[str, torch.Tensor]) -> bytes:
     """Checkpoint bytes. The RNG streams of this thread's process are added."""
     held = {f"state.{name}": tensor.detach().cpu().contiguous() for name, tensor in _unshared(tensors).items()}
-    held |= {f"rng.{name}": stream for name, stream in _foreign_streams().items()}
-    held["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch does not annotate it
-        held["rng.cuda"] = torch.cuda.get_rng_state()
+    held |= {f"rng.{name}": stream for name, stream in rng_streams().items()}
     text = base64.b64encode(msgspec.msgpack.encode(state)).decode()
     return safetensors.torch.save(held, metadata={METADATA_KEY: text})
 
@@ -126,6 +129,14 @@ def seed_rng(rng_seed: int) -> None:
     torch.manual_seed(rng_seed)
     random.seed(rng_seed)
     np.random.seed(rng_seed % 2**32)
+
+
+def rng_streams() -> dict[str, torch.Tensor]:
+    """Every random stream of this process as tensors: torch's (``cpu``, ``cuda``), Python's and numpy's global ones."""
+    streams = {**_foreign_streams(), "cpu": torch.get_rng_state()}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch does not annotate it
+        streams["cuda"] = torch.cuda.get_rng_state()
+    return streams
 
 
 def _foreign_streams() -> dict[str, torch.Tensor]:

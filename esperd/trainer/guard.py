@@ -58,19 +58,16 @@ class Guard(Generic[CursorT]):
     told: list[str] = field(default_factory=list)
     """What was rolled back since the policy was last asked, in words."""
     _good: bool = False
-    _midway: bool = False
 
-    def stand(self, cursor: CursorT, *, resumed: bool = False, midway: bool = False) -> None:
+    def stand(self, cursor: CursorT, *, resumed: bool = False) -> None:
         """The run begins here, or goes on from a checkpoint: there is a point to go back to.
 
         Args:
             cursor: given back by :class:`WentBack`.
-            resumed: it goes on from a checkpoint.
-            midway: in the middle of an epoch, where a run that was never stopped has no point to go back to.
+            resumed: it goes on from a checkpoint that was written here: this is no new point, what was tried counts on.
         """
         if not self.settings.enabled:
             return
-        self._midway = midway
         self.snapshot = Snapshot.take(self.grower, cursor)
         live = len(self.snapshot.live_seeds)
         self._see(Resumed(self.grower.epoch, live) if resumed else SnapshotTaken(self.grower.epoch, live))
@@ -83,12 +80,6 @@ class Guard(Generic[CursorT]):
             TrainingDiverged: nothing is left to try; tells the story.
         """
         self._see(StepsObserved(loss_sum_finite=mean_loss - mean_loss == 0.0, mean_loss=mean_loss, steps=steps))
-
-    def would_go_back(self, mean_loss: float, steps: int) -> bool:
-        """Whether :meth:`steps` would take the run back or end it. Nothing changes."""
-        seen = StepsObserved(loss_sum_finite=mean_loss - mean_loss == 0.0, mean_loss=mean_loss, steps=steps)
-        _, instructions = advance(self.watch, seen, self.settings, chance_loss=self.chance_loss)
-        return any(isinstance(instruction, Rollback | Fail) for instruction in instructions)
 
     def gate(self, loss: float) -> None:
         """The gate split was read. Raises as :meth:`steps` does."""
@@ -122,13 +113,12 @@ class Guard(Generic[CursorT]):
             for seed in list(self.grower.network.seeds()):
                 if seed.lives:
                     self.grower.occur(seed, CullRequested(f"governor: {ordered.reason}"))
-        where = "; the job was resumed there, in mid-epoch: undisturbed, it would have gone back further" if self._midway else ""
-        self.told.append(f"{ordered.reason}; the network went back to epoch {ordered.to_epoch}{where}")
+        self.told.append(f"{ordered.reason}; the network went back to epoch {ordered.to_epoch}")
         self.emit(
             RolledBack(
                 epoch=ordered.epoch,
                 to_epoch=ordered.to_epoch,
-                reason=ordered.reason + where,
+                reason=ordered.reason,
                 numbers=ordered.numbers,
                 action=ordered.action,
                 rate_scale=ordered.rate_scale,

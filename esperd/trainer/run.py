@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import msgspec
 import structlog
 import torch
 
@@ -16,8 +17,9 @@ from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import shortest_life
 from esperd.growth.optimizer import set_learning_rate
+from esperd.growth.rollback import Snapshot
 from esperd.growth.slot_statistics import SlotWatch
-from esperd.growth.snapshot import Rebuild, restore, take
+from esperd.growth.snapshot import Rebuild, restore, take, vacate
 from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.jobs import Budget, Job
 from esperd.messages.policy import Arm, Conclude, Decide, Decided, Decision, Observation, SlotStatistics
@@ -26,7 +28,7 @@ from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, Eviden
 from esperd.plugins import Plugins
 from esperd.trainer import budget as budgets
 from esperd.trainer.budget import Schedule
-from esperd.trainer.checkpoint import RunState
+from esperd.trainer.checkpoint import RunState, restore_rng
 from esperd.trainer.data import Splits, epoch_order
 from esperd.trainer.desk import Desk
 from esperd.trainer.guard import Guard, WentBack
@@ -34,6 +36,7 @@ from esperd.trainer.headroom import headroom
 from esperd.trainer.kernel_source import KernelSource
 from esperd.trainer.offers import Offers
 from esperd.trainer.passes import Stopped, TrialSamples, batches_of, evaluation_batch
+from esperd.trainer.point import Point
 from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
 from esperd.trainer.stopwatch import ArmSeconds, seconds_share
 from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableArms
@@ -73,9 +76,11 @@ class Run:
         device: where tensors live.
         events: takes events as they happen.
         epoch_ended: called after each epoch, with the run between two epochs.
+        step_ended: called after each step, with the run in the middle of an epoch.
         chance_loss: loss of the best constant answer; None when there is no such number.
         traced_flops: forward FLOPs of the host for one sample as they were counted before training: what a run that never came
             to its first gate pass is measured with.
+        pieces: parts in which each batch is trained, and the gate split is read in smaller ones.
         clock: seconds, monotonic.
     """
 
@@ -91,6 +96,8 @@ class Run:
     device: torch.device
     events: list[Body]
     epoch_ended: Callable[[Run], None]
+    step_ended: Callable[[Run], None] = lambda _run: None
+    pieces: int = 1
     clock: Callable[[], float] = time.monotonic
     batch: int = 0
     loss_sum: torch.Tensor | None = None
@@ -119,7 +126,10 @@ class Run:
         self._ended: float | None = None
         self._scout: Scout | None = None
         self._slot_statistics: tuple[SlotStatistics, ...] = ()
+        self._point: Point | None = None
+        self._left_point = False
         self.grower.steps_per_epoch = self.steps_per_epoch
+        self.grower.pieces = self.pieces
         self.samples = TrialSamples(self.splits, self.job, self.device, self.desk)
         self.grower.batches = self.samples
         if self.grows:
@@ -173,7 +183,9 @@ class Run:
             TrainingDiverged: when the governor has nothing left to try.
         """
         if self.guard.snapshot is None:
-            self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None, midway=self.batch > 0)
+            # A checkpoint that holds no point was written at it: nothing has happened since.
+            self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None)
+            self._describe_point()
         while self.batch > 0 or self.progress < 1.0:  # an epoch that was begun is brought to its decision point
             try:
                 with tracing.span("trainer epoch", epoch=self.grower.epoch + 1, phase=self.phase):
@@ -200,7 +212,10 @@ class Run:
                 self._decide(train_loss, measured)
         if heard - self._heard():
             self.guard.seed_lost()
+        snapshot = self.guard.snapshot
         self.guard.decided(self._cursor)
+        if self.guard.snapshot is not snapshot:
+            self._describe_point()
         self._record(train_loss, measured, self.seconds - began)
         self.epoch_ended(self)
 
@@ -225,7 +240,7 @@ class Run:
         batches = torch.split(order, self.job.batch_size)
         for index in range(self.batch, len(batches)):
             why = self.desk.stop_requested()
-            if why is not None and (why == "cancel" or self._stands_well()):
+            if why is not None:
                 raise Stopped(why)
             share = self.progress
             if share >= 1.0 and self.batch > 0:
@@ -240,24 +255,18 @@ class Run:
             self.loss_sum = loss * len(inputs) if self.loss_sum is None else self.loss_sum + loss * len(inputs)
             self.loss_samples += len(inputs)
             self.batch = index + 1
+            self._left_point = True
             self.look.append(loss)
             if len(self.look) >= self.job.governor.steps:
                 self._look()
             self.desk.progressed(self.grower.step)
+            if self.batch < len(batches):
+                self.step_ended(self)
         self._look()
         mean = float(self.loss_sum) / self.loss_samples if self.loss_sum is not None else float("nan")
         self.batch, self.loss_sum, self.loss_samples = 0, None, 0
         self.grower.epoch += 1
         return mean
-
-    def _stands_well(self) -> bool:
-        """Whether this is a point to go on from later. One that the governor is about to leave is not: a job resumed there would
-        have nothing else to go back to. It will have left within :attr:`Governor.steps` steps. Waits for the device.
-        """
-        if not self.job.governor.enabled:
-            return True
-        whole = all(bool(torch.isfinite(parameter).all()) for parameter in self.grower.network.parameters())
-        return whole and not (self.look and self.guard.would_go_back(float(torch.stack(self.look).mean()), len(self.look)))
 
     def _look(self) -> None:
         """Show the governor the latest steps: here the device is waited for."""
@@ -265,8 +274,12 @@ class Run:
         if losses:
             self.guard.steps(float(torch.stack(losses).mean()), len(losses))
 
+    @property
+    def _evaluation_batch(self) -> int:
+        return max(evaluation_batch(self.splits, self.job) // self.pieces, 1)
+
     def _gate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        yield from batches_of(self.splits.gate, self.device, evaluation_batch(self.splits, self.job))
+        yield from batches_of(self.splits.gate, self.device, self._evaluation_batch)
 
     # --- decisions -------------------------------------------------------------------------------------------------------
 
@@ -476,7 +489,7 @@ class Run:
         seconds = self.seconds
         measured = measure(
             self.grower.network,
-            batches_of(self.splits.audit, self.device, evaluation_batch(self.splits, self.job)),
+            batches_of(self.splits.audit, self.device, self._evaluation_batch),
             self.grower.loss,
             self.grower.metric,
         )
@@ -523,17 +536,31 @@ class Run:
             rolled_back=tuple(self.guard.told),
             look=len(self.look),
             evidence=self.evidence,
+            slot_bytes=() if self.grower.watch is None else self.grower.watch.sample_bytes(),
         )
         if self.look:
             tensors["run.look"] = torch.stack(self.look)
+        if self._point is not None and self._left_point:
+            state = msgspec.structs.replace(state, point=self._point.state)
+            tensors |= self._point.named()
         return state, tensors
 
     def go_on_from(self, state: RunState, tensors: dict[str, torch.Tensor], rebuild: Rebuild) -> None:
-        """Stand where a saved run stood.
+        """Stand where a saved run stood, with the same point to go back to. The random streams are where the point had them then.
 
         Raises:
             CheckpointRejected: when it was taken of another network.
         """
+        if state.point is not None:
+            point = Point.among(state.point, tensors)
+            self._stand_where(point.state, point.tensors, rebuild)
+            restore_rng(point.streams)
+            self.guard.snapshot = Snapshot.take(self.grower, self._cursor())
+            self._point, self._left_point = point, True
+            vacate(self.grower)
+        self._stand_where(state, tensors, rebuild)
+
+    def _stand_where(self, state: RunState, tensors: dict[str, torch.Tensor], rebuild: Rebuild) -> None:
         moved = {name: tensor.to(self.device) if _lives_with_the_model(name) else tensor for name, tensor in tensors.items()}
         restore(self.grower, state.grower, moved, rebuild)
         self.batch, self.loss_samples = state.batch, state.loss_samples
@@ -547,7 +574,7 @@ class Run:
         self.offers.seconds_shares = {known.arm: known.share for known in state.seconds_shares}
         if self.grower.watch is not None:
             norms = tensors["run.slot_norms"].tolist() if "run.slot_norms" in tensors else None
-            self.grower.watch.begin(self.grower.step - self.batch, norms)
+            self.grower.watch.begin(self.grower.step - self.batch, norms, state.slot_bytes)
         self.policy_state = state.policy_state
         self.refused = list(state.refused)
         self.policy_unavailable = state.policy_unavailable
@@ -571,6 +598,12 @@ class Run:
             refused=tuple(self.refused),
             unavailable=self.unavailable.entries(),
         )
+
+    def _describe_point(self) -> None:
+        """The run stands at the point it would be taken back to: what a later checkpoint must say of that is kept."""
+        self._point, self._left_point = None, False
+        if self.guard.snapshot is not None:
+            self._point = Point.of(*self.state(), self.guard.snapshot.copies())
 
     def _go_on_from_cursor(self, cursor: Cursor) -> None:
         self.batch, self.loss_samples, self.look = cursor.batch, cursor.loss_samples, []

@@ -84,6 +84,7 @@ class Session:
         blobs: where artifacts go.
         checkpoints: where checkpoints go; None: beside the artifacts.
         resumed: times this job already went on from a checkpoint.
+        pieces: parts in which each batch is trained, to take less memory.
         clock: seconds, monotonic.
         sleep: waits so many seconds.
 
@@ -101,6 +102,7 @@ class Session:
         *,
         checkpoints: Blobs | None = None,
         resumed: int = 0,
+        pieces: int = 1,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -110,6 +112,7 @@ class Session:
         self.blobs = blobs
         self.checkpoints = checkpoints or blobs
         self.resumed = resumed
+        self.pieces = pieces
         self.clock = clock
         self.sleep = sleep
         self.events: list[Body] = []
@@ -202,7 +205,9 @@ class Session:
             traced_flops=self.host_flops_per_sample,
             device=self.device,
             events=self.events,
+            pieces=self.pieces,
             epoch_ended=self._epoch_ended,
+            step_ended=self._step_ended,
             clock=self.clock,
         )
 
@@ -237,6 +242,8 @@ class Session:
         except Stopped as stopped:
             if stopped.why != "cancel" and stopped.between_steps:
                 self._checkpoint(run)
+            elif stopped.why != "cancel":
+                self.events.clear()  # of a decision point that is come to again, and told then
             self._flush()
             raise
 
@@ -261,6 +268,8 @@ class Session:
             because = "policy.rent_seconds is above 0: decisions depend on measured seconds"
         if not because and self.job.policy.min_free_memory > 0.0:
             because = "policy.min_free_memory is above 0: decisions depend on what else the machine holds"
+        if not because and self.pieces > 1:
+            because = f"memory ran out: each batch is trained in {self.pieces} pieces"
         if not because:
             because = self._fault_met(run)
         self.events.append(
@@ -322,7 +331,8 @@ class Session:
         )
         artifacts = (self._keep("model.safetensors", weights), self._keep("growth.json", structure))
         state, _ = run.state()
-        self.finished = FinishedGrowth(metrics=metrics, artifacts=artifacts, run=state, attribution=attribution)
+        ended = msgspec.structs.replace(state, point=None)  # nothing is gone back to any more
+        self.finished = FinishedGrowth(metrics=metrics, artifacts=artifacts, run=ended, attribution=attribution)
 
     def _conclude(self, control: Run | None) -> Outcome:
         """Compare with the control, write the report, export."""
@@ -410,13 +420,23 @@ class Session:
         if met_fault or self.clock() - self._last_checkpoint >= self.job.checkpoint_every_s:
             self._checkpoint(run)
 
+    def _step_ended(self, run: Run) -> None:
+        due = self.clock() - self._last_checkpoint >= self.job.checkpoint_mid_epoch_s
+        steps = self.job.checkpoint_every_steps
+        if due or (steps and run.grower.step % steps == 0):
+            self._checkpoint(run)
+
     def _flush(self) -> None:
         if self.events:
             self.desk.record(self.events)
             self.events.clear()
 
     def _checkpoint(self, run: Run) -> None:
-        """Take a checkpoint. Where disk or daemon cannot, the job goes on, and would resume from the one before."""
+        """Take a checkpoint. Where disk or daemon cannot, the job goes on, and would resume from the one before.
+
+        What happened before it is told first: a job that goes on from here does not come by again.
+        """
+        self._flush()
         began = self.clock()
         state, tensors = run.state()
         session = SessionState(
@@ -439,6 +459,7 @@ class Session:
         self.events.append(
             CheckpointSaved(epoch=epoch, sha256=sha256, size_bytes=len(data), seconds=self._last_checkpoint - began)
         )
+        self._flush()
 
     def _resume(self, run: Run, sha256: str) -> Run:
         state, tensors, streams = checkpoint.decode(self.checkpoints.get(sha256))

@@ -23,7 +23,7 @@ from esperd import tracing
 from esperd.actors.leaving import leave
 from esperd.actors.threadlink import ThreadLink
 from esperd.config import Telemetry, load_config
-from esperd.errors import ConfigError, EsperError, StoreFailed
+from esperd.errors import ConfigError, EsperError, OutOfMemory, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.jobs import (
     EXIT_NO_FAULT,
@@ -36,6 +36,7 @@ from esperd.messages.jobs import (
 )
 from esperd.plugins import load_plugins
 from esperd.store.blobs import Blobs
+from esperd.trainer import memory
 from esperd.trainer.circumstances import circumstances
 from esperd.trainer.link_desk import DAEMON_TROUBLE, LinkDesk
 from esperd.trainer.passes import Stopped
@@ -123,26 +124,41 @@ def _train(desk: LinkDesk, lease: Lease) -> JobSucceeded | JobStopped | JobBroke
     plugins = load_plugins(load_config().plugins.blocked)
     try:
         blobs, checkpoints = Blobs(Path(lease.blob_directory)), Blobs(Path(lease.checkpoint_directory))
-        session = Session(lease.job, plugins, desk, blobs, checkpoints=checkpoints, resumed=lease.resumed)
+        limits = lease.job.resources
+        if limits.memory_bytes:
+            memory.watch(limits.memory_bytes)
+        if limits.gpu_memory_bytes and lease.job.device == "cuda":
+            memory.limit_gpu(limits.gpu_memory_bytes)
+        session = Session(lease.job, plugins, desk, blobs, checkpoints=checkpoints, resumed=lease.resumed, pieces=lease.pieces)
         found = circumstances(lease.job, session.splits.fingerprint, session.device)
         desk.report(JobStarted(job_id=job_id, generation=generation, circumstances=found))
         outcome = session.train(lease.checkpoint)
     except Stopped as stopped:
-        return JobStopped(job_id=job_id, generation=generation, why=stopped.why)
+        return JobStopped(job_id=job_id, generation=generation, why=stopped.why, peak=memory.peak())
     except DAEMON_TROUBLE:
         raise
     except EsperError as error:
         if isinstance(error, StoreFailed) and error.fields.get("errno") in DISK_REFUSES:
             raise
+        if full := memory.as_out_of_memory(error):
+            return _starved(full, lease)
         broken = JobError(code=error.code, message=str(error), traceback=_story(error))
-        return JobBroken(job_id=job_id, generation=generation, error=broken)
-    except MemoryError:
-        raise  # the process is beyond repair: the daemon starts another, from the last checkpoint
+        return JobBroken(job_id=job_id, generation=generation, error=broken, peak=memory.peak())
     except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's code raises ends the job, with its traceback
+        if full := memory.as_out_of_memory(error):
+            return _starved(full, lease)
         message = f"{type(error).__name__}: {error}"
         broken = JobError(code="job_failed", message=message, traceback=traceback.format_exc())
-        return JobBroken(job_id=job_id, generation=generation, error=broken)
-    return JobSucceeded(job_id=job_id, generation=generation, epoch=outcome.epoch, artifacts=outcome.artifacts)
+        return JobBroken(job_id=job_id, generation=generation, error=broken, peak=memory.peak())
+    return JobSucceeded(
+        job_id=job_id, generation=generation, epoch=outcome.epoch, artifacts=outcome.artifacts, peak=memory.peak()
+    )
+
+
+def _starved(error: OutOfMemory, lease: Lease) -> JobBroken:
+    """Memory ran out: the daemon decides whether a smaller attempt follows."""
+    told = JobError(code=error.code, message=str(error), traceback=traceback.format_exc())
+    return JobBroken(job_id=lease.job_id, generation=lease.generation, error=told, peak=memory.peak())
 
 
 def _story(error: EsperError) -> str:
