@@ -1,15 +1,19 @@
-"""ZeroMQ sockets as this house opens them: ipc only, bounded queues, bounded messages, bounded farewell, heartbeats."""
+"""ZeroMQ sockets as this house opens them: ipc, or tcp when asked for by name, bounded queues, bounded messages, bounded farewell, heartbeats."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq
 import zmq.asyncio
 
 from esperd.errors import ConfigError, DaemonUnreachable
+
+if TYPE_CHECKING:
+    from esperd.actors.curve import ServerSecurity
 
 LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
 """A peer that sends more is disconnected by ZeroMQ before the bytes reach us."""
@@ -22,19 +26,24 @@ HEARTBEAT_TIMEOUT_MS = 6_000
 """ZMTP heartbeats notice a peer that vanished; a hung Python loop still answers them, hence our own Heartbeat message."""
 
 IPC = "ipc://"
+TCP = "tcp://"
 
 
 def socket_path(endpoint: str) -> Path:
     """The file behind an ipc endpoint.
 
     Raises:
-        ConfigError: when the endpoint is not ``ipc://PATH``. Sockets that reach beyond this machine need keys, which this
-            version does not have.
+        ConfigError: when the endpoint is not ``ipc://PATH``.
     """
     path = endpoint.removeprefix(IPC)
     if not endpoint.startswith(IPC) or not path:
         raise ConfigError(f"endpoint {endpoint!r} is not of the form ipc:///path/to/name.sock", endpoint=endpoint)
     return Path(path)
+
+
+def is_remote(endpoint: str) -> bool:
+    """True for ``tcp://HOST:PORT``: whoever connects there may be on another machine, or another user of this one."""
+    return endpoint.startswith(TCP)
 
 
 def unreachable(endpoint: str, why: str) -> DaemonUnreachable:
@@ -64,33 +73,54 @@ def require_listener(endpoint: str) -> None:
             raise unreachable(endpoint, error.strerror or str(error)) from error
 
 
-def open_socket(kind: int, *, high_water_mark: int = HIGH_WATER_MARK) -> zmq.asyncio.Socket:
+def open_socket(
+    kind: int, *, high_water_mark: int = HIGH_WATER_MARK, largest_bytes: int = LARGEST_MESSAGE_BYTES
+) -> zmq.asyncio.Socket:
     """A socket with every bound set, neither bound nor connected."""
     opened: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(kind)
     opened.setsockopt(zmq.LINGER, LINGER_MS)
     opened.setsockopt(zmq.SNDHWM, high_water_mark)
     opened.setsockopt(zmq.RCVHWM, high_water_mark)
-    opened.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
+    opened.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
     opened.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
     opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     return opened
 
 
-def bind_router(endpoint: str) -> zmq.asyncio.Socket:
+def bind_router(
+    endpoint: str, *, security: ServerSecurity | None = None, largest_bytes: int = LARGEST_MESSAGE_BYTES
+) -> zmq.asyncio.Socket:
     """A bound ROUTER that refuses to drop: an unknown peer or a full queue is an error for the sender.
 
     The caller holds the lock of the directory: a second bind to a live ipc path would succeed and steal it.
+
+    Args:
+        endpoint: where.
+        security: keys and allow-list; None: whoever can connect may.
+        largest_bytes: a peer that sends a larger frame is disconnected by ZeroMQ before the bytes reach us.
     """
-    socket_path(endpoint)
-    router = open_socket(zmq.ROUTER)
+    require_known_transport(endpoint)
+    router = open_socket(zmq.ROUTER, largest_bytes=largest_bytes)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.ROUTER_HANDOVER, 0)
+    if security is not None:
+        security.secure(router)
     try:
         router.bind(endpoint)
     except zmq.ZMQError:
         router.close(linger=0)
         raise
     return router
+
+
+def require_known_transport(endpoint: str) -> None:
+    """Refuse what is neither ``ipc://PATH`` nor ``tcp://HOST:PORT``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not is_remote(endpoint):
+        socket_path(endpoint)
 
 
 def connect_dealer(endpoint: str, identity: bytes | None = None) -> zmq.asyncio.Socket:
@@ -100,9 +130,15 @@ def connect_dealer(endpoint: str, identity: bytes | None = None) -> zmq.asyncio.
         DaemonUnreachable: when nobody listens at the endpoint.
     """
     require_listener(endpoint)
+    dealer = open_dealer(identity)
+    dealer.connect(endpoint)
+    return dealer
+
+
+def open_dealer(identity: bytes | None = None) -> zmq.asyncio.Socket:
+    """A DEALER that queues nothing for a peer that is not there, not connected yet."""
     dealer = open_socket(zmq.DEALER)
     dealer.setsockopt(zmq.IMMEDIATE, 1)
     if identity is not None:
         dealer.setsockopt(zmq.IDENTITY, identity)
-    dealer.connect(endpoint)
     return dealer

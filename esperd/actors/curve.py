@@ -1,0 +1,151 @@
+"""CURVE on a socket, and the gate that says who may connect (RFC 27, ZAP). Nothing gets through when the gate is not there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import zmq
+import zmq.asyncio
+from zmq.utils.monitor import parse_monitor_message
+
+from esperd.actors.keys import AllowList, ClientSecurity, KeyPair, fingerprint
+from esperd.actors.tasks import open_task_group
+from esperd.errors import AuthenticationFailed
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+"""Where libzmq asks; one gate a context, hence one a process."""
+ZAP_VERSION = b"1.0"
+DOMAIN = b"esperd"
+"""Named by every socket of ours that remote clients reach. A gate that answered for other domains only would refuse everybody."""
+KEPT_FAILURES = {
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "handshake",
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "not_curve",
+}
+"""What a server's monitor says of peers that never got as far as the gate. A refusal by the gate itself is counted there."""
+
+Refused = Callable[[str, dict[str, str]], None]
+"""Told of every refusal: the reason (``unknown_key``, ``not_curve``, ``handshake``, ``revoked``), and what is known of the peer."""
+
+
+def secure_client(socket: zmq.asyncio.Socket, security: ClientSecurity) -> None:
+    """Have a socket prove who it is, and ask the same of the server, before it connects."""
+    socket.setsockopt(zmq.CURVE_PUBLICKEY, security.keys.public)
+    socket.setsockopt(zmq.CURVE_SECRETKEY, security.keys.secret)
+    socket.setsockopt(zmq.CURVE_SERVERKEY, security.server_public)
+
+
+@dataclass
+class ServerSecurity:
+    """What a server needs to speak CURVE with those who are allowed, and nobody else.
+
+    Attributes:
+        keys: of the server.
+        allowed: who may connect.
+        refused: told of every refusal.
+    """
+
+    keys: KeyPair
+    allowed: AllowList
+    refused: Refused
+
+    def secure(self, socket: zmq.asyncio.Socket) -> None:
+        """Set a socket up, before it binds. Without the gate of this process it lets nobody in, rather than everybody."""
+        socket.setsockopt(zmq.CURVE_SERVER, 1)
+        socket.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
+        socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
+        socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+
+    def client(self, frame: zmq.Frame) -> str:
+        """The name of the client that sent a frame, by the key its connection was opened with.
+
+        Raises:
+            AuthenticationFailed: when that key was revoked since.
+        """
+        # pyzmq raises when there is no such property; the gate gives every connection one.
+        told = frame.get("User-Id")
+        public = bytes.fromhex(told if isinstance(told, str) else told.decode())
+        name = self.allowed.names().get(public)
+        if name is None:
+            known_as = fingerprint(public)
+            self.refused("revoked", {"fingerprint": known_as})
+            raise AuthenticationFailed(
+                f"the key {known_as} is not allowed any more; whoever runs the daemon can `esper keys allow` another",
+                fingerprint=known_as,
+            )
+        return name
+
+
+class Gate:
+    """Answers libzmq, which asks for every peer that proved to have a key: is it allowed? ``async with Gate(security):``.
+
+    Args:
+        security: whose allow-list counts.
+    """
+
+    def __init__(self, security: ServerSecurity) -> None:
+        self._security = security
+        self._run = self._running()
+
+    async def __aenter__(self) -> Self:
+        await self._run.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._run.__aexit__(kind, error, trace)
+
+    @contextlib.asynccontextmanager
+    async def _running(self) -> AsyncGenerator[None, None]:
+        socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.REP)
+        with contextlib.closing(socket):
+            socket.setsockopt(zmq.LINGER, 0)
+            socket.bind(ZAP_ENDPOINT)
+            async with open_task_group() as tasks:
+                tasks.start_soon(self._answer, socket)
+                try:
+                    yield
+                finally:
+                    tasks.cancel_scope.cancel()
+
+    async def _answer(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            await socket.send_multipart(self.verdict(frames))
+
+    def verdict(self, frames: list[bytes]) -> list[bytes]:
+        """The answer to a question of libzmq.
+
+        Args:
+            frames: version, request id, domain, address, routing id, mechanism, credentials.
+
+        Returns:
+            Version, request id, status code and text, the client's public key in hexadecimal as user id, no metadata.
+        """
+        version, request, domain, address, _, mechanism, *credentials = frames
+        if version != ZAP_VERSION or domain != DOMAIN or mechanism != b"CURVE" or len(credentials) != 1:
+            reason, facts = "not_curve", {"mechanism": mechanism.decode(errors="replace")}
+        else:
+            (public,) = credentials
+            facts = {"fingerprint": fingerprint(public)}
+            try:
+                if public in self._security.allowed.names():
+                    return [ZAP_VERSION, request, b"200", b"OK", public.hex().encode(), b""]
+                reason = "unknown_key"
+            except OSError as error:  # nobody can say who is allowed: nobody is
+                reason, facts = "unknown_key", {**facts, "error": str(error)}
+        self._security.refused(reason, {**facts, "address": address.decode(errors="replace")})
+        return [ZAP_VERSION, request, b"400", b"not allowed", b"", b""]
+
+
+async def watch_handshakes(monitor: zmq.asyncio.Socket, security: ServerSecurity) -> None:
+    """Tell of peers that failed before the gate was asked: no CURVE at all, or meant for another server. Runs until cancelled."""
+    while True:
+        told = parse_monitor_message(await monitor.recv_multipart())
+        reason = KEPT_FAILURES.get(told["event"])
+        if reason is not None:
+            security.refused(reason, {"endpoint": told["endpoint"].decode(errors="replace")})
