@@ -28,16 +28,25 @@ class SyncClient:
     Args:
         endpoint: as for :class:`Client`.
         timeout_s: as for :class:`Client`.
+        server_key: as for :class:`Client`.
+        client_key: as for :class:`Client`.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0) -> None:
-        self._arguments = (endpoint, timeout_s)
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout_s: float = 10.0,
+        *,
+        server_key: str | None = None,
+        client_key: os.PathLike[str] | str | None = None,
+    ) -> None:
+        self._make_client = lambda: Client(endpoint, timeout_s, server_key=server_key, client_key=client_key)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:
             self._portal = opening.enter_context(anyio.from_thread.start_blocking_portal())
-            self._client = opening.enter_context(self._entered(Client(*self._arguments)))
+            self._client = opening.enter_context(self._entered(self._make_client()))
             self._open = opening.pop_all()
         return self
 

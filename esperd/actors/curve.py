@@ -21,14 +21,11 @@ ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 ZAP_VERSION = b"1.0"
 DOMAIN = b"esperd"
 """Named by every socket of ours that remote clients reach. A gate that answered for other domains only would refuse everybody."""
-KEPT_FAILURES = {
-    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL: "handshake",
-    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL: "not_curve",
-}
+EARLY_FAILURES = {zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL}
 """What a server's monitor says of peers that never got as far as the gate. A refusal by the gate itself is counted there."""
 
 Refused = Callable[[str, dict[str, str]], None]
-"""Told of every refusal: the reason (``unknown_key``, ``not_curve``, ``handshake``, ``revoked``), and what is known of the peer."""
+"""Told of every refusal: the reason (``unknown_key``, ``not_curve``, ``wrong_server_key``, ``revoked``), and what is known of the peer."""
 
 
 def secure_client(socket: zmq.asyncio.Socket, security: ClientSecurity) -> None:
@@ -146,6 +143,6 @@ async def watch_handshakes(monitor: zmq.asyncio.Socket, security: ServerSecurity
     """Tell of peers that failed before the gate was asked: no CURVE at all, or meant for another server. Runs until cancelled."""
     while True:
         told = parse_monitor_message(await monitor.recv_multipart())
-        reason = KEPT_FAILURES.get(told["event"])
-        if reason is not None:
-            security.refused(reason, {"endpoint": told["endpoint"].decode(errors="replace")})
+        if told["event"] in EARLY_FAILURES:
+            meant_another = told["value"] == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
+            security.refused("wrong_server_key" if meant_another else "not_curve", {"endpoint": told["endpoint"].decode()})

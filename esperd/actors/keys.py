@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+import time
 from pathlib import Path
 
 import msgspec
@@ -25,6 +26,10 @@ SECRET_FORM = "esperd-secret-1"  # noqa: S105 - the name of a file format
 PUBLIC_FORM = "esperd-public-1"
 OTHERS = 0o077
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SETTLED_NS = 2_000_000_000
+"""Age of a directory's time of change from which it tells every further change apart: FAT's is the coarsest, 2 s."""
+SERVER_KEY_VARIABLE = "ESPERD_SERVER_KEY"
+CLIENT_KEY_VARIABLE = "ESPERD_CLIENT_KEY"
 SECRET_SUFFIX = ".key"
 PUBLIC_SUFFIX = ".pub"
 
@@ -83,7 +88,9 @@ def create_pair(path: Path) -> KeyPair:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _publish(path, f"{SECRET_FORM} {pair.secret.hex()}\n", replace=False)
     except FileExistsError as error:
-        raise Conflict(f"{path} exists, and a key is never overwritten; choose another name, or remove it", path=str(path)) from error
+        raise Conflict(
+            f"{path} exists, and a key is never overwritten; choose another name, or remove it", path=str(path)
+        ) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}", path=str(path)) from error
     return pair
@@ -131,7 +138,9 @@ def public_key(told: str) -> bytes:
     try:
         text = Path(told).expanduser().read_bytes()[:1024]
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{told!r} is neither a public key (64 hexadecimal digits) nor a file that holds one", value=told) from error
+        raise ConfigError(
+            f"{told!r} is neither a public key (64 hexadecimal digits) nor a file that holds one", value=told
+        ) from error
     if _key_in(text, SECRET_FORM) is not None:
         raise ConfigError(f"{told} holds a secret key: it belongs to its owner alone; give the public one", path=told)
     public = _key_in(text, PUBLIC_FORM)
@@ -153,17 +162,29 @@ def write_public(path: Path, public: bytes) -> None:
         raise ConfigError(f"{path} cannot be written: {error.strerror}", path=str(path)) from error
 
 
-def client_security(server_key: str, client_key: os.PathLike[str] | str) -> ClientSecurity:
-    """What a client was told, read.
+def security_of(endpoint: str, server_key: str | None, client_key: os.PathLike[str] | str | None) -> ClientSecurity | None:
+    """What a client was told, as arguments or variables, read.
 
     Args:
-        server_key: the server's public key, 64 hexadecimal digits or a file.
-        client_key: the file of the client's own secret key.
+        endpoint: of the daemon; keys count for ``tcp://`` only.
+        server_key: the server's public key, 64 hexadecimal digits or a file; None: ``$ESPERD_SERVER_KEY``.
+        client_key: the file of the client's own secret key; None: ``$ESPERD_CLIENT_KEY``.
+
+    Returns:
+        None: the client speaks without keys.
 
     Raises:
-        ConfigError: when one of them is no such key.
+        ConfigError: when one of them is no such key, or only one is given.
     """
-    return ClientSecurity(read_pair(Path(client_key).expanduser()), public_key(server_key))
+    if endpoint.startswith("ipc://"):
+        return None
+    server, own = server_key or os.environ.get(SERVER_KEY_VARIABLE), client_key or os.environ.get(CLIENT_KEY_VARIABLE)
+    if server is None and own is None:
+        return None
+    if server is None or own is None:
+        missing = f"--server-key or ${SERVER_KEY_VARIABLE}" if server is None else f"--client-key or ${CLIENT_KEY_VARIABLE}"
+        raise ConfigError(f"a daemon on the network is spoken to with two keys, and one is missing: {missing}", key=missing)
+    return ClientSecurity(read_pair(Path(own).expanduser()), public_key(server))
 
 
 class AllowList:
@@ -175,6 +196,9 @@ class AllowList:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self._read_at_ns = 0
+        self._changed_ns = -1
+        self._known: dict[bytes, str] = {}
 
     def names(self) -> dict[bytes, str]:
         """Who is allowed now: names by public key. A file that holds no key allows nobody.
@@ -182,6 +206,17 @@ class AllowList:
         Raises:
             OSError: when the directory is there and cannot be read.
         """
+        try:
+            changed_ns = self.directory.stat().st_mtime_ns
+        except FileNotFoundError:
+            return {}
+        # A second change may bear the same time as the one that was read: only what had settled by then is trusted.
+        if changed_ns != self._changed_ns or self._read_at_ns - changed_ns < SETTLED_NS:
+            self._read_at_ns, self._changed_ns = time.time_ns(), changed_ns
+            self._known = self._read()
+        return self._known
+
+    def _read(self) -> dict[bytes, str]:
         found: dict[bytes, str] = {}
         with contextlib.suppress(FileNotFoundError):
             for path in sorted(self.directory.iterdir()):

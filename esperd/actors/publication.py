@@ -16,7 +16,7 @@ import anyio
 import zmq
 import zmq.asyncio
 
-from esperd.actors.curve import ServerSecurity, secure_client
+from esperd.actors.curve import ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
 from esperd.actors.sockets import is_remote, open_socket, require_known_transport, require_listener, unreachable
@@ -85,6 +85,8 @@ class Publisher:
             self._socket = socket
             async with open_task_group() as tasks:
                 tasks.start_soon(self._read_subscriptions, socket)
+                if self._security is not None:
+                    tasks.start_soon(watch_handshakes, socket.get_monitor_socket(), self._security)
                 try:
                     yield
                 finally:

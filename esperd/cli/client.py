@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from esperd.cli.exit_codes import FAILED, run
+from esperd.cli.keys import keys
 from esperd.cli.options import Options, client_options, output_options
 
 if TYPE_CHECKING:
@@ -454,6 +455,9 @@ def check(options: Options, name: str) -> int | None:
     return None if proof.passed else FAILED
 
 
+esper.add_command(keys)
+
+
 def _with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[ResultT]]) -> ResultT:
     """Connect to the daemon and do this."""
     import anyio
@@ -462,7 +466,7 @@ def _with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[Re
     from esperd.client import Client
 
     async def connected() -> ResultT:
-        async with Client(options.endpoint) as client:
+        async with Client(options.endpoint, server_key=options.server_key, client_key=options.client_key) as client:
             return await work(client, Output(options))
 
     return anyio.run(connected)

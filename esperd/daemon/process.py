@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
@@ -16,6 +16,7 @@ import structlog
 
 import esperd
 from esperd.actors.clock import SystemClock
+from esperd.actors.limits import Turnstile
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.spec import ChildSpec, ProcessSpec
@@ -32,6 +33,7 @@ from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
+from esperd.daemon.remote import RemoteDoor, client_limits
 from esperd.errors import ActorUnavailable
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
@@ -135,6 +137,7 @@ class _Daemon:
         self._metrics = Metrics()
         self._status = Status()
         self._jobs: JobsActor | None = None
+        self._remote = RemoteDoor(config, self._metrics, self._clock)
 
     async def run(self) -> int:
         # Signals are ours until the very end: a third one must not kill a daemon that still has workers to stop.
@@ -152,15 +155,18 @@ class _Daemon:
         self._report_plugins()
         async with contextlib.AsyncExitStack() as stack:
             publisher = await stack.enter_async_context(Publisher(events))
+            await stack.enter_async_context(self._remote.publishing())
             parts = await self._open_parts(stack, publisher)
             system = await stack.enter_async_context(ActorSystem(workers_endpoint=workers, clock=self._clock))
             self._status.system = system
             for spec in self._specs(parts, system):
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
-            door = FrontDoor(system, self._plugins, events)
+            door = FrontDoor(system, self._plugins, events, config)
             port = await stack.enter_async_context(serving(listening, build_app(self._metrics, self._status.not_ready)))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
-            server = await stack.enter_async_context(RequestServer(control, door.answer))
+            turnstile = Turnstile(client_limits(config))
+            server = await stack.enter_async_context(RequestServer(control, door.answer, turnstile=turnstile))
+            await stack.enter_async_context(self._remote.answering(door.answer_remote))
             self._status.starting = False
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
@@ -192,7 +198,9 @@ class _Daemon:
         """Every actor, in order of dependence: who is spoken to starts before who speaks."""
         config = self._config
         return [
-            ChildSpec("telemetry", lambda: TelemetryActor(parts.log, parts.publisher.publish, self._metrics, self._plugins)),
+            ChildSpec(
+                "telemetry", lambda: TelemetryActor(parts.log, self._publish_to(parts.publisher), self._metrics, self._plugins)
+            ),
             ChildSpec("policy", lambda: PolicyActor(parts.decisions, self._plugins)),
             ProcessSpec(
                 name="compiler",
@@ -215,6 +223,15 @@ class _Daemon:
             ),
             ChildSpec("jobs", lambda: self._make_jobs(parts, system)),
         ]
+
+    def _publish_to(self, publisher: Publisher) -> Callable[[str, bytes], Awaitable[None]]:
+        """To watchers of this user, and to those on the network."""
+
+        async def publish(topic: str, payload: bytes) -> None:
+            await publisher.publish(topic, payload)
+            await self._remote.publish(topic, payload)
+
+        return publish
 
     def _make_jobs(self, parts: _Parts, system: ActorSystem) -> JobsActor:
         self._jobs = JobsActor(

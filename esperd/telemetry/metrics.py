@@ -50,6 +50,9 @@ class Metrics:
         self._screenings = self._counter("esperd_screenings", "Screenings of candidates that ended, by how.", "result")
         self._rollbacks = self._counter("esperd_rollbacks", "Catastrophes of training that were rolled back.", "action")
         self._kernels = self._counter("esperd_kernels", "Kernels that seeds run on, by where they came from.", "source")
+        self._refused = self._counter(
+            "esperd_clients_refused", "Connections and requests of strangers, by what was wrong.", "reason"
+        )
         self._loop_lag = Histogram(
             "esperd_loop_lag_seconds",
             "How late the daemon's event loop ran a timer.",
@@ -94,6 +97,10 @@ class Metrics:
     def observe_requests(self, counts: Mapping[str, int]) -> None:
         """Show these counts of clients' requests, by what became of them, from now on."""
         self._requests.latest = dict(counts)
+
+    def observe_refused_client(self, reason: str) -> None:
+        """Count a client whose key was not accepted."""
+        self._refused.labels(reason).inc()
 
     def observe_loop_lag(self, seconds: float) -> None:
         """How much later than asked a timer of the daemon's event loop fired."""
