@@ -60,7 +60,7 @@ class Jobs(Section, frozen=True, kw_only=True):
     allowed_modules: tuple[str, ...] = ()
     """Packages that a job's ``module:function`` names may come from (``mylab`` allows ``mylab.models:resnet``). Empty: any."""
     allowed_pythons: tuple[str, ...] = ()
-    """Directories or files that a job's ``python`` may be. Empty: any, or, with ``allowed_modules``, none but the daemon's own."""
+    """Interpreters, or directories of them, that a job's ``python`` may name. Empty: any, or with ``allowed_modules`` none."""
     allowed_workdirs: tuple[str, ...] = ()
     """Directories that a job's ``workdir`` and data file must lie in. Empty: any."""
 

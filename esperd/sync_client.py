@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,7 +41,7 @@ class SyncClient:
         server_key: str | None = None,
         client_key: os.PathLike[str] | str | None = None,
     ) -> None:
-        self._make_client = lambda: Client(endpoint, timeout_s, server_key=server_key, client_key=client_key)
+        self._make_client = partial(Client, endpoint, timeout_s, server_key=server_key, client_key=client_key)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:

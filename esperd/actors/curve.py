@@ -25,7 +25,8 @@ EARLY_FAILURES = {zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAIL
 """What a server's monitor says of peers that never got as far as the gate. A refusal by the gate itself is counted there."""
 
 Refused = Callable[[str, dict[str, str]], None]
-"""Told of every refusal: the reason (``unknown_key``, ``not_curve``, ``wrong_server_key``, ``revoked``), and what is known of the peer."""
+"""Told of every refusal: the reason (``unknown_key``, ``not_curve``, ``wrong_server_key``, ``revoked``), and what is known of
+the peer."""
 
 
 def secure_client(socket: zmq.asyncio.Socket, security: ClientSecurity) -> None:
@@ -56,15 +57,15 @@ class ServerSecurity:
         socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
-    def client(self, frame: zmq.Frame) -> str:
+    def client(self, frame: zmq.Frame | bytes) -> str:
         """The name of the client that sent a frame, by the key its connection was opened with.
 
         Raises:
             AuthenticationFailed: when that key was revoked since.
         """
-        # pyzmq raises when there is no such property; the gate gives every connection one.
+        assert isinstance(frame, zmq.Frame)  # noqa: S101 - received without a copy: bytes carry no properties
         told = frame.get("User-Id")
-        public = bytes.fromhex(told if isinstance(told, str) else told.decode())
+        public = bytes.fromhex(str(told))
         name = self.allowed.names().get(public)
         if name is None:
             known_as = fingerprint(public)
@@ -139,8 +140,14 @@ class Gate:
         return [ZAP_VERSION, request, b"400", b"not allowed", b"", b""]
 
 
-async def watch_handshakes(monitor: zmq.asyncio.Socket, security: ServerSecurity) -> None:
+async def watch_handshakes(socket: zmq.asyncio.Socket, security: ServerSecurity) -> None:
     """Tell of peers that failed before the gate was asked: no CURVE at all, or meant for another server. Runs until cancelled."""
+    monitor: zmq.asyncio.Socket = socket.get_monitor_socket(sum(EARLY_FAILURES))
+    with contextlib.closing(monitor):
+        await _tell_failures(monitor, security)
+
+
+async def _tell_failures(monitor: zmq.asyncio.Socket, security: ServerSecurity) -> None:
     while True:
         told = parse_monitor_message(await monitor.recv_multipart())
         if told["event"] in EARLY_FAILURES:

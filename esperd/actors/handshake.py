@@ -41,8 +41,10 @@ class Handshake:
         self._connected = False
 
     def close(self) -> None:
-        """Watch no more."""
-        self._socket.disable_monitor()
+        """Watch no more; before the socket itself is closed. Safe to call twice."""
+        if not self._monitor.closed:
+            self._socket.disable_monitor()
+            self._monitor.close(linger=0)
 
     async def settled(self, timeout_s: float) -> None:
         """Return once the server let this client in.
@@ -92,5 +94,5 @@ class Handshake:
             what = "wants a key; give --server-key and --client-key, or set ESPERD_SERVER_KEY and ESPERD_CLIENT_KEY"
         else:
             given = fingerprint(self._security.server_public)
-            what = f"does not have the key {given} that was given as --server-key; `esper keys list` on its machine shows the right one"
+            what = f"does not have the key {given} given as --server-key; `esper keys list` on its machine shows the right one"
         return AuthenticationFailed(f"the daemon at {self._endpoint} {what}", endpoint=self._endpoint)

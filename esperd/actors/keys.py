@@ -30,7 +30,7 @@ SETTLED_NS = 2_000_000_000
 """Age of a directory's time of change from which it tells every further change apart: FAT's is the coarsest, 2 s."""
 SERVER_KEY_VARIABLE = "ESPERD_SERVER_KEY"
 CLIENT_KEY_VARIABLE = "ESPERD_CLIENT_KEY"
-SECRET_SUFFIX = ".key"
+SECRET_SUFFIX = ".key"  # noqa: S105 - the end of a file name
 PUBLIC_SUFFIX = ".pub"
 
 
@@ -88,9 +88,7 @@ def create_pair(path: Path) -> KeyPair:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _publish(path, f"{SECRET_FORM} {pair.secret.hex()}\n", replace=False)
     except FileExistsError as error:
-        raise Conflict(
-            f"{path} exists, and a key is never overwritten; choose another name, or remove it", path=str(path)
-        ) from error
+        raise Conflict(f"{path} exists, and no key is overwritten; choose another name, or remove it", path=str(path)) from error
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}", path=str(path)) from error
     return pair
@@ -138,9 +136,7 @@ def public_key(told: str) -> bytes:
     try:
         text = Path(told).expanduser().read_bytes()[:1024]
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{told!r} is neither a public key (64 hexadecimal digits) nor a file that holds one", value=told
-        ) from error
+        raise ConfigError(f"{told!r} is neither a public key, 64 hexadecimal digits, nor a file with one", value=told) from error
     if _key_in(text, SECRET_FORM) is not None:
         raise ConfigError(f"{told} holds a secret key: it belongs to its owner alone; give the public one", path=told)
     public = _key_in(text, PUBLIC_FORM)
@@ -236,7 +232,7 @@ class AllowList:
         for known, other in self.names().items():
             if (known == public) != (other == name):
                 raise Conflict(
-                    f"{other} has the key {fingerprint(known)} already; `esper keys revoke {other}` first, or choose another name",
+                    f"{other} has the key {fingerprint(known)} already; `esper keys revoke {other}` first, or take another name",
                     name=other,
                     fingerprint=fingerprint(known),
                 )

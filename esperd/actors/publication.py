@@ -86,7 +86,7 @@ class Publisher:
             async with open_task_group() as tasks:
                 tasks.start_soon(self._read_subscriptions, socket)
                 if self._security is not None:
-                    tasks.start_soon(watch_handshakes, socket.get_monitor_socket(), self._security)
+                    tasks.start_soon(watch_handshakes, socket, self._security)
                 try:
                     yield
                 finally:
@@ -149,8 +149,8 @@ class Subscriber:
             handshake = Handshake(socket, self.endpoint, self._security) if is_remote(self.endpoint) else None
             socket.connect(self.endpoint)
             if handshake is not None:
-                await handshake.settled(self._timeout_s)
-                handshake.close()
+                with contextlib.closing(handshake):
+                    await handshake.settled(self._timeout_s)
             await self._hear(socket, echo)
             socket.unsubscribe(echo)
         except BaseException:

@@ -134,7 +134,7 @@ class RequestServer:
         with contextlib.closing(bind_router(self.endpoint, security=self._security, largest_bytes=largest)) as socket:
             async with open_task_group() as answers:
                 if self._security is not None:
-                    answers.start_soon(watch_handshakes, socket.get_monitor_socket(), self._security)
+                    answers.start_soon(watch_handshakes, socket, self._security)
                 reading = anyio.CancelScope()
                 answers.start_soon(self._read, socket, answers, reading)
                 try:
@@ -282,6 +282,8 @@ class RequestClient:
             dealer.connect(self.endpoint)
             await self._handshake.settled(self.timeout_s)
         except BaseException:
+            if self._handshake is not None:
+                self._handshake.close()
             dealer.close(linger=0)
             raise
         self._watcher = asyncio.create_task(self._watch(self._handshake), name=f"handshakes with {self.endpoint}")
@@ -302,6 +304,8 @@ class RequestClient:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
+        if self._handshake is not None:
+            self._handshake.close()
         if socket is not None:
             socket.close()
         self._fail_open(unreachable(self.endpoint, "this client was closed"))

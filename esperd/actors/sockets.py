@@ -1,4 +1,4 @@
-"""ZeroMQ sockets as this house opens them: ipc, or tcp when asked for by name, bounded queues, bounded messages, bounded farewell, heartbeats."""
+"""ZeroMQ sockets as this house opens them: ipc or tcp, bounded queues, bounded messages, bounded farewell, heartbeats."""
 
 from __future__ import annotations
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from esperd.cli.options import Options, output_options
+
+if TYPE_CHECKING:
+    from esperd.report.grid import Grid
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -24,9 +28,7 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name", required=False)
-@click.option(
-    "--directory", type=DIRECTORY, help="Where NAME.key is written. Default: `keys` in the user's configuration directory."
-)
+@click.option("--directory", type=DIRECTORY, help="Where NAME.key goes. Default: `keys` in the user's configuration directory.")
 @click.option("--server", is_flag=True, help="Make the daemon's own key, in its state directory, instead of a client's.")
 @_state_option
 @output_options
@@ -63,8 +65,8 @@ def create(options: Options, name: str | None, directory: Path | None, state_dir
 @_options
 def list_keys(options: Options, state_dir: Path | None) -> None:
     """Show the daemon's public key, and who is allowed."""
-    from esperd.actors.keys import fingerprint, read_pair
-    from esperd.cli.output import Grid, Output
+    from esperd.actors.keys import read_pair
+    from esperd.cli.output import Output
     from esperd.daemon.remote import allow_list, server_key_file
 
     state = _state(state_dir)
@@ -76,9 +78,7 @@ def list_keys(options: Options, state_dir: Path | None) -> None:
         output.json({"server": _shown(None, server) if server else None, "allowed": [_shown(*row) for row in allowed]})
         return
     output.line(f"server key: {server.hex() if server else 'none yet; `esper keys create --server` makes one'}")
-    output.grid(
-        Grid(("name", "fingerprint", "public key"), [(name, fingerprint(public), public.hex()) for name, public in allowed])
-    )
+    output.grid(_grid(allowed))
 
 
 @keys.command()
@@ -107,6 +107,18 @@ def revoke(options: Options, name: str, state_dir: Path | None) -> None:
     from esperd.daemon.remote import allow_list
 
     _tell(options, "revoked", name, allow_list(_state(state_dir)).revoke(name))
+
+
+def _grid(allowed: list[tuple[str, bytes]]) -> Grid:
+    from esperd.actors.keys import fingerprint
+    from esperd.report.grid import Column, Grid
+
+    return Grid(
+        "",
+        (Column("name", style="bold"), Column("fingerprint"), Column("public key")),
+        [(name, fingerprint(public), public.hex()) for name, public in allowed],
+        empty="nobody is allowed",
+    )
 
 
 def _state(named: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""What code a job may run: its ``module:function`` names, its interpreter and its directories, against the configuration's lists."""
+"""What code a job may run: its ``module:function`` names, its interpreter and its directories, against the lists allowed."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def is_module_under(module: str, prefixes: Sequence[str]) -> bool:
 
 
 def _interpreter_under(python: str, allowed: Sequence[str]) -> bool:
-    """Whether an interpreter is allowed. Its own link is not followed: a virtual environment's leads to the system's Python, and the
-    link is what chooses the environment. The directories on the way to it are.
+    """Whether an interpreter is allowed. Its own link is not followed: a virtual environment's leads to the system's Python, and
+    the link is what chooses the environment. The directories on the way to it are.
     """
     path = Path(python)
     if not path.is_absolute():

@@ -1,4 +1,4 @@
-"""How many jobs of one client wait. Known of what was submitted since the daemon started; ``jobs.max_queued`` counts everything."""
+"""How many jobs of one client wait, of those submitted since the daemon started; ``jobs.max_queued`` counts everything."""
 
 from __future__ import annotations
 

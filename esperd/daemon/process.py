@@ -197,10 +197,9 @@ class _Daemon:
     def _specs(self, parts: _Parts, system: ActorSystem) -> list[ChildSpec | ProcessSpec]:
         """Every actor, in order of dependence: who is spoken to starts before who speaks."""
         config = self._config
+        publish = self._publish_to(parts.publisher)
         return [
-            ChildSpec(
-                "telemetry", lambda: TelemetryActor(parts.log, self._publish_to(parts.publisher), self._metrics, self._plugins)
-            ),
+            ChildSpec("telemetry", lambda: TelemetryActor(parts.log, publish, self._metrics, self._plugins)),
             ChildSpec("policy", lambda: PolicyActor(parts.decisions, self._plugins)),
             ProcessSpec(
                 name="compiler",

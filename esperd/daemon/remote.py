@@ -16,7 +16,7 @@ import zmq
 
 from esperd.actors.clock import Clock
 from esperd.actors.curve import Gate, ServerSecurity
-from esperd.actors.keys import AllowList, fingerprint, open_pair
+from esperd.actors.keys import AllowList, open_pair
 from esperd.actors.limits import ClientLimits, TokenBucket, Turnstile
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
@@ -147,14 +147,12 @@ class RemoteDoor:
                 key="network.listen",
             )
         keys = open_pair(server_key_file(state))
-        log.info(
-            "clients need keys", server_key=keys.public.hex(), fingerprint=fingerprint(keys.public), allowed=len(allowed.names())
-        )
+        log.info("clients need keys", server_key=keys.public.hex(), allowed=len(allowed.names()))
         return ServerSecurity(keys, allowed, self.refused)
 
     async def _publish(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Publish for ever. ZeroMQ cannot disconnect one watcher: when somebody is allowed no more, all of them are, and those who
-        still may come back by themselves.
+        """Publish for ever. ZeroMQ cannot disconnect one watcher: when somebody is allowed no more, all of them are, and
+        those who still may come back by themselves.
         """
         patience_s = 0.0
         while True:

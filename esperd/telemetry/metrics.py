@@ -50,9 +50,7 @@ class Metrics:
         self._screenings = self._counter("esperd_screenings", "Screenings of candidates that ended, by how.", "result")
         self._rollbacks = self._counter("esperd_rollbacks", "Catastrophes of training that were rolled back.", "action")
         self._kernels = self._counter("esperd_kernels", "Kernels that seeds run on, by where they came from.", "source")
-        self._refused = self._counter(
-            "esperd_clients_refused", "Connections and requests of strangers, by what was wrong.", "reason"
-        )
+        self._refused = self._counter("esperd_clients_refused", "Clients turned away, by what was wrong.", "reason")
         self._loop_lag = Histogram(
             "esperd_loop_lag_seconds",
             "How late the daemon's event loop ran a timer.",
