@@ -1,6 +1,7 @@
 """Does the front door stand? Real requests, mutated a million times, thrown at a real daemon; it must live and answer.
 
-One JSON line a round of 10,000 frames is appended to ``bench/results/fuzz.jsonl``; an interrupted bench goes on with what is missing.
+One JSON line a round of 10,000 frames is appended to ``bench/results/fuzz.jsonl``; an interrupted bench goes on with what is
+missing.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def one_round(daemon: DaemonProcess, number: int) -> dict:
     answers = False
     if alive:
         with daemon.sync_client() as esper:
-            answers = all(actor.state == "running" for actor in esper.actors().actors)
+            answers = all(actor.state != "failed" and not actor.restarts for actor in esper.actors().actors)
     return {
         "round": number,
         "frames": ROUND,
