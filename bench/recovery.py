@@ -21,8 +21,9 @@ import recovery_daemon
 import recovery_parts
 
 LINES = Path(__file__).parent / "results" / "recovery.jsonl"
-PARTS = ("disk", "bits", "line", "power", "daemon")
+PARTS = ("disk", "bits", "line", "power", "clients", "daemon")
 FULL = {"bits": 300, "line": 350, "power": 150, "daemon": 160}
+CLIENTS = {False: 1_000, True: 50}
 """Faults; ``disk`` has as many as there are calls to fail."""
 QUICK = {"bits": 10, "line": 10, "power": 2, "daemon": 2}
 QUICK_FAULTS = ("kill_trainer", "kill_daemon")
@@ -51,6 +52,8 @@ def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number
             yield from recovery_parts.bad_lines(scratch, wanted[part] - number, rng)
         case "power":
             yield from recovery_parts.power_cuts(scratch, wanted[part] - number, rng)
+        case "clients":
+            yield from recovery_daemon.crowd(scratch, CLIENTS[quick])
         case "daemon":
             names = (
                 list(QUICK_FAULTS) if quick else [rng.choice(list(recovery_daemon.FAULTS)) for _ in range(wanted[part] - number)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -184,3 +186,55 @@ def _left_behind(runtime: Path, scratch: Path, pids: set[int]) -> list[str]:
                 if str(scratch).encode() in command and int(entry.name) != os.getpid():
                     found.append(f"process {entry.name}")
     return found
+
+
+CLIENTS = """
+import asyncio, json, resource, sys
+from esperd.client import Client
+from esperd.errors import Busy, EsperError
+
+async def one(endpoint, rounds):
+    told = {"answered": 0, "busy": 0, "other": []}
+    try:
+        async with Client(endpoint, timeout_s=60.0) as esper:
+            for _ in range(rounds):
+                try:
+                    await esper.jobs()
+                    told["answered"] += 1
+                except Busy:
+                    told["busy"] += 1
+    except Busy:
+        told["busy"] += rounds
+    except EsperError as error:
+        told["other"].append(f"{error.code}: {error}"[:200])
+    return told
+
+async def main(endpoint, clients, rounds):
+    print(json.dumps(await asyncio.gather(*(one(endpoint, rounds) for _ in range(clients)))))
+
+hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+asyncio.run(main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+"""
+
+
+def crowd(scratch: Path, clients: int, *, processes: int = 5, rounds: int = 3) -> Iterator[dict[str, Any]]:
+    """Many clients at once: each is answered or told to come back, and none hangs."""
+    with running_daemon(scratch / "state", CONFIG) as daemon:
+        began = time.monotonic()
+        command = [sys.executable, "-c", CLIENTS, daemon.endpoint, str(clients // processes), str(rounds)]
+        running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
+        told = [line for process in running for line in json.loads(process.communicate(timeout=600)[0])]
+        with daemon.sync_client() as esper:
+            alive = bool(esper.actors().actors)
+        problems = sorted({problem for line in told for problem in line["other"]})
+        yield {
+            "part": "clients",
+            "fault": f"{clients} clients at once",
+            "recovered": alive and not problems,
+            "seconds": round(time.monotonic() - began, 2),
+            "answered": sum(line["answered"] for line in told),
+            "busy": sum(line["busy"] for line in told),
+            "problem": "; ".join(problems),
+            "daemon_rss_mib": _resident(daemon.pid),
+        }

@@ -21,6 +21,7 @@ from esperd import __version__
 from esperd.actors.keys import security_of
 from esperd.actors.publication import Subscriber
 from esperd.actors.requests import RequestClient
+from esperd.actors.retrying import asked_patiently
 from esperd.actors.sockets import is_remote
 from esperd.config import endpoint as socket_endpoint
 from esperd.config import load_config
@@ -30,6 +31,7 @@ from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.card import CARD, is_users_own
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.evidence import EvidenceForgotten, EvidenceList, ForgetEvidence, ListEvidence
+from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     Artifact,
@@ -41,6 +43,7 @@ from esperd.messages.jobs import (
     Job,
     JobInfo,
     JobList,
+    JobState,
     JobSubmitted,
     ListArtifacts,
     ListJobs,
@@ -96,6 +99,7 @@ class Client:
     Args:
         endpoint: ZeroMQ endpoint of the daemon; None: :func:`default_endpoint`.
         timeout_s: longest wait for one answer, in seconds.
+        patience_s: for how long a request that the daemon was too busy for, or that is safe to repeat, is asked again.
         server_key: for ``tcp://``: the daemon's public key, 64 hexadecimal digits or a file; None: ``$ESPERD_SERVER_KEY``.
         client_key: for ``tcp://``: the file of your own secret key; None: ``$ESPERD_CLIENT_KEY``.
 
@@ -110,12 +114,14 @@ class Client:
         self,
         endpoint: str | None = None,
         timeout_s: float = 10.0,
+        patience_s: float = 15.0,
         *,
         server_key: str | None = None,
         client_key: os.PathLike[str] | str | None = None,
     ) -> None:
         self.endpoint = endpoint or default_endpoint()
         self.timeout_s = timeout_s
+        self.patience_s = patience_s
         self._security = security_of(self.endpoint, server_key, client_key)
         self._requests = RequestClient(self.endpoint, timeout_s, security=self._security)
         self._open = AsyncExitStack()
@@ -164,13 +170,13 @@ class Client:
         return Subscriber(self.daemon.events_endpoint, topics, security=self._security)
 
     async def ask(self, message: Message, answer: type[ReplyT]) -> ReplyT:
-        """Send a request and return its answer.
+        """Send a request and return its answer; a daemon that is busy is asked again, when it says.
 
         Raises:
             EsperError: whatever the daemon answers with, as the class its code names.
             AskTimeout: when nothing answers within ``timeout_s``.
         """
-        reply = await self._requests.request(message)
+        reply = await asked_patiently(lambda: self._requests.request(message), message, self.patience_s)
         if not isinstance(reply, answer):
             raise ProtocolMismatch(
                 f"the daemon answered {type(message).__name__} with {type(reply).__name__}, not {answer.__name__}; "
@@ -278,6 +284,23 @@ class JobHandle:
         """
         return await self._client.ask(CancelJob(id=self.id), JobInfo)
 
+    async def retry(self) -> JobInfo:
+        """Queue a failed or dead job again: it goes on from its last good checkpoint, with all its attempts before it.
+
+        Raises:
+            IllegalTransition: when it has not failed.
+            ReadOnly: while the daemon's disk is full.
+        """
+        return await self._client.ask(RetryJob(id=self.id), JobInfo)
+
+    async def failure(self) -> FailureAnalysis:
+        """Why the job failed: where, since when, what is different, what to try.
+
+        Raises:
+            NothingToShow: when no attempt at it failed.
+        """
+        return await self._client.ask(AnalyseFailure(id=self.id), FailureAnalysis)
+
     async def overrule(
         self, wish: Wish, *, slot: str = "", blueprint: str = "", seed: str = "", number: int | None = None, reason: str = ""
     ) -> Overruled:
@@ -347,7 +370,7 @@ class JobHandle:
                     async for event in self._logged(seen):
                         seen = event.sequence
                         yield event
-                        if _is_final(event):
+                        if await self._ended_with(event):
                             return
                     if job_was_over:
                         return
@@ -358,8 +381,16 @@ class JobHandle:
                 elif published.sequence == seen + 1:
                     seen = published.sequence
                     yield published
-                    if _is_final(published):
+                    if await self._ended_with(published):
                         return
+
+    async def _ended_with(self, event: Event) -> bool:
+        """Whether this event is the job's last: one that failed may have been tried again since."""
+        if not _is_final(event):
+            return False
+        assert isinstance(event.body, JobStateChanged)  # noqa: S101 - nothing else is final
+        info = await self.info()
+        return info.state is not JobState.QUEUED and info.attempt <= event.body.attempt
 
     async def wait(self) -> JobInfo:
         """Wait until the job is over, however it ends."""

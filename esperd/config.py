@@ -19,6 +19,8 @@ LONGEST_SOCKET_PATH = 107
 
 Seconds = Annotated[float, msgspec.Meta(gt=0.0)]
 Count = Annotated[int, msgspec.Meta(ge=1)]
+Amount = Annotated[float, msgspec.Meta(ge=0.0)]
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +33,7 @@ class Daemon(Section, frozen=True, kw_only=True):
     state_directory: str = ""
     """Databases, kernels, checkpoints, models. Empty: ``$STATE_DIRECTORY``, else the user's XDG state directory."""
     runtime_directory: str = ""
-    """Sockets. Empty: ``run`` under the state directory."""
+    """Sockets. Empty: ``$RUNTIME_DIRECTORY``, else ``run`` under the state directory."""
     drain_timeout_s: Seconds = 30.0
     """How long SIGTERM waits for workers to checkpoint before they are killed; they stay resumable."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -118,6 +120,61 @@ class Cache(Section, frozen=True, kw_only=True):
     """Kernels kept in memory, least recently used out first."""
 
 
+class Storage(Section, frozen=True, kw_only=True):
+    """``[storage]``: what is done when the disk fills up, and what is kept."""
+
+    min_free_bytes: Annotated[int, msgspec.Meta(ge=0)] = 64 * 1024 * 1024
+    """Below so many free bytes the daemon turns read-only."""
+    reserve_bytes: Annotated[int, msgspec.Meta(ge=0)] = 16 * 1024 * 1024
+    """Size of the reserve file, which is given up when the disk is full."""
+    collect_every_s: Seconds = 3600.0
+    """Between two looks for blobs that nobody refers to; one must be found twice."""
+    keep_failed_s: Seconds = 7 * 24 * 3600.0
+    """How long the checkpoints of a failed or dead job are kept for ``esper retry``."""
+
+
+class Breaker(Section, frozen=True, kw_only=True):
+    """One service of ``[breakers]``."""
+
+    failures: Count = 3
+    """In a row, after which the service is left alone."""
+    reset_s: Seconds = 30.0
+    """How long, before one request tries whether it is back."""
+
+
+class Breakers(Section, frozen=True, kw_only=True):
+    """``[breakers]``: when a service that keeps failing is no longer asked."""
+
+    policy: Breaker = Breaker()
+    compiler: Breaker = Breaker()
+    cache: Breaker = Breaker()
+    telemetry: Breaker = Breaker(failures=2, reset_s=5.0)
+
+
+class Retention(Section, frozen=True, kw_only=True):
+    """``[retention]``: how long what finished jobs left is kept. Unfinished jobs are never touched."""
+
+    events_days: Amount = 365.0
+    """Events of a job are deleted this many days after its end. 0: never."""
+    events_bytes: Bytes = 4 * 1024**3
+    """Where the event log is larger, the events of finished jobs go, those that ended first first. 0: no bound."""
+    jobs_days: Amount = 0.0
+    """A job is forgotten this many days after its end, with its events and its artifacts. 0: never."""
+    jobs_bytes: Bytes = 0
+    """Where the artifacts of finished jobs are larger, jobs are forgotten, those that ended first first. 0: no bound."""
+    every_s: Seconds = 3600.0
+    """Between two looks."""
+
+
+class Telemetry(Section, frozen=True, kw_only=True):
+    """``[telemetry]``."""
+
+    otlp_endpoint: str = ""
+    """Where traces are sent: an OTLP collector over HTTP. Empty: nothing is traced."""
+    trace_steps: bool = False
+    """Whether every training step is a span, and not only every epoch."""
+
+
 class Plugins(Section, frozen=True, kw_only=True):
     """``[plugins]``."""
 
@@ -136,6 +193,10 @@ class Config(Section, frozen=True, kw_only=True):
     workers: Workers = Workers()
     compiler: Compiler = Compiler()
     cache: Cache = Cache()
+    storage: Storage = Storage()
+    breakers: Breakers = Breakers()
+    retention: Retention = Retention()
+    telemetry: Telemetry = Telemetry()
     plugins: Plugins = Plugins()
 
     @property
@@ -146,7 +207,7 @@ class Config(Section, frozen=True, kw_only=True):
     @property
     def runtime_directory(self) -> Path:
         """Absolute path of the directory that holds the sockets."""
-        named = self.daemon.runtime_directory
+        named = self.daemon.runtime_directory or os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
         return Path(named).expanduser().absolute() if named else self.state_directory / "run"
 
 
@@ -181,6 +242,30 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] | None 
     Raises:
         ConfigError: when the file cannot be read or parsed, or a key or value is wrong; names the place.
     """
+    values, origins = _gather(path, os.environ if environment is None else environment)
+    try:
+        return msgspec.convert(values, Config)
+    except msgspec.ValidationError as error:
+        variables = [place for place in dict.fromkeys(origins.values()) if place != str(path)]
+        origin = ", ".join([str(path) if path else "defaults", *variables])
+        raise ConfigError(f"{error} (in {origin})", path=origin) from error
+
+
+def key_origins(path: Path | None = None, environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Where every value that is no default came from: a file's path or a variable's name, by ``section.key``.
+
+    Args:
+        path: see :func:`load_config`.
+        environment: see :func:`load_config`.
+
+    Raises:
+        ConfigError: when the file cannot be read or parsed, or a variable's name is wrong.
+    """
+    return _gather(path, os.environ if environment is None else environment)[1]
+
+
+def _gather(path: Path | None, environment: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Values by section and key as file and variables give them, and where each came from by ``section.key``."""
     values: dict[str, Any] = {}
     if path is not None:
         try:
@@ -189,8 +274,8 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] | None 
             raise ConfigError(f"cannot read {path}: {error.strerror}", path=str(path)) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path} is not TOML: {error}", path=str(path)) from error
-    origin = str(path) if path else "defaults"
-    for variable, text in (os.environ if environment is None else environment).items():
+    origins = {f"{section}.{key}": str(path) for section, table in values.items() if isinstance(table, dict) for key in table}
+    for variable, text in environment.items():
         if not variable.startswith(ENVIRONMENT_PREFIX):
             continue
         section, separator, key = variable.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
@@ -200,11 +285,8 @@ def load_config(path: Path | None = None, environment: Mapping[str, str] | None 
         if not isinstance(table, dict):
             raise ConfigError(f"{section} must be a table, as in [{section}]", key=section)
         table[key] = _parse(text)
-        origin += f", {variable}"
-    try:
-        return msgspec.convert(values, Config)
-    except msgspec.ValidationError as error:
-        raise ConfigError(f"{error} (in {origin})", path=origin) from error
+        origins[f"{section}.{key}"] = variable
+    return values, origins
 
 
 def _parse(text: str) -> Any:  # noqa: ANN401 - a TOML value

@@ -181,6 +181,20 @@ class Busy(EsperError):
     exit_status = 5
 
 
+class ReadOnly(EsperError):
+    """The disk is full or nearly so: new work is refused, nothing acknowledged is lost; ``retry_after_s``: when to try again."""
+
+    code = "read_only"
+    exit_status = 5
+
+
+class CircuitOpen(EsperError):
+    """A service failed so often in a row that it is left alone for a while; ``retry_after_s`` says how long."""
+
+    code = "circuit_open"
+    exit_status = 5
+
+
 class JobFailed(EsperError):
     """A job that a command waited for did not succeed; carries the job's own error."""
 

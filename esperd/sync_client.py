@@ -16,6 +16,7 @@ import anyio.from_thread
 from esperd.client import Client, JobHandle
 from esperd.messages.control import ActorList, PluginList, Welcome
 from esperd.messages.evidence import EvidenceList
+from esperd.messages.failures import FailureAnalysis
 from esperd.messages.jobs import Artifact, Job, JobInfo
 from esperd.messages.kernels import KernelList
 from esperd.messages.overruling import LoggedDecision, Overruled, ProposalList, ReplayedPoint, Wish
@@ -29,6 +30,7 @@ class SyncClient:
     Args:
         endpoint: as for :class:`Client`.
         timeout_s: as for :class:`Client`.
+        patience_s: as for :class:`Client`.
         server_key: as for :class:`Client`.
         client_key: as for :class:`Client`.
     """
@@ -37,11 +39,12 @@ class SyncClient:
         self,
         endpoint: str | None = None,
         timeout_s: float = 10.0,
+        patience_s: float = 15.0,
         *,
         server_key: str | None = None,
         client_key: os.PathLike[str] | str | None = None,
     ) -> None:
-        self._make_client = partial(Client, endpoint, timeout_s, server_key=server_key, client_key=client_key)
+        self._make_client = partial(Client, endpoint, timeout_s, patience_s, server_key=server_key, client_key=client_key)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
@@ -133,6 +136,14 @@ class SyncJobHandle:
     def cancel(self) -> JobInfo:
         """As :meth:`JobHandle.cancel`."""
         return self._portal.call(self._handle.cancel)
+
+    def retry(self) -> JobInfo:
+        """As :meth:`JobHandle.retry`."""
+        return self._portal.call(self._handle.retry)
+
+    def failure(self) -> FailureAnalysis:
+        """As :meth:`JobHandle.failure`."""
+        return self._portal.call(self._handle.failure)
 
     def overrule(
         self, wish: Wish, *, slot: str = "", blueprint: str = "", seed: str = "", number: int | None = None, reason: str = ""

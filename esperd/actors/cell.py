@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple, Protocol
 
 import anyio
 import anyio.abc
+import structlog
 
 from esperd.actors.actor import ASK_TIMEOUT_S, Actor
 from esperd.actors.beside import Beside
@@ -16,7 +18,9 @@ from esperd.actors.clock import Clock
 from esperd.actors.dead_letters import Reason
 from esperd.actors.envelope import Envelope
 from esperd.actors.mailbox import Mailbox
+from esperd.actors.observer import TOLD, Observer, kind_of
 from esperd.actors.outcome import answer_of
+from esperd.actors.scope import handling
 from esperd.actors.spec import ChildSpec, Spec
 from esperd.actors.supervisor import STOPPED
 from esperd.actors.tasks import open_task_group
@@ -30,6 +34,11 @@ class Post(Protocol):
     @property
     def clock(self) -> Clock:
         """Time."""
+        ...
+
+    @property
+    def observer(self) -> Observer:
+        """Who counts."""
         ...
 
     async def ask(self, to: str, message: Message, timeout_s: float = ASK_TIMEOUT_S, *, sender: str = "") -> Reply:
@@ -176,6 +185,7 @@ class LocalCell(Cell):
     async def _live(self, generation: int, started: Callable[[], None]) -> End:
         is_started = False
         self._is_alive = True
+        structlog.contextvars.bind_contextvars(actor=self.name, generation=generation)  # of this incarnation's task
         try:
             async with open_task_group() as tasks:
                 tasks.start_soon(self._enforce_grace, tasks.cancel_scope)
@@ -212,6 +222,7 @@ class LocalCell(Cell):
     async def _read_mail(self, actor: Actor, tasks: anyio.abc.TaskGroup) -> None:
         beside = Beside(self.name)
         while isinstance(envelope := await self.mailbox.get(), Envelope):
+            self._post.observer.observe_wait(self.name, time.perf_counter() - envelope.sent_at)
             if envelope.is_abandoned:
                 self._post.bury(Reason.EXPIRED, self.name, envelope)
                 continue
@@ -241,16 +252,25 @@ class LocalCell(Cell):
                 self._post.bury(Reason.NOT_HANDLED, self.name, envelope)
                 return
             try:
-                await actor.handle(envelope.message)
+                await self._run_handler(actor, envelope)
             except Exception as error:
                 self._post.bury(Reason.HANDLER_FAILED, self.name, envelope, f"{type(error).__name__}: {error}")
                 raise
+            self._post.observer.observe_message(self.name, kind_of(envelope.message), TOLD)
             return
         try:
-            returned = await actor.handle(envelope.message)
+            returned = await self._run_handler(actor, envelope)
             envelope.settle(answer_of(returned, actor=self.name, message=envelope.message))
         except Exception as error:  # noqa: BLE001 - whatever a handler raises is the asker's answer
             envelope.fail(error, self.name)
         except BaseException:
             envelope.fail(self.stopped_error(), self.name)
             raise
+
+    async def _run_handler(self, actor: Actor, envelope: Envelope) -> Reply | None:
+        began = time.perf_counter()
+        try:
+            with handling(self.name, envelope.message, envelope.trace):
+                return await actor.handle(envelope.message)
+        finally:
+            self._post.observer.observe_handled(self.name, time.perf_counter() - began)

@@ -10,6 +10,7 @@ import msgspec
 
 from esperd.errors import MalformedMessage, ProtocolMismatch
 from esperd.messages import MESSAGE_TYPES, PROTOCOL_VERSION, Message
+from esperd.tracing import LONGEST_TRACEPARENT
 
 LARGEST_ID = 2**63 - 1
 UNKNOWN_ID = 0
@@ -45,6 +46,10 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     sender: str
     deadline_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Milliseconds the asker still waits; None: it does not say."""
+    trace: Annotated[str, msgspec.Meta(max_length=LONGEST_TRACEPARENT)] = ""
+    """W3C ``traceparent`` of the span it was sent from; empty: nobody traces it. A peer that does not know it leaves it out, and
+    skips it.
+    """
 
 
 class Opening(msgspec.Struct, frozen=True, array_like=True):
@@ -71,9 +76,18 @@ class Codec:
         self._head = msgspec.msgpack.Decoder(Head)
         self._body = msgspec.msgpack.Decoder(Union[tuple(message_types)])  # noqa: UP007 - a union built at run time
 
-    def head(self, kind: Kind, id: int, *, to: str, sender: str, deadline_ms: int | None = None) -> Head:  # noqa: A002
+    def head(
+        self,
+        kind: Kind,
+        id: int,  # noqa: A002 - as the field is called
+        *,
+        to: str,
+        sender: str,
+        deadline_ms: int | None = None,
+        trace: str = "",
+    ) -> Head:
         """A head of this codec's protocol."""
-        return Head(self.protocol, kind, id, to, sender, deadline_ms)
+        return Head(self.protocol, kind, id, to, sender, deadline_ms, trace)
 
     def encode(self, head: Head, message: Message) -> list[bytes]:
         """Frames of a message.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from esperd.actors.mailbox import payload_bytes
 from esperd.actors.outcome import error_reply
@@ -19,12 +20,16 @@ class Envelope:
         sender: name of the actor, or of whatever else, that says it.
         answer: settled with the reply (an :class:`~esperd.messages.ErrorReply` for a failure); None for a tell.
         deadline: when the asker gives up, in the event loop's time; None for a tell.
+        trace: ``traceparent`` of the span it was sent from; empty: nobody traces it.
+        sent_at: when it was made, by ``time.perf_counter``.
     """
 
     message: Message
     sender: str
     answer: asyncio.Future[Reply] | None = None
     deadline: float | None = None
+    trace: str = ""
+    sent_at: float = field(default_factory=time.perf_counter)
 
     @property
     def size_bytes(self) -> int:

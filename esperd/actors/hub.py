@@ -133,6 +133,7 @@ class Hub:
             to=peer.name,
             sender=envelope.sender,
             deadline_ms=deadline_ms,
+            trace=envelope.trace,
         )
         try:
             await self._send_patiently(peer, self._codec.encode(head, envelope.message))

@@ -17,12 +17,14 @@ import zmq
 import zmq.asyncio
 
 import esperd
+from esperd import tracing
 from esperd.actors.actor import ASK_TIMEOUT_S
 from esperd.actors.clock import Clock, SystemClock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.mailbox import Mailbox
 from esperd.actors.outcome import answer_of, error_reply, result_of
+from esperd.actors.scope import handling
 from esperd.actors.sockets import connect_dealer, unreachable
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, MalformedMessage
@@ -158,7 +160,9 @@ class Link:
         if to == self.name:
             raise ActorUnavailable(f"{to} asks itself: it would wait for ever for its own answer; tell instead", actor=to)
         request = next(self._ids)
-        head = self._codec.head(Kind.ASK, request, to=to, sender=self.name, deadline_ms=int(timeout_s * 1000))
+        head = self._codec.head(
+            Kind.ASK, request, to=to, sender=self.name, deadline_ms=int(timeout_s * 1000), trace=tracing.current()
+        )
         frames = self._codec.encode(head, message)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._open[request] = answer
@@ -182,7 +186,8 @@ class Link:
             DaemonUnreachable: when the daemon is lost or the link has ended.
         """
         self._require_daemon()
-        await self._send(self._codec.encode(self._codec.head(Kind.TELL, next(self._ids), to=to, sender=self.name), message))
+        head = self._codec.head(Kind.TELL, next(self._ids), to=to, sender=self.name, trace=tracing.current())
+        await self._send(self._codec.encode(head, message))
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
@@ -275,7 +280,8 @@ class Link:
             head, message = await self._inbox.get()
             if head.kind is not Kind.ASK:
                 if self._accepts(message):
-                    await self._handler(message)
+                    with handling(self.name, message, head.trace):
+                        await self._handler(message)
                 else:
                     log.warning("not handled", actor=self.name, sender=head.sender, message_type=type(message).__name__)
             elif self._beside(message):
@@ -285,7 +291,8 @@ class Link:
 
     async def _answer(self, head: Head, message: Message) -> None:
         try:
-            answer = answer_of(await self._handler(message), actor=self.name, message=message)
+            with handling(self.name, message, head.trace):
+                answer = answer_of(await self._handler(message), actor=self.name, message=message)
         except Exception as error:  # noqa: BLE001 - whatever the handler raises is the asker's answer
             answer = error_reply(error, actor=self.name, message=message)
         await self._reply(head.id, head.sender, answer)

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 
 import anyio
 import anyio.abc
 
 from esperd.actors.cell import Cell, End, Post
-from esperd.actors.codec import Kind
+from esperd.actors.codec import Head, Kind
 from esperd.actors.dead_letters import Reason
 from esperd.actors.envelope import Envelope
 from esperd.actors.hub import Hub, Peer, Received
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
+from esperd.actors.observer import TOLD, kind_of, result_name
 from esperd.actors.outcome import error_reply
 from esperd.actors.process import WorkerProcess, describe_status, spawn
 from esperd.actors.spec import ProcessSpec
 from esperd.actors.supervisor import STOPPED
 from esperd.actors.tasks import open_task_group
-from esperd.errors import ActorUnavailable, Busy, EsperError, MalformedMessage, WorkerFailed
+from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, MalformedMessage, WorkerFailed
 from esperd.messages import Done, Reply
 from esperd.messages.control import Heartbeat, Stop, Watch
 
@@ -156,6 +158,7 @@ class ProcessCell(Cell):
     async def _pass_out(self, peer: Peer) -> None:
         """Mailbox → process."""
         while isinstance(envelope := await self.mailbox.get(), Envelope):
+            self._post.observer.observe_wait(self.name, time.perf_counter() - envelope.sent_at)
             if envelope.is_abandoned:
                 self._post.bury(Reason.EXPIRED, self.name, envelope)
                 continue
@@ -167,6 +170,8 @@ class ProcessCell(Cell):
                 self._post.bury(Reason.ACTOR_STOPPED, self.name, envelope, error.message)
             else:
                 self.handled += 1
+                if envelope.answer is None:
+                    self._post.observer.observe_message(self.name, kind_of(envelope.message), TOLD)
 
     async def _pass_in(self, peer: Peer, tasks: anyio.abc.TaskGroup) -> None:
         """Process → whoever it names, in its order. Answers go back as they come."""
@@ -176,7 +181,7 @@ class ProcessCell(Cell):
     async def _pass_one_in(self, peer: Peer, received: Received, tasks: anyio.abc.TaskGroup) -> None:
         head, message = received
         if head.kind is not Kind.ASK:
-            await self._post.tell(head.to, message, sender=self.name)
+            await self._post.deliver(head.to, Envelope(message, self.name, trace=head.trace))
             return
         if head.to == SUPERVISOR:
             await self._answer(peer, head.id, self._answer_supervision(received))
@@ -188,23 +193,28 @@ class ProcessCell(Cell):
         loop = asyncio.get_running_loop()
         patience_s = None if head.deadline_ms is None else head.deadline_ms / 1000
         deadline = None if patience_s is None else loop.time() + patience_s
-        envelope = Envelope(message, self.name, loop.create_future(), deadline)
+        envelope = Envelope(message, self.name, loop.create_future(), deadline, head.trace)
         try:
             with anyio.move_on_after(patience_s):
                 await self._post.deliver(head.to, envelope)
         except EsperError as error:
+            self._post.observer.observe_message(head.to, kind_of(message), error.code)
             await self._answer(peer, head.id, error_reply(error, actor=head.to, message=message))
             return
         self._asks += 1
-        tasks.start_soon(self._await_answer, peer, head.id, envelope, patience_s)
+        tasks.start_soon(self._await_answer, peer, head, envelope, patience_s)
 
-    async def _await_answer(self, peer: Peer, request: int, envelope: Envelope, patience_s: float | None) -> None:
+    async def _await_answer(self, peer: Peer, head: Head, envelope: Envelope, patience_s: float | None) -> None:
         answer = envelope.answer
         if answer is None:
             return
+        result = AskTimeout.code
         try:
             with anyio.move_on_after(patience_s):  # past it, the process has given up by itself
-                await self._answer(peer, request, await answer)
+                reply = await answer
+                result = result_name(reply)
+                await self._answer(peer, head.id, reply)
+            self._post.observer.observe_message(head.to, kind_of(envelope.message), result)
         finally:
             self._asks -= 1
             answer.cancel()

@@ -15,8 +15,9 @@ import anyio.abc
 import zmq
 import zmq.asyncio
 
+from esperd import tracing
 from esperd.actors.clock import SystemClock
-from esperd.actors.codec import UNKNOWN_ID, Codec, Kind
+from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.curve import ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
@@ -186,16 +187,17 @@ class RequestServer:
                     await self._send(socket, client, head.id, error_reply(error, actor=SERVER, message=message))
                     continue
                 self._in_flight += 1
-                answers.start_soon(self._answer, socket, client, who, head.id, message)
+                answers.start_soon(self._answer, socket, client, who, head, message)
 
-    async def _answer(self, socket: zmq.asyncio.Socket, client: bytes, who: bytes, request: int, message: Message) -> None:
+    async def _answer(self, socket: zmq.asyncio.Socket, client: bytes, who: bytes, head: Head, message: Message) -> None:
         try:
             try:
-                returned = await self._handler(who, message)
+                with tracing.span(f"{SERVER} {type(message).__name__}", parent=head.trace):
+                    returned = await self._handler(who, message)
                 answer = answer_of(returned, actor=SERVER, message=message)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is the client's answer
                 answer = error_reply(error, actor=SERVER, message=message)
-            await self._send(socket, client, request, answer)
+            await self._send(socket, client, head.id, answer)
         finally:
             if self._turnstile is not None:
                 self._turnstile.leave(who)
@@ -329,14 +331,20 @@ class RequestClient:
             AskTimeout: when the daemon is there but does not answer this request in time.
             EsperError: of whatever class the daemon answered with.
         """
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        with tracing.span(f"{self._sender} {type(message).__name__}"):
+            return await self._request(message, limit_s)
+
+    async def _request(self, message: Message, limit_s: float) -> Reply:
         if self._socket is None:
             raise unreachable(self.endpoint, "this client is not open")
         if self._refusal is not None:
             raise self._refusal
-        limit_s = self.timeout_s if timeout_s is None else timeout_s
         request = next(self._ids)
         deadline_ms = None if math.isinf(limit_s) else int(limit_s * 1000)
-        head = self._codec.head(Kind.ASK, request, to=SERVER, sender=self._sender, deadline_ms=deadline_ms)
+        head = self._codec.head(
+            Kind.ASK, request, to=SERVER, sender=self._sender, deadline_ms=deadline_ms, trace=tracing.current()
+        )
         frames = self._codec.encode(head, message)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._open[request] = answer

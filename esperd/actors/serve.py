@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import structlog
 
 from esperd.actors.actor import ASK_TIMEOUT_S, Actor
 from esperd.actors.beside import Beside
@@ -81,6 +82,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(actor: Actor, incarnation: Incarnation) -> None:
+    structlog.contextvars.bind_contextvars(actor=incarnation.actor, generation=incarnation.generation)
     hand = anyio.Lock()
     """Held while a message is handled, and before the first: the lock is fair, so messages keep their order."""
     await hand.acquire()

@@ -14,6 +14,7 @@ import anyio
 import anyio.abc
 import structlog
 
+from esperd import tracing
 from esperd.actors.actor import ASK_TIMEOUT_S
 from esperd.actors.cell import Cell, LocalCell
 from esperd.actors.clock import Clock, SystemClock
@@ -22,6 +23,7 @@ from esperd.actors.dead_letters import DeadLetter, DeadLetters, Reason
 from esperd.actors.envelope import Envelope
 from esperd.actors.hub import Hub
 from esperd.actors.incarnation import SUPERVISOR
+from esperd.actors.observer import Observer, Unobserved, kind_of, result_name
 from esperd.actors.outcome import result_of
 from esperd.actors.process_cell import ProcessCell
 from esperd.actors.spec import ChildSpec, ProcessSpec, Spec
@@ -69,6 +71,7 @@ class ActorSystem:
         codec: message types and protocol version at process edges.
         wire_check: encode and decode every message between local actors as well, so that one that could not cross a
             process edge is found out without one.
+        observer: told of every message; None: nobody counts.
     """
 
     def __init__(
@@ -81,8 +84,10 @@ class ActorSystem:
         rng: random.Random | None = None,
         codec: Codec | None = None,
         wire_check: bool = False,
+        observer: Observer | None = None,
     ) -> None:
         self.clock: Clock = clock or SystemClock()
+        self.observer: Observer = observer or Unobserved()
         self.dead_letters = DeadLetters()
         self.escalated: EsperError | None = None
         """Why the system ends; None while it does not."""
@@ -213,25 +218,33 @@ class ActorSystem:
             )
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Reply] = loop.create_future()
-        envelope = Envelope(message, sender, answer, loop.time() + timeout_s)
+        envelope = Envelope(message, sender, answer, loop.time() + timeout_s, tracing.current())
         try:
             with anyio.move_on_after(timeout_s):
-                await self.deliver(to, envelope)
-                return result_of(await answer)
+                try:
+                    await self.deliver(to, envelope)
+                except EsperError as error:
+                    self.observer.observe_message(to, kind_of(message), error.code)
+                    raise
+                reply = await answer
+                self.observer.observe_message(to, kind_of(message), result_name(reply))
+                return result_of(reply)
         finally:
             answer.cancel()
-        raise AskTimeout(
+        late = AskTimeout(
             f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
             actor=to,
             message_type=type(message).__name__,
             timeout_s=timeout_s,
         )
+        self.observer.observe_message(to, kind_of(message), late.code)
+        raise late
 
     async def tell(self, to: str, message: Message, *, sender: str = OUTSIDE) -> None:
         """Send a message to an actor, at most once; waits while its mailbox is full. What cannot be delivered becomes a
         dead letter.
         """
-        await self.deliver(to, Envelope(message, sender))
+        await self.deliver(to, Envelope(message, sender, trace=tracing.current()))
 
     async def deliver(self, to: str, envelope: Envelope) -> None:
         """Put an envelope into an actor's mailbox, waiting for room; a tell that cannot be delivered is buried.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from esperd.cli.events import events
 from esperd.cli.exit_codes import FAILED, run
 from esperd.cli.keys import keys
 from esperd.cli.options import Options, client_options, output_options
@@ -74,7 +75,7 @@ def submit(options: Options, job_file: Path, key: str | None, *, watched: bool, 
             await follow(handle, output)
             require_success(await handle.info())
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -93,7 +94,7 @@ def jobs(options: Options, limit: int) -> None:
         else:
             output.grid(jobs_grid(listed))
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -110,7 +111,7 @@ def watch(options: Options, job_id: str, after: int) -> None:
         await follow(handle, output, after)
         require_success(await handle.info())
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 def _change_command(name: str, description: str) -> None:
@@ -129,12 +130,34 @@ def _change_command(name: str, description: str) -> None:
             else:
                 output.line(f"{name} of {info.id} recorded; it is {info.state}")
 
-        _with_daemon(options, work)
+        with_daemon(options, work)
 
 
 _change_command("pause", "Checkpoint a job and stop it, to be resumed later.")
 _change_command("resume", "Queue a paused job again.")
 _change_command("cancel", "Stop a job for good.")
+_change_command("retry", "Queue a failed or dead job again, from its last good checkpoint.")
+
+
+@esper.command(name="explain-failure")
+@click.argument("job_id", metavar="ID")
+@client_options
+@_options
+def explain_failure(options: Options, job_id: str) -> None:
+    """Show why a job failed: what, where, since when, what changed between its attempts, and what to try."""
+    from esperd.cli.failing import attempts_grid, lines
+
+    async def work(esper: Client, output: Output) -> None:
+        found = await esper.job(job_id).failure()
+        if output.as_json:
+            output.json(found)
+            return
+        for line, style in lines(found):
+            output.line(line, style=style)
+        output.line("")
+        output.grid(attempts_grid(found.attempts))
+
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -179,7 +202,7 @@ def decide(options: Options, job_id: str, words: tuple[str, ...], reason: str) -
         if overruled.note:
             output.line(f"note: {overruled.note}", style="yellow")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -229,7 +252,7 @@ def explain(options: Options, job_id: str, point: int | None, *, replayed: bool)
             output.grid(grid)
         return None
 
-    return _with_daemon(options, work)
+    return with_daemon(options, work)
 
 
 def _differs(points: Sequence[ReplayedPoint]) -> int | None:
@@ -264,7 +287,7 @@ def report(options: Options, job_id: str, html: Path | None) -> None:
             output.line(f"written {html}")
         output.line(str(judge(found)), style="bold")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -321,15 +344,18 @@ def export(
             made.write_forms(forms)
         made.tell()
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
+
+
+esper.add_command(events)
 
 
 @esper.command()
 @client_options
 @_options
 def actors(options: Options) -> None:
-    """List the daemon's actors and its dead letters."""
-    from esperd.cli.listings import actors_grid, dead_letters_line
+    """List the daemon's actors, its dead letters and its circuit breakers."""
+    from esperd.cli.listings import actors_grid, breakers_line, dead_letters_line
 
     async def work(esper: Client, output: Output) -> None:
         listed = await esper.actors()
@@ -338,8 +364,9 @@ def actors(options: Options) -> None:
             return
         output.grid(actors_grid(listed))
         output.line(dead_letters_line(listed))
+        output.line(breakers_line(listed))
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -357,7 +384,7 @@ def kernels(options: Options) -> None:
         output.grid(kernels_grid(listed))
         output.line(kernels_line(listed))
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.command()
@@ -402,7 +429,7 @@ def evidence(options: Options, blueprint: str, job_id: str | None, forget: str |
         else:
             output.line(f"forgotten: {forgotten} tries")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @esper.group(invoke_without_command=True)
@@ -431,7 +458,7 @@ def list_plugins(options: Options) -> None:
             output.line("")
             output.line(error, style="red")
 
-    _with_daemon(options, work)
+    with_daemon(options, work)
 
 
 @plugins.command()
@@ -458,18 +485,21 @@ def check(options: Options, name: str) -> int | None:
 esper.add_command(keys)
 
 
-def _with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[ResultT]]) -> ResultT:
-    """Connect to the daemon and do this."""
+def with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[ResultT]]) -> ResultT:
+    """Connect to the daemon and do this. Where traces are configured, each request begins one."""
     import anyio
 
+    from esperd import tracing
     from esperd.cli.output import Output
     from esperd.client import Client
+    from esperd.config import load_config
 
     async def connected() -> ResultT:
         async with Client(options.endpoint, server_key=options.server_key, client_key=options.client_key) as client:
             return await work(client, Output(options))
 
-    return anyio.run(connected)
+    with tracing.exporting(load_config().telemetry.otlp_endpoint, "esper"):
+        return anyio.run(connected)
 
 
 def main() -> None:

@@ -4,26 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from esperd.cli.configured import DIRECTORY, config_option, load, state_option
+from esperd.cli.database import db
 from esperd.cli.exit_codes import run
 from esperd.cli.options import Options, output_options
-
-if TYPE_CHECKING:
-    from esperd.config import Config
-
-FILE = click.Path(dir_okay=False, path_type=Path)
-DIRECTORY = click.Path(file_okay=False, path_type=Path)
+from esperd.cli.service import install_service
 
 _options = click.make_pass_decorator(Options)
-_config_option = click.option(
-    "--config", "config_file", type=FILE, help="esperd.toml. Default: no file; ESPERD__SECTION__KEY variables count always."
-)
-_state_option = click.option(
-    "--state-dir", type=DIRECTORY, help="State directory; wins over daemon.state_directory of the configuration."
-)
 
 
 @click.group(name="esperd", context_settings={"help_option_names": ["-h", "--help"]})
@@ -34,15 +24,15 @@ def esperd() -> None:
 
 
 @esperd.command(name="run")
-@_config_option
-@_state_option
+@config_option
+@state_option
 @output_options
 def run_command(config_file: Path | None, state_dir: Path | None) -> int:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C. A second signal stops it at once; jobs stay resumable."""
-    config = _load(config_file, state_dir)
+    config = load(config_file, state_dir)
     from esperd.daemon.process import run_daemon
 
-    return run_daemon(config)
+    return run_daemon(config, lambda: load(config_file, state_dir))
 
 
 @esperd.group()
@@ -52,8 +42,8 @@ def config() -> None:
 
 
 @config.command(name="check")
-@_config_option
-@_state_option
+@config_option
+@state_option
 @output_options
 @_options
 def check_config(options: Options, config_file: Path | None, state_dir: Path | None) -> None:
@@ -61,8 +51,9 @@ def check_config(options: Options, config_file: Path | None, state_dir: Path | N
     from esperd.cli.output import Output
     from esperd.config import endpoint
 
-    config = _load(config_file, state_dir)
-    endpoint(config.runtime_directory, "control")  # a socket path may be too long
+    config = load(config_file, state_dir)
+    for name in ("control", "workers", "events"):  # a socket path may be too long
+        endpoint(config.runtime_directory, name)
     output = Output(options)
     if output.as_json:
         output.json({"ok": True, "config": str(config_file) if config_file else None})
@@ -71,21 +62,33 @@ def check_config(options: Options, config_file: Path | None, state_dir: Path | N
 
 
 @config.command(name="show")
-@_config_option
-@_state_option
+@click.option("--origin", is_flag=True, help="Say where each value comes from: default, file, variable or option.")
+@config_option
+@state_option
 @output_options
 @_options
-def show_config(options: Options, config_file: Path | None, state_dir: Path | None) -> None:
+def show_config(options: Options, config_file: Path | None, state_dir: Path | None, *, origin: bool) -> None:
     """Show the configuration in force: every key, with defaults and variables applied, as TOML."""
+    from esperd.cli.origins import config_with_origins, key_origins
     from esperd.cli.output import Output
     from esperd.cli.settings import as_toml
 
-    config = _load(config_file, state_dir)
+    config = load(config_file, state_dir)
     output = Output(options)
-    if output.as_json:
+    if origin:
+        origins = key_origins(config, config_file, state_dir)
+        if output.as_json:
+            output.json(config_with_origins(config, origins))
+        else:
+            output.line(as_toml(config, origins))
+    elif output.as_json:
         output.json(config)
     else:
         output.line(as_toml(config))
+
+
+esperd.add_command(db)
+esperd.add_command(install_service)
 
 
 @esperd.command()
@@ -108,23 +111,6 @@ def demo(options: Options, directory: Path, state_dir: Path | None, rng_seed: in
     from esperd.cli.output import Output
 
     run_demo(Output(options), directory, state_dir or directory / "state", rng_seed=rng_seed, epochs=epochs)
-
-
-def _load(config_file: Path | None, state_dir: Path | None) -> Config:
-    """The configuration in force.
-
-    Raises:
-        ConfigError: when it is wrong; names the place.
-    """
-    import msgspec
-
-    from esperd.config import load_config
-
-    config = load_config(config_file)
-    if state_dir is None:
-        return config
-    daemon = msgspec.structs.replace(config.daemon, state_directory=str(state_dir))
-    return msgspec.structs.replace(config, daemon=daemon)
 
 
 def main() -> None:

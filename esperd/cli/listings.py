@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from esperd.messages.control import ActorList, ActorState, PluginList
+from esperd.messages.control import ActorList, ActorState, BreakerState, BreakerStatus, PluginList
 from esperd.messages.evidence import EvidenceList, EvidenceRow
 from esperd.messages.jobs import JobInfo, JobState
 from esperd.messages.kernels import KernelList
@@ -94,6 +94,17 @@ def actors_grid(listed: ActorList) -> Grid:
         ],
         empty="no actors",
     )
+
+
+def breakers_line(listed: ActorList) -> str:
+    """Circuit breakers and where they stand."""
+    return f"breakers: {', '.join(map(_breaker, listed.breakers)) or 'none'}"
+
+
+def _breaker(found: BreakerStatus) -> str:
+    wait = f", asked again in {found.retry_after_s:.0f} s" if found.retry_after_s is not None else ""
+    last = f", last: {found.last_error}" if found.last_error and found.state is not BreakerState.CLOSED else ""
+    return f"{found.service} {found.state}{wait}{last}"
 
 
 def dead_letters_line(listed: ActorList) -> str:

@@ -56,7 +56,7 @@ def require_success(info: JobInfo) -> None:
     if info.state is JobState.SUCCEEDED:
         return
     error = info.error
-    because = f": {error.message}" if error else ""
+    because = f": {error.message}; `esper explain-failure {info.id}` says more" if error else ""
     fields: dict[str, Any] = {"job": info.id, "state": str(info.state)}
     if error is not None:
         fields |= {"error_code": error.code, "traceback": error.traceback}

@@ -5,6 +5,7 @@ Plugins that the daemon blocks must be blocked here too; it says so through ``ES
 
 from __future__ import annotations
 
+from esperd import tracing
 from esperd.actors.leaving import leave
 from esperd.actors.serve import serve_actor
 from esperd.compiler.actor import CompilerActor
@@ -18,7 +19,8 @@ def main() -> None:
     config = load_config()
     configure_logging(config.daemon.log_level)
     plugins = load_plugins(config.plugins.blocked)
-    serve_actor(lambda: CompilerActor(plugins))
+    with tracing.exporting(config.telemetry.otlp_endpoint, "esperd compiler"):
+        serve_actor(lambda: CompilerActor(plugins))
 
 
 if __name__ == "__main__":

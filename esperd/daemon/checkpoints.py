@@ -1,12 +1,13 @@
 """The checkpoints of unfinished jobs: a directory for each, so that what a job leaves is removed without asking whose it is.
 
-Only the row of a job refers to its checkpoint. What no row refers to is deleted: the older ones as soon as a newer one is
-durable, the last one when the job is finished, and whatever a killed daemon left when the next one starts.
+Only the row of a job refers to its checkpoints: to the last one, and to the one before, which the job goes back to should the
+last one not verify. What no row refers to is deleted: older ones as soon as a newer one is durable, the last ones when the job is
+done, and whatever a killed daemon left when the next one starts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from esperd.store.blobs import Blobs
@@ -26,13 +27,21 @@ class Checkpoints:
         """Where a job's worker puts its checkpoints."""
         return Blobs(self.directory / job_id)
 
-    def keep_only(self, job_id: str, sha256: str | None) -> None:
-        """Delete every checkpoint of a job but this one, which is durable in the job's row; None: every one.
+    def keep_only(self, job_id: str, *wanted: str | None) -> None:
+        """Delete every checkpoint of a job but these, which are durable in the job's row; None stands for none.
 
         Raises:
             StoreFailed: when the disk refuses.
         """
-        self.of(job_id).sweep({sha256} if sha256 is not None else frozenset())
+        self.of(job_id).sweep({sha256 for sha256 in wanted if sha256 is not None})
+
+    def is_good(self, job_id: str, sha256: str) -> bool:
+        """Whether a checkpoint is there, whole. A damaged one is moved to its quarantine.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        return self.of(job_id).is_good(sha256)
 
     def forget(self, job_id: str) -> None:
         """Delete everything a job has here: it is finished.
@@ -42,11 +51,11 @@ class Checkpoints:
         """
         self.of(job_id).remove()
 
-    def sweep(self, unfinished: Mapping[str, str | None]) -> None:
+    def sweep(self, unfinished: Mapping[str, Collection[str | None]]) -> None:
         """Delete what no row refers to.
 
         Args:
-            unfinished: the checkpoint of every unfinished job, by id.
+            unfinished: the checkpoints of every job that may go on, by id.
 
         Raises:
             StoreFailed: when the disk refuses.
@@ -55,6 +64,6 @@ class Checkpoints:
             return
         for path in self.directory.iterdir():
             if path.name in unfinished:
-                self.keep_only(path.name, unfinished[path.name])
+                self.keep_only(path.name, *unfinished[path.name])
             else:
                 self.forget(path.name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import esperd
+from esperd.actors.breaker import Breaker
 from esperd.actors.system import ActorSystem
 from esperd.config import Config
 from esperd.daemon.admission import check_python
@@ -14,6 +16,7 @@ from esperd.errors import IllegalTransition, MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
 from esperd.messages.evidence import ForgetEvidence, ListEvidence
+from esperd.messages.failures import AnalyseFailure, RetryJob
 from esperd.messages.jobs import (
     FINAL_JOB_STATES,
     CancelJob,
@@ -29,7 +32,7 @@ from esperd.messages.jobs import (
 )
 from esperd.messages.kernels import ListKernels
 from esperd.messages.overruling import ExplainDecision, ListProposals, Overrule, ReplayDecisions
-from esperd.messages.telemetry import GetEvents
+from esperd.messages.telemetry import FindEvents, GetEvents
 from esperd.plugins import Plugins
 
 THIS_USER = b"this user"
@@ -42,12 +45,15 @@ ROUTES: dict[type[Message], str] = {
     PauseJob: "jobs",
     ResumeJob: "jobs",
     CancelJob: "jobs",
+    RetryJob: "jobs",
+    AnalyseFailure: "jobs",
     ListArtifacts: "jobs",
     FetchArtifact: "jobs",
     ListKernels: "cache",
     ListEvidence: "policy",
     ForgetEvidence: "policy",
     GetEvents: "telemetry",
+    FindEvents: "telemetry",
     Overrule: "policy",
     ListProposals: "policy",
     ExplainDecision: "policy",
@@ -64,10 +70,19 @@ class FrontDoor:
         system: the actors.
         plugins: what was loaded.
         events_endpoint: where events are published.
+        breakers: shown beside the actors.
         config: ``[jobs]`` and ``[limits]`` are used: what a job may run, and how much one client may ask.
     """
 
-    def __init__(self, system: ActorSystem, plugins: Plugins, events_endpoint: str, config: Config | None = None) -> None:
+    def __init__(
+        self,
+        system: ActorSystem,
+        plugins: Plugins,
+        events_endpoint: str,
+        breakers: Sequence[Breaker] = (),
+        config: Config | None = None,
+    ) -> None:
+        self._breakers = breakers
         self._system = system
         self._plugins = plugins
         self._events_endpoint = events_endpoint
@@ -107,6 +122,8 @@ class FrontDoor:
                 return await self._submit(client, message)
             case Overrule():
                 _require_decisions_to_come(await self._job(message.id))
+            case FindEvents() if message.job is not None:
+                await self._job(message.job)  # an unknown job is an error, and not a log without events
             case ListProposals() | ExplainDecision() | ReplayDecisions():
                 await self._job(message.id)  # the policy knows decisions, and not which jobs there are
         to = ROUTES.get(type(message))
@@ -131,7 +148,11 @@ class FrontDoor:
 
     def actors(self) -> ActorList:
         """Every actor's status, and what could not be delivered."""
-        return ActorList(actors=self._system.status(), dead_letters=dict(self._system.dead_letters.counts))
+        return ActorList(
+            actors=self._system.status(),
+            dead_letters=dict(self._system.dead_letters.counts),
+            breakers=tuple(breaker.status() for breaker in self._breakers),
+        )
 
 
 def _require_decisions_to_come(info: JobInfo) -> None:

@@ -1,4 +1,4 @@
-"""The HTTP side port: /livez, /readyz and /metrics, on loopback unless configured otherwise."""
+"""The HTTP side port: /livez, /readyz, /metrics and /v1/status, on loopback unless configured otherwise."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import anyio
+import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -14,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from esperd.config import Http
+from esperd.daemon.status import DaemonStatus
 from esperd.errors import ConfigError
 from esperd.telemetry.metrics import Metrics
 
@@ -26,12 +28,13 @@ class _Server(uvicorn.Server):
         yield
 
 
-def build_app(metrics: Metrics, not_ready: Callable[[], list[str]]) -> Starlette:
+def build_app(metrics: Metrics, not_ready: Callable[[], list[str]], status: Callable[[], DaemonStatus]) -> Starlette:
     """The application.
 
     Args:
         metrics: rendered at /metrics.
         not_ready: reasons why the daemon cannot take work; none means ready.
+        status: answered at /v1/status.
     """
 
     async def livez(_request: Request) -> Response:
@@ -44,7 +47,12 @@ def build_app(metrics: Metrics, not_ready: Callable[[], list[str]]) -> Starlette
     async def render(_request: Request) -> Response:
         return Response(metrics.render(), media_type=metrics.content_type)
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", render)])
+    async def tell(_request: Request) -> Response:
+        return Response(msgspec.json.encode(status()), media_type="application/json")
+
+    return Starlette(
+        routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", render), Route("/v1/status", tell)]
+    )
 
 
 def bind(settings: Http) -> socket.socket:

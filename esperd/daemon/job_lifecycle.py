@@ -103,12 +103,17 @@ class CancelAsked:
 
 
 @dataclass(frozen=True)
+class RetryAsked:
+    """The user wants a failed or dead job to be tried again."""
+
+
+@dataclass(frozen=True)
 class DaemonRestarted:
     """Whoever held the job is gone, through no fault of the job."""
 
 
 WorkerEvent = Started | Succeeded | Stopped | Broken | WorkerLost | WorkerLeft
-JobEvent = WorkerEvent | Leased | PauseAsked | ResumeAsked | CancelAsked | DaemonRestarted
+JobEvent = WorkerEvent | Leased | PauseAsked | ResumeAsked | CancelAsked | RetryAsked | DaemonRestarted
 
 
 @dataclass(frozen=True)
@@ -156,12 +161,21 @@ def advance(standing: JobStanding, event: JobEvent, limits: Jobs, rng: random.Ra
             return Moved(replace(left, retry_at=event.now + limits.backoff_s) if left.state is JobState.QUEUED else left)
         case DaemonRestarted():
             return Moved(_let_go(standing) if standing.state in HELD_STATES else standing)
+        case _:
+            return _wished(standing, event)
+
+
+def _wished(standing: JobStanding, event: PauseAsked | ResumeAsked | CancelAsked | RetryAsked) -> Moved:
+    """What a user's wish leads to."""
+    match event:
         case PauseAsked():
             return _pause(standing)
         case ResumeAsked():
             return Moved(_resume(standing))
         case CancelAsked():
             return _cancel(standing)
+        case RetryAsked():
+            return Moved(_retry(standing))
         case _:
             assert_never(event)
 
@@ -233,6 +247,15 @@ def _resume(standing: JobStanding) -> JobStanding:
             f"cannot resume a job that is {standing.state}; only a paused one", before=standing.state.value, action="resume"
         )
     return _move(standing, JobState.QUEUED, "resume")
+
+
+def _retry(standing: JobStanding) -> JobStanding:
+    """Another try begins with all its attempts."""
+    if standing.state not in (JobState.FAILED, JobState.DEAD):
+        raise IllegalTransition(
+            f"cannot retry a job that is {standing.state}; only a failed or dead one", before=standing.state.value, action="retry"
+        )
+    return replace(_move(standing, JobState.QUEUED, "retry"), lost=0, retry_at=None)
 
 
 def _cancel(standing: JobStanding) -> Moved:

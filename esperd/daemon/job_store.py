@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
 
 from esperd.config import Jobs
+from esperd.daemon import attempts
 from esperd.daemon.job_lifecycle import (
     Broken,
     CancelAsked,
@@ -20,6 +22,7 @@ from esperd.daemon.job_lifecycle import (
     Leased,
     PauseAsked,
     ResumeAsked,
+    RetryAsked,
     Started,
     Stopped,
     Succeeded,
@@ -29,6 +32,7 @@ from esperd.daemon.job_lifecycle import (
     check_lease,
 )
 from esperd.errors import Busy, Conflict, JobNotFound, StoreFailed, WorkerFailed
+from esperd.messages.failures import Attempt
 from esperd.messages.jobs import FINAL_JOB_STATES, Artifact, Job, JobError, JobInfo, JobState, StopJob
 from esperd.store.clock import Clock
 from esperd.store.database import Database
@@ -65,8 +69,16 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (job, name)
     ) STRICT, WITHOUT ROWID
     """,
+    f"""
+    ALTER TABLE jobs ADD COLUMN previous_checkpoint TEXT;  -- of the last but one: what the job goes back to
+    ALTER TABLE jobs ADD COLUMN previous_epoch INTEGER;
+    {attempts.SCHEMA}
+    """,
 )
 """Schema of the jobs' database; only ever append."""
+
+DONE_FOR_GOOD = frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
+"""States that nothing leads out of."""
 
 BUSY_RETRY_AFTER_S = 5.0
 """When a refused submission may try again; chosen, not measured."""
@@ -109,7 +121,8 @@ class JobStore:
     def __init__(self, database: Database, clock: Clock, limits: Jobs | None = None, rng: random.Random | None = None) -> None:
         self._database = database
         self._clock = clock
-        self._limits = limits or Jobs()
+        self.limits = limits or Jobs()
+        """In force; may be replaced at any time."""
         self._rng = rng or random.SystemRandom()
 
     async def submit(self, job: Job, key: str) -> Submitted:
@@ -159,8 +172,26 @@ class JobStore:
         """The latest ``limit`` jobs, newest first."""
         return tuple(map(_info, await self._database.read("SELECT * FROM jobs ORDER BY number DESC LIMIT ?", (limit,))))
 
-    async def lease(self, now: float) -> LeasedJob | None:
-        """Give the oldest queued job whose wait is over to a worker; None when there is none."""
+    async def count(self, state: JobState) -> int:
+        """How many jobs are in a state."""
+        rows = await self._database.read("SELECT count(*) FROM jobs WHERE state = ?", (state.value,))
+        return int(rows[0][0])
+
+    async def prove(self) -> None:
+        """A durable write that changes nothing.
+
+        Raises:
+            StoreFailed: when the disk refuses it.
+        """
+        await self._database.prove()
+
+    async def lease(self, now: float, circumstances: Mapping[str, str] = MappingProxyType({})) -> LeasedJob | None:
+        """Give the oldest queued job whose wait is over to a worker; None when there is none.
+
+        Args:
+            now: seconds since the epoch.
+            circumstances: recorded with the attempt.
+        """
 
         def transaction(connection: sqlite3.Connection) -> LeasedJob | None:
             row = connection.execute(
@@ -172,12 +203,18 @@ class JobStore:
             self._advance(connection, row, Leased())
             connection.execute("UPDATE jobs SET resumed = resumed + (checkpoint IS NOT NULL) WHERE number = ?", (row["number"],))
             leased = _row(connection, row["id"])
+            attempts.add_circumstances(connection, leased, circumstances)
             return LeasedJob(_info(leased), leased["generation"], leased["resumed"])
 
         return await self._database.write(transaction)
 
-    async def started(self, job_id: str, generation: int) -> JobInfo:
+    async def started(self, job_id: str, generation: int, circumstances: Mapping[str, str] = MappingProxyType({})) -> JobInfo:
         """The worker begins to train.
+
+        Args:
+            job_id: of the job.
+            generation: of the lease.
+            circumstances: recorded with the attempt.
 
         Raises:
             Conflict: when the lease has ended.
@@ -189,6 +226,7 @@ class JobStore:
             connection.execute(
                 "UPDATE jobs SET started_at = coalesce(started_at, ?), error = NULL WHERE number = ?", (now, row["number"])
             )
+            attempts.add_circumstances(connection, row, circumstances)
 
         return await self._step(job_id, Started(generation), record)
 
@@ -204,10 +242,67 @@ class JobStore:
             row = _row(connection, job_id)
             check_lease(_standing(row), generation)
             connection.execute(
-                "UPDATE jobs SET checkpoint = ?, epoch = ? WHERE number = ? AND generation = ?",
-                (sha256, epoch, row["number"], generation),
+                "UPDATE jobs SET previous_checkpoint = iif(checkpoint = :new, previous_checkpoint, checkpoint),"
+                " previous_epoch = iif(checkpoint = :new, previous_epoch, epoch), checkpoint = :new, epoch = :epoch"
+                " WHERE number = :number AND generation = :generation",
+                {"new": sha256, "epoch": epoch, "number": row["number"], "generation": generation},
             )
             return _info(_row(connection, job_id))
+
+        return await self._database.write(transaction)
+
+    async def go_back(self, job_id: str, generation: int, damaged: str) -> JobInfo:
+        """The last checkpoint does not verify: the job goes on from the one before, or begins anew where there is none.
+
+        Args:
+            job_id: of the job.
+            generation: of the lease.
+            damaged: which one; nothing happens when it is not the last one any more.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+
+        def transaction(connection: sqlite3.Connection) -> JobInfo:
+            row = _row(connection, job_id)
+            check_lease(_standing(row), generation)
+            changed = connection.execute(
+                "UPDATE jobs SET checkpoint = previous_checkpoint, epoch = previous_epoch, previous_checkpoint = NULL,"
+                " previous_epoch = NULL WHERE number = ? AND checkpoint = ?",
+                (row["number"], damaged),
+            ).rowcount
+            after = _row(connection, job_id)
+            if changed:
+                connection.execute(
+                    "UPDATE attempts SET from_epoch = ? WHERE job = ? AND number = ?", (after["epoch"], job_id, generation)
+                )
+                goes_on = "begins anew" if after["checkpoint"] is None else f"goes on from epoch {after['epoch']}"
+                attempts.note(connection, row, f"checkpoint {damaged} of epoch {row['epoch']} did not verify: the job {goes_on}")
+            return _info(after)
+
+        return await self._database.write(transaction)
+
+    async def attempts(self, job_id: str) -> tuple[Attempt, ...]:
+        """Every attempt at a job, oldest first.
+
+        Raises:
+            JobNotFound: when there is no such job.
+        """
+        await self.get(job_id)
+        rows = await self._database.read("SELECT * FROM attempts WHERE job = ? ORDER BY number", (job_id,))
+        return tuple(map(attempts.of_row, rows))
+
+    async def let_go_of_failed(self, before: float) -> tuple[str, ...]:
+        """Forget the checkpoints of jobs that failed or died before this time; returns the ids of these jobs."""
+
+        def transaction(connection: sqlite3.Connection) -> tuple[str, ...]:
+            rows = connection.execute(
+                "UPDATE jobs SET checkpoint = NULL, previous_checkpoint = NULL WHERE state IN (?, ?) AND finished_at < ?"
+                " AND checkpoint IS NOT NULL RETURNING id",
+                (JobState.FAILED.value, JobState.DEAD.value, before),
+            ).fetchall()
+            return tuple(row["id"] for row in rows)
 
         return await self._database.write(transaction)
 
@@ -296,6 +391,15 @@ class JobStore:
         """
         return await self._ask(job_id, CancelAsked())
 
+    async def retry(self, job_id: str) -> JobInfo:
+        """Queue a failed or dead job again, with all its attempts before it.
+
+        Raises:
+            IllegalTransition: when it has not failed.
+            JobNotFound: when there is no such job.
+        """
+        return (await self._ask(job_id, RetryAsked())).info
+
     async def artifacts(self, job_id: str) -> tuple[Artifact, ...]:
         """What a job left in the blob store; empty until it has succeeded.
 
@@ -345,13 +449,13 @@ class JobStore:
     def _advance(self, connection: sqlite3.Connection, row: sqlite3.Row, event: JobEvent) -> tuple[StopJob, ...]:
         """Move a row as the lifecycle says; returns what its worker must be told."""
         before = _standing(row)
-        moved = advance(before, event, self._limits, self._rng)
+        moved = advance(before, event, self.limits, self._rng)
         standing = moved.standing
         finished_at = self._clock() if standing.state in FINAL_JOB_STATES else None
         changed = connection.execute(
             "UPDATE jobs SET state = ?, generation = ?, lost = ?, wish = ?, retry_at = ?, finished_at = ?,"
-            # A finished job is not resumed: its row lets go of the checkpoint, whose file may then be deleted.
-            " checkpoint = CASE WHEN ? THEN NULL ELSE checkpoint END"
+            # A job that is done is not resumed: its row lets go of the checkpoints, whose files may then be deleted.
+            " checkpoint = iif(?7, NULL, checkpoint), previous_checkpoint = iif(?7, NULL, previous_checkpoint)"
             " WHERE number = ? AND generation = ? AND state = ?",
             (
                 standing.state.value,
@@ -360,7 +464,7 @@ class JobStore:
                 standing.wish,
                 standing.retry_at,
                 finished_at,
-                finished_at is not None,
+                standing.state in DONE_FOR_GOOD,
                 row["number"],
                 before.generation,
                 before.state.value,
@@ -368,13 +472,14 @@ class JobStore:
         ).rowcount
         if changed != 1:
             raise Conflict(f"job {row['id']} moved on meanwhile; nothing was written", id=row["id"])
+        attempts.record(connection, row, event, self._clock())
         return moved.tell_worker
 
     def _refuse_when_full(self, connection: sqlite3.Connection) -> None:
         queued = connection.execute("SELECT count(*) FROM jobs WHERE state = ?", (JobState.QUEUED.value,)).fetchone()[0]
-        if queued >= self._limits.max_queued:
+        if queued >= self.limits.max_queued:
             raise Busy(
-                f"{queued} jobs wait already, the limit is jobs.max_queued = {self._limits.max_queued}; try again in"
+                f"{queued} jobs wait already, the limit is jobs.max_queued = {self.limits.max_queued}; try again in"
                 f" {BUSY_RETRY_AFTER_S:g} s",
                 retry_after_s=BUSY_RETRY_AFTER_S,
                 queued=queued,
@@ -390,6 +495,7 @@ class JobStore:
 def _record_error(error: JobError) -> Callable[[sqlite3.Connection, sqlite3.Row], None]:
     def record(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
         connection.execute("UPDATE jobs SET error = ? WHERE number = ?", (msgspec.msgpack.encode(error), row["number"]))
+        attempts.record_error(connection, row, error)
 
     return record
 
@@ -432,6 +538,8 @@ def _info(row: sqlite3.Row) -> JobInfo:
         retry_at=row["retry_at"],
         epoch=row["epoch"],
         checkpoint=row["checkpoint"],
+        previous_checkpoint=row["previous_checkpoint"],
+        previous_epoch=row["previous_epoch"],
         error=error,
         job=job,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import anyio
 import msgspec
 import structlog
 
+from esperd import tracing
 from esperd.actors.actor import Actor, Context, handles
 from esperd.actors.clock import Clock
 from esperd.actors.spec import ProcessSpec
@@ -19,10 +21,13 @@ from esperd.config import Config
 from esperd.daemon.admission import check_job
 from esperd.daemon.announcer import Announcer
 from esperd.daemon.checkpoints import Checkpoints
-from esperd.daemon.job_store import Asked, JobStore, LeasedJob
+from esperd.daemon.failure import analyse
+from esperd.daemon.job_store import DONE_FOR_GOOD, Asked, JobStore, LeasedJob
+from esperd.daemon.space import Space
 from esperd.errors import Busy, Conflict, EsperError, IllegalTransition, JobNotFound, NothingToShow, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import Terminated
+from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
     EXIT_NO_FAULT,
     FINAL_JOB_STATES,
@@ -46,6 +51,7 @@ from esperd.messages.jobs import (
     ListArtifacts,
     ListJobs,
     PauseJob,
+    ProveAlive,
     ResumeJob,
     StopJob,
     SubmitJob,
@@ -97,6 +103,7 @@ class JobsActor(Actor):
         start_worker: starts a process actor; returns once it is ready, raises when it is not.
         stop_workers: stops every trainer worker there is, whoever started it, and returns when they are gone.
         clock: time.
+        space: the room on the disk; None: there is always enough.
     """
 
     def __init__(
@@ -111,18 +118,24 @@ class JobsActor(Actor):
         start_worker: Callable[[ProcessSpec], Awaitable[None]],
         stop_workers: Callable[[], Awaitable[None]],
         clock: Clock,
+        space: Space | None = None,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._checkpoints = checkpoints
         self._tidying = anyio.Lock()
-        self._config = config
+        self.config = config
+        """In force; may be replaced at any time."""
         self._plugins = plugins
         self._metrics = metrics
         self._start_worker = start_worker
         self._stop_workers = stop_workers
         self._clock = clock
+        self._space = space
+        self._circumstances = {"configuration": _digest(config)}
         self._held: dict[str, Held] = {}
+        self._traces: dict[str, str] = {}
+        """Span that an unfinished job was submitted in. Not kept beyond this incarnation: a job found at its start has none."""
         self._draining = False
         self._taken_back = False
         self._look_is_due = False
@@ -191,7 +204,7 @@ class JobsActor(Actor):
         known = await self._store.list(limit=1_000_000)
         for info in known:
             self._metrics.observe_job(info)
-        unfinished = {info.id: info.checkpoint for info in known if info.state not in FINAL_JOB_STATES}
+        unfinished = {info.id: (info.checkpoint, info.previous_checkpoint) for info in known if info.state not in DONE_FOR_GOOD}
         await self._tidy(self._checkpoints.sweep, unfinished)
         await self._tidy(self._blobs.remove_temporaries)
         self._taken_back = True
@@ -214,8 +227,11 @@ class JobsActor(Actor):
         if self._draining:
             raise Busy("the daemon is shutting down; submit again when it is back", retry_after_s=5.0)
         check_job(message.job, self._plugins)
+        self._require_room()
         submitted = await self._store.submit(message.job, message.idempotency_key)
         if not submitted.duplicate:
+            if traceparent := tracing.current():
+                self._traces[submitted.info.id] = traceparent
             self._announce(submitted.info)
             self._look()
         return JobSubmitted(id=submitted.info.id, duplicate=submitted.duplicate)
@@ -238,6 +254,7 @@ class JobsActor(Actor):
     @handles(ResumeJob)
     async def resume(self, message: ResumeJob) -> JobInfo:
         """Queue a paused job again."""
+        self._require_room()
         info = await self._asked(await self._store.resume(message.id))
         self._look()
         return info
@@ -253,6 +270,20 @@ class JobsActor(Actor):
         elif asked.info.state not in (JobState.LEASED, JobState.RUNNING):
             self._announce(asked.info)
         return asked.info
+
+    @handles(RetryJob)
+    async def retry(self, message: RetryJob) -> JobInfo:
+        """Queue a failed or dead job again."""
+        self._require_room()
+        info = await self._store.retry(message.id)
+        self._announce(info)
+        self._look()
+        return info
+
+    @handles(AnalyseFailure)
+    async def analyse_failure(self, message: AnalyseFailure) -> FailureAnalysis:
+        """Why a job failed."""
+        return analyse(await self._store.get(message.id), await self._store.attempts(message.id))
 
     @handles(ListArtifacts)
     async def list_artifacts(self, message: ListArtifacts) -> ArtifactList:
@@ -275,20 +306,43 @@ class JobsActor(Actor):
     async def lease_jobs(self, _message: LeaseJobs) -> None:
         """Note which workers are gone, then give queued jobs to workers, as many as may run."""
         self._look_is_due = False
+        if self._space is not None and self._space.trouble:
+            await self._rest()
         with self._bearing_store_trouble():
             await self._take_back()
             await self._let_go()
             await self._lease()
 
+    def _require_room(self) -> None:
+        """Raises: ReadOnly: while the disk has no room for new work."""
+        if self._space is not None:
+            self._space.require_room()
+
+    async def _rest(self) -> None:
+        """Have every worker checkpoint and stop; their jobs wait in the queue until there is room again."""
+        for name, held in list(self._held.items()):
+            if held.stop is None:
+                log.warning("a job waits for room on the disk", job=held.job_id)
+                await self._stop_worker(name, StopJob(why="drain"))
+
+    @property
+    def _may_lease(self) -> bool:
+        return not self._draining and not (self._space is not None and self._space.trouble)
+
     async def _lease(self) -> None:
-        while not self._draining and len(self._held) < self._config.jobs.max_running:
-            leased = await self._store.lease(self._clock.wall())
+        while self._may_lease and len(self._held) < self.config.jobs.max_running:
+            leased = await self._store.lease(self._clock.wall(), self._circumstances)
             if leased is None:
                 return
             name = worker_name(leased.info.id, leased.generation)
             self._held[name] = Held(leased.info.id, leased.generation)
             self._announce(leased.info)
-            self.context.start_soon(self._start, name, leased)
+            self.context.start_soon(self._start_traced, name, leased)
+
+    async def _start_traced(self, name: str, leased: LeasedJob) -> None:
+        job = leased.info.id
+        with tracing.span("jobs lease", parent=self._traces.get(job, ""), job=job, attempt=leased.generation):
+            await self._start(name, leased)
 
     async def _start(self, name: str, leased: LeasedJob) -> None:
         """Start a worker and hand it the lease. Runs beside the handlers: importing torch takes seconds."""
@@ -297,23 +351,24 @@ class JobsActor(Actor):
             name=name,
             # -P: what lies in the folder that the daemon was started from is not part of the user's environment.
             command=[job.python or sys.executable, "-P", "-m", "esperd.trainer.worker"],
-            environment=worker_environment(self._config, threads=job.threads),
+            environment=worker_environment(self.config, threads=job.threads),
             restart="temporary",
-            grace_s=self._config.daemon.drain_timeout_s,
-            start_timeout_s=self._config.workers.start_timeout_s,
-            heartbeat_interval_s=self._config.workers.heartbeat_interval_s,
-            heartbeat_timeout_s=self._config.workers.heartbeat_timeout_s,
-        )
-        lease = Lease(
-            job_id=leased.info.id,
-            generation=leased.generation,
-            job=job,
-            checkpoint=leased.info.checkpoint,
-            blob_directory=str(self._blobs.directory),
-            checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
-            resumed=leased.resumed,
+            grace_s=self.config.daemon.drain_timeout_s,
+            start_timeout_s=self.config.workers.start_timeout_s,
+            heartbeat_interval_s=self.config.workers.heartbeat_interval_s,
+            heartbeat_timeout_s=self.config.workers.heartbeat_timeout_s,
         )
         try:
+            lease = Lease(
+                job_id=leased.info.id,
+                generation=leased.generation,
+                job=job,
+                checkpoint=await self._last_good(leased),
+                blob_directory=str(self._blobs.directory),
+                checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
+                resumed=leased.resumed,
+                trace=tracing.current(),
+            )
             await self._start_worker(spec)
             await self.context.watch(name)
             await self.context.ask(name, lease)
@@ -322,6 +377,22 @@ class JobsActor(Actor):
             # Where the worker died before it was watched, nobody else will say so; a second word about it changes nothing.
             ended = Terminated(actor=name, generation=0, reason=f"could not start: {error}", will_restart=False)
             await self.context.tell(self.context.name, ended)
+
+    async def _last_good(self, leased: LeasedJob) -> str | None:
+        """The checkpoint to go on from: the last one that verifies; None: the job begins anew.
+
+        Raises:
+            StoreFailed: when disk or database refuse.
+            Conflict: when the lease has ended.
+        """
+        info = leased.info
+        while info.checkpoint is not None:
+            if await anyio.to_thread.run_sync(self._checkpoints.is_good, info.id, info.checkpoint):
+                return info.checkpoint
+            damaged, epoch = info.checkpoint, info.epoch
+            info = await self._store.go_back(info.id, leased.generation, damaged)
+            log.warning("a checkpoint did not verify", job=info.id, sha256=damaged, epoch=epoch, goes_on_from=info.epoch)
+        return None
 
     async def _handed(self, name: str) -> None:
         """The worker has its lease, and is told what was asked of it while it started."""
@@ -344,7 +415,7 @@ class JobsActor(Actor):
     @handles(JobStarted)
     async def job_started(self, message: JobStarted) -> Done:
         """Model and data are loaded."""
-        info = await self._store.started(message.job_id, message.generation)
+        info = await self._store.started(message.job_id, message.generation, message.circumstances)
         self._announce(info)
         self._plugins.notify("esperd_job_started", job=info)
         return Done()
@@ -356,9 +427,9 @@ class JobsActor(Actor):
         if not await anyio.to_thread.run_sync(held.contains, message.sha256):
             # An older word, heard late, may have swept it away: what the row names must be there.
             raise StoreFailed(f"there is no checkpoint {message.sha256} of job {message.job_id}", sha256=message.sha256)
-        await self._store.checkpoint(message.job_id, message.generation, message.sha256, message.epoch)
+        info = await self._store.checkpoint(message.job_id, message.generation, message.sha256, message.epoch)
         # Before the answer: its worker writes no other one until then.
-        await self._tidy(self._checkpoints.keep_only, message.job_id, message.sha256)
+        await self._tidy(self._checkpoints.keep_only, message.job_id, info.checkpoint, info.previous_checkpoint)
         return Done()
 
     @handles(JobSucceeded)
@@ -423,6 +494,12 @@ class JobsActor(Actor):
             await self._stop_worker(name, StopJob(why="drain"))
         return Done()
 
+    @handles(ProveAlive)
+    async def prove_alive(self, _message: ProveAlive) -> Done:
+        """Mail is read, and the store writes."""
+        await self._store.prove()
+        return Done()
+
     @property
     def running(self) -> int:
         """Workers that hold a lease, starting ones included."""
@@ -432,10 +509,17 @@ class JobsActor(Actor):
         """Tell everybody who watches that a job changed its state."""
         self._metrics.observe_job(info)
         if info.state in FINAL_JOB_STATES:
+            self._traces.pop(info.id, None)
             self._plugins.notify("esperd_job_finished", job=info)
+        if info.state in DONE_FOR_GOOD:
             self.context.start_soon(self._tidy, self._checkpoints.forget, info.id)
         if self._announcer is not None:
             self._announcer.announce(info)
+
+
+def _digest(config: Config) -> str:
+    """Twelve digits that change with the configuration; it may hold what should not stand in a record."""
+    return hashlib.sha256(msgspec.json.encode(config, order="deterministic")).hexdigest()[:12]
 
 
 def worker_name(job_id: str, generation: int) -> str:
@@ -453,7 +537,13 @@ def worker_environment(config: Config, *, threads: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "ESPERD__DAEMON__LOG_LEVEL": config.daemon.log_level,
+        **{
+            f"ESPERD__BREAKERS__{service.upper()}": f"{{ failures = {limits['failures']}, reset_s = {limits['reset_s']} }}"
+            for service, limits in msgspec.to_builtins(config.breakers).items()
+        },
         "ESPERD__PLUGINS__BLOCKED": msgspec.json.encode(config.plugins.blocked).decode(),
+        "ESPERD__TELEMETRY__OTLP_ENDPOINT": config.telemetry.otlp_endpoint,
+        "ESPERD__TELEMETRY__TRACE_STEPS": str(config.telemetry.trace_steps).lower(),
     }
 
 

@@ -86,6 +86,18 @@ def locked(state_directory: Path, runtime_directory: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def state_locked(state_directory: Path) -> Iterator[None]:
+    """Hold a state directory alone, for work on it that no daemon may see.
+
+    Raises:
+        StateDirectoryLocked: a live daemon holds it; names its process id.
+        StateDirectoryUnusable: the lock file cannot be opened.
+    """
+    with _held(state_directory, LOCK_FILE, "--state-dir"):
+        yield
+
+
+@contextlib.contextmanager
 def _held(directory: Path, name: str, option: str) -> Iterator[None]:
     try:
         descriptor = os.open(directory / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

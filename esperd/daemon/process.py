@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
+import functools
 import os
+import resource
 import signal
 import socket
 import sys
@@ -12,44 +15,58 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
+import anyio.to_thread
 import structlog
 
 import esperd
+from esperd import tracing
+from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
 from esperd.actors.limits import Turnstile
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
-from esperd.cache import index as kernel_index
-from esperd.cache.actor import CacheActor
+from esperd.actors.tasks import open_task_group
+from esperd.cache.actor import COMPILER_TROUBLE, CacheActor
 from esperd.cache.index import KernelIndex
 from esperd.cache.seal import Seal
 from esperd.config import Config, endpoint
-from esperd.daemon import job_store
 from esperd.daemon.checkpoints import Checkpoints
+from esperd.daemon.collecting import Collector
+from esperd.daemon.finished_jobs import FinishedJobs
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
+from esperd.daemon.notify import Notifier, Standing
 from esperd.daemon.remote import RemoteDoor, client_limits
-from esperd.errors import ActorUnavailable
+from esperd.daemon.retention import Retention
+from esperd.daemon.service import SIGNALS, Service
+from esperd.daemon.space import Space
+from esperd.daemon.state import open_databases
+from esperd.daemon.status import DaemonStatus, status_of
+from esperd.errors import ActorUnavailable, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
-from esperd.messages.jobs import DrainJobs
+from esperd.messages.jobs import DrainJobs, JobState
 from esperd.plugins import load_plugins
-from esperd.policy import decision_log
 from esperd.policy.actor import PolicyActor
 from esperd.store.blobs import Blobs
 from esperd.store.database import Database
-from esperd.telemetry import log as event_log
 from esperd.telemetry.actor import TelemetryActor
 from esperd.telemetry.log import EventLog
 from esperd.telemetry.metrics import Metrics
 
+COUNT_TIMEOUT_S = 1.0
+"""How long the status line waits for the number of queued jobs; chosen, not measured."""
+
 TICK_S = 1.0
 """How often the loop's lag is measured and the actors' figures are read."""
+
+SPACE_LOOK_S = 1.0
+"""How often the disk is asked how much room there is; chosen, not measured."""
 
 HTTP_PORT_FILE = "http.port"
 
@@ -67,12 +84,15 @@ class Status:
     draining: bool = False
     system: ActorSystem | None = None
     jobs: JobsActor | None = None
+    space: Space | None = None
 
     def not_ready(self) -> list[str]:
         """Reasons why the daemon takes no work now."""
         reasons = ["starting"] if self.starting else []
         if self.draining:
             reasons.append("draining")
+        if self.space is not None and self.space.trouble:
+            reasons.append(self.space.trouble)
         if self.jobs is not None and self.jobs.trouble:
             reasons.append(f"store: {self.jobs.trouble}")
         if self.system is not None:
@@ -85,11 +105,12 @@ class Status:
         return reasons
 
 
-def run_daemon(config: Config) -> int:
+def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -> int:
     """Run until a signal ends it.
 
     Args:
         config: the whole configuration.
+        read_again: reads it again at SIGHUP, and raises :class:`ConfigError`; None: it does not change.
 
     Returns:
         0 after a drain, 1 after a second signal cut the drain short.
@@ -97,14 +118,34 @@ def run_daemon(config: Config) -> int:
     Raises:
         StateDirectoryLocked: a live daemon owns the state or the runtime directory.
         StateDirectoryUnusable: a directory cannot be written, belongs to somebody else, or would let others at the sockets.
-        ConfigError: a socket path is too long, or the HTTP address is taken.
+        ConfigError: a socket path is too long, the HTTP address is taken, or traces cannot be sent as configured.
     """
     configure_logging(config.daemon.log_level)
+    tracing.require_collector(config.telemetry.otlp_endpoint)
+    faulthandler.enable()  # a watchdog that was not fed sends SIGABRT: the log then holds where every thread was
     os.umask(OURS_ALONE)
-    prepare_state_directory(config.state_directory)
-    prepare_runtime_directory(config.runtime_directory)
-    with locked(config.state_directory, config.runtime_directory), asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_Daemon(config).run())
+    open_as_many_files_as_allowed()
+    with contextlib.closing(Notifier.from_environment(os.environ, os.getpid())) as notifier:
+        try:
+            prepare_state_directory(config.state_directory)
+            prepare_runtime_directory(config.runtime_directory)
+            with (
+                locked(config.state_directory, config.runtime_directory),
+                tracing.exporting(config.telemetry.otlp_endpoint, "esperd"),
+                asyncio.Runner(loop_factory=_loop_factory()) as runner,
+            ):
+                return runner.run(_Daemon(config, notifier, read_again or (lambda: config)).run())
+        except EsperError as error:
+            notifier.send(STATUS=f"failed: {error}")
+            raise
+
+
+def open_as_many_files_as_allowed() -> None:
+    """Every client holds a descriptor, and libzmq aborts the process when it gets none for the next one (seen with 1,000 clients
+    under a soft limit of 256; systemd's is 1,024). The hard limit is what an administrator set.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -127,10 +168,13 @@ class _Parts:
     publisher: Publisher
     blobs: Blobs
     seal: Seal
+    space: Space
+    collector: Collector
+    retention: Retention
 
 
 class _Daemon:
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, notifier: Notifier, read_again: Callable[[], Config]) -> None:
         self._config = config
         self._clock = SystemClock()
         self._plugins = load_plugins(config.plugins.blocked)
@@ -138,16 +182,53 @@ class _Daemon:
         self._status = Status()
         self._jobs: JobsActor | None = None
         self._remote = RemoteDoor(config, self._metrics, self._clock)
+        limits = config.breakers.compiler
+        self._compiler_breaker = Breaker(
+            "compiler",
+            Limits(failures=limits.failures, reset_s=limits.reset_s),
+            self._clock.monotonic,
+            COMPILER_TROUBLE,
+            lambda found: log.warning("a circuit breaker changed", service=found.service, state=str(found.state)),
+        )
+        self._store: JobStore | None = None
+        self._service = Service(
+            notifier,
+            self._clock,
+            self._standing,
+            read_again=read_again,
+            in_force=lambda: self._config,
+            apply=self._apply,
+        )
 
     async def run(self) -> int:
         # Signals are ours until the very end: a third one must not kill a daemon that still has workers to stop.
         with (
-            anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+            anyio.open_signal_receiver(*SIGNALS) as signals,
             contextlib.closing(bind(self._config.http)) as listening,
         ):
-            result = await self._serve(listening, aiter(signals))
+            async with open_task_group() as tasks:
+                tasks.start_soon(self._service.tell)
+                result = await self._serve(listening, aiter(signals))
+                tasks.cancel_scope.cancel()
         log.info("stopped", drained=result == 0)
         return result
+
+    async def _standing(self) -> Standing:
+        """What the service manager is told."""
+        queued = None
+        if self._store is not None:
+            with contextlib.suppress(StoreFailed), anyio.move_on_after(COUNT_TIMEOUT_S):
+                queued = await self._store.count(JobState.QUEUED)
+        return Standing(self._status.not_ready(), self._jobs.running if self._jobs is not None else 0, queued)
+
+    def _apply(self, config: Config) -> None:
+        """Put a configuration in force that differs in live keys only (:data:`esperd.daemon.reload.LIVE`)."""
+        self._config = config
+        configure_logging(config.daemon.log_level)
+        if self._store is not None:
+            self._store.limits = config.jobs
+        if self._jobs is not None:
+            self._jobs.config = config
 
     async def _serve(self, listening: socket.socket, signals: AsyncIterator[signal.Signals]) -> int:
         config = self._config
@@ -157,41 +238,83 @@ class _Daemon:
             publisher = await stack.enter_async_context(Publisher(events))
             await stack.enter_async_context(self._remote.publishing())
             parts = await self._open_parts(stack, publisher)
-            system = await stack.enter_async_context(ActorSystem(workers_endpoint=workers, clock=self._clock))
+            system = await stack.enter_async_context(
+                ActorSystem(workers_endpoint=workers, clock=self._clock, observer=self._metrics)
+            )
             self._status.system = system
             for spec in self._specs(parts, system):
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
-            door = FrontDoor(system, self._plugins, events, config)
-            port = await stack.enter_async_context(serving(listening, build_app(self._metrics, self._status.not_ready)))
+            door = FrontDoor(system, self._plugins, events, [self._compiler_breaker], config)
+            server = RequestServer(control, door.answer, turnstile=Turnstile(client_limits(config)))
+            began = self._clock.monotonic()
+
+            def status() -> DaemonStatus:
+                return status_of(
+                    self._metrics,
+                    door.actors(),
+                    reasons=self._status.not_ready(),
+                    up_s=self._clock.monotonic() - began,
+                    requests=server.statistics()._asdict(),
+                )
+
+            app = build_app(self._metrics, self._status.not_ready, status)
+            port = await stack.enter_async_context(serving(listening, app))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
-            turnstile = Turnstile(client_limits(config))
-            server = await stack.enter_async_context(RequestServer(control, door.answer, turnstile=turnstile))
+            await stack.enter_async_context(server)
             await stack.enter_async_context(self._remote.answering(door.answer_remote))
             self._status.starting = False
+            await self._service.ready()
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._tick, door, server)
-                drained = await self._until_drained(system, signals)
+                tasks.start_soon(self._service.obey, signals, system)
+                tasks.start_soon(self._service.feed, system)
+                tasks.start_soon(parts.retention.run, self._clock.sleep)
+                tasks.start_soon(self._watch_space, parts.space)
+                tasks.start_soon(parts.collector.run, self._config.storage.collect_every_s, self._clock.sleep)
+                tasks.start_soon(self._let_go_of_failed, parts)
+                drained = await self._until_drained(system)
                 tasks.cancel_scope.cancel()
             if not drained:
                 await _stop_at_once(system, lambda actor: actor.pid not in (None, os.getpid()))
         return 0 if drained else 1
 
     async def _open_parts(self, stack: contextlib.AsyncExitStack, publisher: Publisher) -> _Parts:
-        """Open databases and blobs. Each database has one owner and migrations of its own; only events may lag a power cut."""
+        """Open databases and blobs, once it is known how much room there is for them."""
         state = self._config.state_directory
-        jobs = await stack.enter_async_context(Database.open(state / "jobs.db", job_store.MIGRATIONS))
-        kernels = await stack.enter_async_context(Database.open(state / "kernels.db", kernel_index.MIGRATIONS))
-        decisions = await stack.enter_async_context(Database.open(state / "decisions.db", decision_log.MIGRATIONS))
-        events = await stack.enter_async_context(Database.open(state / "events.db", event_log.MIGRATIONS, synchronous="NORMAL"))
+        space = Space(state, self._config.storage)
+        await anyio.to_thread.run_sync(space.look)
+        self._status.space = space
+        databases = await open_databases(stack, state, space.refused)
+        for name, database in databases.items():
+            database.on_commit = functools.partial(self._metrics.observe_commit, name)
+        blobs = Blobs(blob_directory(state), on_full=space.refused)
+        self._store = JobStore(databases["jobs"], self._clock.wall, self._config.jobs)
+        log_of_events = EventLog(databases["events"])
         return _Parts(
-            jobs=JobStore(jobs, self._clock.wall, self._config.jobs),
-            index=KernelIndex(kernels),
-            decisions=decisions,
-            log=EventLog(events),
+            jobs=self._store,
+            index=KernelIndex(databases["kernels"]),
+            decisions=databases["decisions"],
+            log=log_of_events,
             publisher=publisher,
-            blobs=Blobs(blob_directory(state)),
+            blobs=blobs,
             seal=Seal.open(state / "seal.key"),
+            retention=Retention(
+                FinishedJobs(databases["jobs"]),
+                log_of_events,
+                Checkpoints(checkpoint_directory(state)),
+                self._metrics,
+                lambda: self._config.retention,
+                self._clock.wall,
+            ),
+            space=space,
+            collector=Collector(
+                blobs,
+                databases["jobs"],
+                databases["kernels"],
+                grace_s=self._config.storage.collect_every_s,
+                monotonic=self._clock.monotonic,
+            ),
         )
 
     def _specs(self, parts: _Parts, system: ActorSystem) -> list[ChildSpec | ProcessSpec]:
@@ -218,6 +341,8 @@ class _Daemon:
                     parts.seal,
                     memory_bytes=config.cache.memory_bytes,
                     compile_timeout_s=config.compiler.timeout_s,
+                    breaker=self._compiler_breaker,
+                    compiled=self._metrics.observe_compilation,
                 ),
             ),
             ChildSpec("jobs", lambda: self._make_jobs(parts, system)),
@@ -243,6 +368,7 @@ class _Daemon:
             start_worker=system.start,
             stop_workers=lambda: _stop_at_once(system, lambda actor: actor.name.startswith(WORKERS)),
             clock=self._clock,
+            space=parts.space,
         )
         self._status.jobs = self._jobs
         return self._jobs
@@ -261,16 +387,37 @@ class _Daemon:
             self._metrics.observe_actors(door.actors())
             self._metrics.observe_requests(server.statistics()._asdict())
 
-    async def _until_drained(self, system: ActorSystem, signals: AsyncIterator[signal.Signals]) -> bool:
+    async def _watch_space(self, space: Space) -> None:
+        """Look at the disk again and again."""
+        while True:
+            await self._clock.sleep(SPACE_LOOK_S)
+            await anyio.to_thread.run_sync(space.look)
+            self._metrics.observe_space(space.free_bytes, read_only=bool(space.trouble))
+
+    async def _let_go_of_failed(self, parts: _Parts) -> None:
+        """Forget the checkpoints of jobs that failed long ago; their files go with the next sweep."""
+        storage = self._config.storage
+        while True:
+            try:
+                forgotten = await parts.jobs.let_go_of_failed(self._clock.wall() - storage.keep_failed_s)
+            except StoreFailed as error:
+                log.warning("checkpoints of failed jobs could not be let go of", error=str(error))
+            else:
+                if forgotten:
+                    log.info("checkpoints of failed jobs are no longer kept", jobs=forgotten)
+            await self._clock.sleep(storage.collect_every_s)
+
+    async def _until_drained(self, system: ActorSystem) -> bool:
         """Wait for SIGTERM or SIGINT, drain; False when a second one, or the drain's timeout, cut it short."""
-        first = await anext(signals)
+        first = await self._service.stops.get()
         log.info("draining", signal=first.name, timeout_s=self._config.daemon.drain_timeout_s)
         self._status.draining = True
+        await self._service.stopping()
         with anyio.move_on_after(self._config.daemon.drain_timeout_s):
             async with anyio.create_task_group() as tasks:
 
                 async def give_up() -> None:
-                    second = await anext(signals)
+                    second = await self._service.stops.get()
                     log.warning("stopping now", signal=second.name)
                     tasks.cancel_scope.cancel()
 

@@ -102,6 +102,31 @@ class ActorStatus(Value, frozen=True, kw_only=True):
     last_error: str | None = None
 
 
+class BreakerState(enum.StrEnum):
+    """Where a circuit breaker stands."""
+
+    CLOSED = "closed"
+    """Requests go through."""
+    OPEN = "open"
+    """The service failed too often in a row and is left alone."""
+    HALF_OPEN = "half_open"
+    """One request tries whether it is back."""
+
+
+class BreakerStatus(Value, frozen=True, kw_only=True):
+    """One circuit breaker, as ``esper actors`` shows it."""
+
+    service: str
+    state: BreakerState
+    failures: int
+    """In a row."""
+    opened: int
+    """Times it opened."""
+    retry_after_s: float | None = None
+    """When an open one lets a request through; None when it is not open."""
+    last_error: str | None = None
+
+
 class ListActors(Message, frozen=True, kw_only=True):
     """Ask for every actor's status."""
 
@@ -112,6 +137,8 @@ class ActorList(Reply, frozen=True, kw_only=True):
     actors: tuple[ActorStatus, ...]
     dead_letters: dict[str, int]
     """Messages that could not be delivered, by reason, since the daemon started."""
+    breakers: tuple[BreakerStatus, ...] = ()
+    """Circuit breakers of the daemon's own process; those of workers are told in their jobs' events."""
 
 
 class PluginRecord(Value, frozen=True, kw_only=True):

@@ -335,12 +335,13 @@ JOB_TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
         ),
         JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
         JobState.SUCCEEDED: frozenset(),
-        JobState.FAILED: frozenset(),
+        JobState.FAILED: frozenset({JobState.QUEUED}),
         JobState.CANCELLED: frozenset(),
-        JobState.DEAD: frozenset(),
+        JobState.DEAD: frozenset({JobState.QUEUED}),
     }
 )
-"""LEASED or RUNNING → QUEUED is a lost worker (the job waits for its next attempt) or a drain."""
+"""LEASED or RUNNING → QUEUED is a lost worker (the job waits for its next attempt) or a drain. FAILED or DEAD →
+QUEUED: a person asked for another try."""
 
 FINAL_JOB_STATES = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.DEAD})
 
@@ -370,7 +371,11 @@ class JobInfo(Reply, frozen=True, kw_only=True):
     epoch: int | None = None
     """Epochs completed, as of the last checkpoint."""
     checkpoint: str | None = None
-    """SHA-256 of the last checkpoint; None before the first, and when the job is finished: it is deleted then."""
+    """SHA-256 of the last checkpoint; None before the first, and when the job succeeded or was cancelled: it is deleted then."""
+    previous_checkpoint: str | None = None
+    """SHA-256 of the one before, which the job goes back to when the last one does not verify."""
+    previous_epoch: int | None = None
+    """Epochs completed as of that one."""
     error: JobError | None = None
     job: Job
 
@@ -405,6 +410,8 @@ class Lease(Message, frozen=True, kw_only=True):
     """Where its checkpoints go; nobody else's are there."""
     resumed: int
     """Times this job already went on from a checkpoint."""
+    trace: str = ""
+    """W3C ``traceparent`` to go on from: of the span in which this lease was given. Empty: nobody traces."""
 
 
 class JobStarted(Message, frozen=True, kw_only=True):
@@ -412,6 +419,8 @@ class JobStarted(Message, frozen=True, kw_only=True):
 
     job_id: str
     generation: int
+    circumstances: dict[str, str] = {}
+    """Versions, and hashes of the user's code and data: what may differ between two attempts."""
 
 
 class CheckpointWritten(Message, frozen=True, kw_only=True):
@@ -456,6 +465,10 @@ class StopJob(Message, frozen=True, kw_only=True):
 
 class LeaseJobs(Message, frozen=True, kw_only=True):
     """To the jobs actor, from itself: look whether a queued job can be given to a worker."""
+
+
+class ProveAlive(Message, frozen=True, kw_only=True):
+    """The daemon asks the jobs actor for a durable write, before it tells a watchdog that all is well."""
 
 
 class DrainJobs(Message, frozen=True, kw_only=True):

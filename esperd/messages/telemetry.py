@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 
 from esperd.messages.base import LARGEST_INTEGER, Message, Reply, Value
+from esperd.messages.control import BreakerStatus
 from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.growth import Contribution, Screened, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.jobs import JobError, JobState
@@ -27,6 +28,12 @@ class JobStateChanged(EventBody, frozen=True, kw_only=True):
     state: JobState
     attempt: int
     error: JobError | None = None
+
+
+class BreakerChanged(EventBody, frozen=True, kw_only=True):
+    """The job's worker leaves a service alone that kept it waiting, tries it, or found it well again."""
+
+    breaker: BreakerStatus
 
 
 class TrainingStarted(EventBody, frozen=True, kw_only=True):
@@ -241,6 +248,7 @@ class ExportFailed(EventBody, frozen=True, kw_only=True):
 
 Body = (
     JobStateChanged
+    | BreakerChanged
     | TrainingStarted
     | EpochCompleted
     | DecisionMade
@@ -262,6 +270,10 @@ Body = (
     | AuditMeasured
     | ExportFailed
 )
+
+
+EVENT_TYPES: tuple[str, ...] = tuple(sorted(kind.__name__ for kind in get_args(Body)))
+"""Every event type, by name."""
 
 
 class Event(Value, frozen=True, kw_only=True):
@@ -299,6 +311,43 @@ class GetEvents(Message, frozen=True, kw_only=True):
     job: str
     after: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] = 0
     limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_ASKED)] = 500
+
+
+class Place(Value, frozen=True, kw_only=True):
+    """Where a page of events in the order of time ended."""
+
+    at: float
+    number: int
+
+
+class FindEvents(Message, frozen=True, kw_only=True):
+    """Events of every job, or one, in the order of time; with ``recorded_after`` in the order in which they were recorded."""
+
+    job: str | None = None
+    """None: every job."""
+    types: tuple[str, ...] = ()
+    """Names of event types; none: every type."""
+    since: float | None = None
+    """Seconds since the epoch; that moment included."""
+    until: float | None = None
+    """Seconds since the epoch; that moment excluded."""
+    after: Place | None = None
+    """``next`` of the page before."""
+    recorded_until: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] | None = None
+    """``recorded`` of the first page: what was recorded later is not in the pages after it, and comes with ``recorded_after``."""
+    recorded_after: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)] | None = None
+    """``recorded`` of an answer: only events that were recorded after it."""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MOST_ASKED)] = 500
+
+
+class EventsFound(Reply, frozen=True, kw_only=True):
+    """Answer to :class:`FindEvents`."""
+
+    events: tuple[Event, ...]
+    next: Place | None
+    """Ask again ``after`` this; None: there are no more, or the order is that of recording: then ask again while any came."""
+    recorded: int
+    """Number of the last event that this answer speaks for: the log's last, or, in the order of recording, the page's."""
 
 
 class EventPage(Reply, frozen=True, kw_only=True):

@@ -1,18 +1,20 @@
 """Content-addressed files: a blob's name is the SHA-256 of its bytes, and bytes are checked whenever a whole blob is read.
 
 Synchronous: a trainer worker calls it directly, asynchronous code through ``anyio.to_thread``. Several processes may use
-one directory at the same time, because a name says what must be under it.
+one directory at the same time, because a name says what must be under it. Writers share a lock, collectors of garbage take it
+alone, so that nothing is deleted between the moment its writer finds it and the moment it says so.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from esperd.store.filesystem import Filesystem, RealFilesystem
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.(?P<pid>[0-9]+)\.[0-9a-f]{8}")
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_HASHED_AT_ONCE = 4 * 1024 * 1024
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -31,10 +35,12 @@ class Blobs:
     Args:
         directory: made at the first :meth:`put`, readable by its owner only.
         filesystem: the disk; tests pass one that fails.
+        on_full: called, in the thread that writes, whenever something was refused for want of space.
     """
 
-    def __init__(self, directory: Path, filesystem: Filesystem | None = None) -> None:
+    def __init__(self, directory: Path, filesystem: Filesystem | None = None, on_full: Callable[[], None] | None = None) -> None:
         self.directory = directory
+        self._on_full = on_full
         self._filesystem: Filesystem = filesystem or RealFilesystem()
         self._durable_shards: set[Path] = set()
 
@@ -59,13 +65,16 @@ class Blobs:
         sha256 = hashlib.sha256(data).hexdigest()
         target = self.path(sha256)
         with self._reporting("store", target):
-            if self._filesystem.exists(target) and self._filesystem.read(target) != data:
-                self._quarantine(sha256)
             self._ensure_shard(target.parent)
-            if not self._filesystem.exists(target):
-                self._write(target, data)
-            # Also for a blob that was there: whoever renamed it may have died before this call.
-            self._filesystem.fsync_directory(target.parent)
+            with self._among_writers():
+                if self._filesystem.exists(target) and self._filesystem.read(target) != data:
+                    self._quarantine(sha256)
+                if self._filesystem.exists(target):
+                    self._filesystem.touch(target)  # a collector that saw it before leaves it now
+                else:
+                    self._write(target, data)
+                # Also for a blob that was there: whoever renamed it may have died before this call.
+                self._filesystem.fsync_directory(target.parent)
         return sha256
 
     def get(self, sha256: str) -> bytes:
@@ -89,6 +98,34 @@ class Blobs:
                 quarantined=str(quarantined),
             )
         return data
+
+    def verified(self, sha256: str) -> bool | None:
+        """Whether the bytes are those of the name; None when there is no such blob. Moves nothing.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        path = self.path(sha256)
+        if not self._filesystem.exists(path):
+            return None
+        digest, offset = hashlib.sha256(), 0
+        with self._reporting("read", path):
+            while part := self._filesystem.read(path, offset, _HASHED_AT_ONCE):
+                digest.update(part)
+                offset += len(part)
+        return digest.hexdigest() == sha256
+
+    def is_good(self, sha256: str) -> bool:
+        """Whether a blob is there, whole; a damaged one is moved to ``quarantine/``.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        found = self.verified(sha256)
+        if found is False:
+            with self._reporting("quarantine", self.path(sha256)):
+                self._quarantine(sha256)
+        return found is True
 
     def read_range(self, sha256: str, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes from ``offset``, unchecked: a part has no hash. Empty at or beyond the end.
@@ -119,6 +156,50 @@ class Blobs:
             StoreFailed: when ``sha256`` is not the name of a blob.
         """
         return self._filesystem.exists(self.path(sha256))
+
+    def changes(self) -> dict[str, int]:
+        """Every blob's name, and when it was last put, in nanoseconds since the epoch.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        found = {}
+        for path in self._files():
+            if _NAME.fullmatch(path.name):
+                try:
+                    found[path.name] = self._filesystem.changed_ns(path)
+                except FileNotFoundError:  # quarantined meanwhile
+                    continue
+        return found
+
+    def discard(self, unwanted: Mapping[str, int]) -> tuple[str, ...]:
+        """Delete blobs that nobody has put again since they were looked at. Never waits: while somebody writes, nothing is
+        deleted.
+
+        Args:
+            unwanted: names, with what :meth:`changes` said of them.
+
+        Returns:
+            The names of those that were deleted.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
+        if not (self.directory / "objects").is_dir():
+            return ()
+        deleted = []
+        with self._reporting("collect", self.directory), self._without_writers() as alone:
+            for sha256, changed_ns in unwanted.items() if alone else ():
+                path = self.path(sha256)
+                if self._filesystem.exists(path) and self._filesystem.changed_ns(path) == changed_ns:
+                    self._filesystem.unlink(path)
+                    deleted.append(sha256)
+        return tuple(deleted)
+
+    def quarantined(self) -> tuple[str, ...]:
+        """Names of the files that were moved away because they are damaged."""
+        quarantine = self.directory / "quarantine"
+        return tuple(sorted(path.name for path in quarantine.iterdir())) if quarantine.is_dir() else ()
 
     def sweep(self, keep: Collection[str]) -> int:
         """Delete every blob that is not named here, and what dead writers left. Nobody may be putting a blob meanwhile that is
@@ -200,12 +281,38 @@ class Blobs:
         return target
 
     @contextmanager
+    def _among_writers(self) -> Iterator[None]:
+        """While this is held, no collector deletes."""
+        descriptor = os.open(self.directory / "objects", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            yield
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _without_writers(self) -> Iterator[bool]:
+        """Yields whether nobody writes; while True, nobody begins to."""
+        descriptor = os.open(self.directory / "objects", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
     def _reporting(self, verb: str, path: Path) -> Iterator[None]:
         try:
             yield
         except FileNotFoundError as error:
             raise StoreFailed(f"cannot {verb} blob {path.name}: {error.filename} is not there", path=str(path)) from error
         except OSError as error:
+            if error.errno in _NO_ROOM and self._on_full is not None:
+                self._on_full()
             code = errno.errorcode.get(error.errno, str(error.errno)) if error.errno is not None else "unknown"
             raise StoreFailed(
                 f"cannot {verb} blob {path.name} at {path}: {error.strerror or error} ({code})", path=str(path), errno=code

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -33,6 +34,16 @@ JOURNAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 LARGEST_GROUP = 256
 """Transactions in one commit at most, so that the first of them does not wait for the last; chosen, not measured."""
 
+NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_FSYNC"})
+"""What SQLite answers when the disk is full: its own code for the database and its log, those of the operating system for what
+lies beside them."""
+HOW_TO_RESTORE = (
+    "restore the last backup with `esperd db restore BACKUP --force`, or move the file away to start anew, without what it held"
+)
+"""What to do about a damaged file."""
+RACY_BEFORE = (3, 51, 3)
+"""The first SQLite whose write-ahead log cannot be corrupted by two connections that checkpoint at once (the WAL-reset bug)."""
+
 
 @dataclass(frozen=True)
 class _Refused:
@@ -51,21 +62,36 @@ class _Waiting:
         self.answer = answer
 
 
+def _nobody_counts(_seconds: float) -> None:
+    """Seconds of commits go uncounted."""
+
+
 class Database:
     """An open database. Made by :meth:`open`."""
 
-    def __init__(self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection) -> None:
+    def __init__(
+        self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection, on_full: Callable[[], None] | None = None
+    ) -> None:
         self.path = path
+        self._on_full = on_full
         self._writer = writer
         self._reader = reader
         # Bounded by the tasks that exist: each waits for its own transaction.
         self._waiting: deque[_Waiting] = deque()
         self._something_waits = asyncio.Event()
         self._closing = False
+        self.on_commit: Callable[[float], None] = _nobody_counts
+        """Told how many seconds each commit took, failed ones included; on the event loop. Must not raise."""
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, path: Path, migrations: Sequence[str], synchronous: Synchronous = "FULL") -> AsyncIterator[Database]:
+    async def open(
+        cls,
+        path: Path,
+        migrations: Sequence[str],
+        synchronous: Synchronous = "FULL",
+        on_full: Callable[[], None] | None = None,
+    ) -> AsyncIterator[Database]:
         """Open, check and migrate a database; close it at the end of the block, after what was asked is committed.
 
         Args:
@@ -73,6 +99,7 @@ class Database:
             migrations: SQL scripts, oldest first; the i-th brings a database from version i to i+1, in one transaction.
                 Only ever append to the list. No script may contain transaction statements.
             synchronous: ``FULL``: what is acknowledged survives a power loss; ``NORMAL``: it survives a killed process.
+            on_full: called, in the event loop, whenever a transaction was refused for want of space.
 
         Raises:
             StoreFailed: when the file cannot be opened, is damaged, was written by a newer version, or a migration fails.
@@ -81,7 +108,7 @@ class Database:
         try:
             reader = await _connect(path, _prepare_reader)
             try:
-                database = cls(path, writer, reader)
+                database = cls(path, writer, reader, on_full)
                 writing = asyncio.create_task(database._write_groups(), name=f"writer of {path.name}")
                 try:
                     yield database
@@ -117,6 +144,8 @@ class Database:
         try:
             return await answer
         except sqlite3.Error as error:
+            if self._on_full is not None and getattr(error, "sqlite_errorname", None) in NO_ROOM:
+                self._on_full()
             raise _store_failed(self.path, error) from error
 
     async def read(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
@@ -131,6 +160,19 @@ class Database:
             return list(await self._reader.execute_fetchall(sql, parameters))
         except sqlite3.Error as error:
             raise _store_failed(self.path, error) from error
+
+    async def prove(self) -> None:
+        """A commit like any other, with its wait for the disk, that changes nothing: the version is written as it stands.
+
+        Raises:
+            StoreFailed: see :meth:`write`.
+        """
+
+        def write_version_again(connection: sqlite3.Connection) -> None:
+            version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+            connection.execute(f"PRAGMA user_version = {version}")
+
+        await self.write(write_version_again)
 
     async def _write_groups(self) -> None:
         """The writer: takes what waits, commits it, answers; ends when closing and nothing waits."""
@@ -154,10 +196,12 @@ class Database:
 
     async def _commit(self, group: list[_Waiting]) -> None:
         functions = [waiting.function for waiting in group]
+        began = time.perf_counter()
         try:
             outcomes = await _on_thread(self._writer, lambda connection: _run_group(connection, functions))
         except Exception as error:  # noqa: BLE001 - the group failed as a whole; each caller is told
             outcomes = [_Refused(error)] * len(group)
+        self.on_commit(time.perf_counter() - began)
         for waiting, outcome in zip(group, outcomes, strict=True):
             if waiting.answer.done():
                 continue
@@ -240,11 +284,7 @@ def _prepare_writer(connection: sqlite3.Connection, path: Path, migrations: Sequ
     connection.execute(f"PRAGMA journal_size_limit = {JOURNAL_SIZE_LIMIT_BYTES}")
     faults = [str(row[0]) for row in connection.execute("PRAGMA quick_check(10)")]
     if faults != ["ok"]:
-        raise StoreFailed(
-            f"{path} is damaged: {'; '.join(faults)}; restore it from a backup, or move it away to start anew",
-            path=str(path),
-            faults=faults,
-        )
+        raise StoreFailed(f"{path} is damaged: {'; '.join(faults)}; {HOW_TO_RESTORE}", path=str(path), faults=faults)
     _migrate(connection, path, migrations)
 
 
@@ -278,6 +318,17 @@ def _migrate(connection: sqlite3.Connection, path: Path, migrations: Sequence[st
             ) from error
 
 
+def is_damage(error: StoreFailed) -> bool:
+    """Whether a file could not be opened because of what is in it, and not because of whoever opened it."""
+    return "faults" in error.fields or _is_damage(error.fields.get("sqlite"))
+
+
+def _is_damage(sqlite: object) -> bool:
+    return isinstance(sqlite, str) and (sqlite == "SQLITE_NOTADB" or sqlite.startswith("SQLITE_CORRUPT"))
+
+
 def _store_failed(path: Path, error: sqlite3.Error) -> StoreFailed:
     name = getattr(error, "sqlite_errorname", None)
+    if _is_damage(name):
+        return StoreFailed(f"{path} is damaged: {error} ({name}); {HOW_TO_RESTORE}", path=str(path), sqlite=name)
     return StoreFailed(f"{path}: {error}{f' ({name})' if name else ''}", path=str(path), sqlite=name)

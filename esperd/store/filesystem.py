@@ -54,6 +54,26 @@ class Filesystem(Protocol):
         """Remove a file."""
         ...
 
+    def touch(self, path: Path) -> None:
+        """Set a file's time of change to now."""
+        ...
+
+    def changed_ns(self, path: Path) -> int:
+        """A file's time of change, in nanoseconds since the epoch."""
+        ...
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name, on the same file system."""
+        ...
+
+    def allocate(self, descriptor: int, size_bytes: int) -> None:
+        """Take so many bytes of the disk for an open file."""
+        ...
+
+    def free_bytes(self, path: Path) -> int:
+        """Bytes that this user may still write on the path's file system."""
+        ...
+
 
 class RealFilesystem:
     """The operating system's."""
@@ -111,3 +131,24 @@ class RealFilesystem:
     def unlink(self, path: Path) -> None:
         """``unlink(2)``."""
         path.unlink()
+
+    def touch(self, path: Path) -> None:
+        """``utimensat(2)``."""
+        os.utime(path)
+
+    def changed_ns(self, path: Path) -> int:
+        """``stat(2)``."""
+        return path.stat().st_mtime_ns
+
+    def link(self, source: Path, target: Path) -> None:
+        """``link(2)``."""
+        os.link(source, target)
+
+    def allocate(self, descriptor: int, size_bytes: int) -> None:
+        """``posix_fallocate(3)``, which writes zeros where the file system cannot do better."""
+        os.posix_fallocate(descriptor, 0, size_bytes)
+
+    def free_bytes(self, path: Path) -> int:
+        """``statvfs(3)``: blocks for unprivileged users."""
+        found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize

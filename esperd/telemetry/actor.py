@@ -7,10 +7,22 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from esperd.actors.actor import Actor, handles
-from esperd.messages.telemetry import DecisionMade, Event, EventPage, GetEvents, Record, StageChanged
+from esperd.errors import UnknownName
+from esperd.messages.telemetry import (
+    EVENT_TYPES,
+    DecisionMade,
+    Event,
+    EventPage,
+    EventsFound,
+    FindEvents,
+    GetEvents,
+    Record,
+    StageChanged,
+)
 from esperd.plugins import Plugins
 from esperd.telemetry.log import EventLog
 from esperd.telemetry.metrics import Metrics
+from esperd.telemetry.search import EventSearch
 
 Publish = Callable[[str, bytes], Awaitable[None]]
 
@@ -21,7 +33,7 @@ def topic(job: str) -> str:
 
 
 class TelemetryActor(Actor):
-    """Handles :class:`Record` and :class:`GetEvents`.
+    """Handles :class:`Record`, :class:`GetEvents` and :class:`FindEvents`.
 
     Args:
         log: where events are kept. Who misses a publication reads it here.
@@ -32,6 +44,7 @@ class TelemetryActor(Actor):
 
     def __init__(self, log: EventLog, publish: Publish, metrics: Metrics, plugins: Plugins) -> None:
         self._log = log
+        self._search = EventSearch(log.database)
         self._publish = publish
         self._metrics = metrics
         self._plugins = plugins
@@ -48,6 +61,18 @@ class TelemetryActor(Actor):
     async def get_events(self, message: GetEvents) -> EventPage:
         """A page of a job's events."""
         return await self._log.page(message.job, message.after, message.limit)
+
+    @handles(FindEvents)
+    async def find_events(self, message: FindEvents) -> EventsFound:
+        """Events of every job, by type and time.
+
+        Raises:
+            UnknownName: when there is no event type of a name that was asked for.
+        """
+        for name in set(message.types).difference(EVENT_TYPES):
+            known = list(EVENT_TYPES)
+            raise UnknownName(f"there is no event type {name!r}; there are: {', '.join(known)}", name=name, available=known)
+        return await self._search.find(message)
 
     def _notify(self, event: Event) -> None:
         match event.body:

@@ -12,7 +12,7 @@ from torch import nn
 
 from esperd.compiler.keys import kernel_key
 from esperd.declarations import Blueprint
-from esperd.errors import BlueprintRejected, EsperError
+from esperd.errors import BlueprintRejected, CircuitOpen, EsperError
 from esperd.execution.oplist import load_kernel
 from esperd.growth.operators import operator as build_operator
 from esperd.growth.source import GrownModule, built, rng_seed_of, sketched, why_unfit
@@ -133,9 +133,13 @@ class KernelSource:
                 ) from error
 
     def _provide(self, key: KernelKey) -> KernelProvided:
-        """Ask the cache; once more after a short wait when the daemon is in trouble, unless the job is to stop."""
+        """Ask the cache; once more after a short wait when the daemon is in trouble, unless the job is to stop, or it is known
+        that this would be in vain.
+        """
         try:
             return self._desk.kernel(key)
+        except CircuitOpen:
+            raise
         except UNAVAILABLE:
             if self._desk.stop_requested() is not None:
                 raise

@@ -9,15 +9,27 @@ from collections.abc import Callable, Sequence
 
 import structlog
 
+from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
 from esperd.actors.threadlink import ThreadLink
-from esperd.errors import ActorUnavailable, AskTimeout, Busy, Conflict, DaemonUnreachable, EsperError, HandlerFailed, StoreFailed
+from esperd.config import Breakers
+from esperd.errors import (
+    ActorUnavailable,
+    AskTimeout,
+    Busy,
+    CircuitOpen,
+    Conflict,
+    DaemonUnreachable,
+    EsperError,
+    HandlerFailed,
+    StoreFailed,
+)
 from esperd.messages.base import Done, Message, MessageT, Reply
-from esperd.messages.control import Stop
+from esperd.messages.control import BreakerStatus, Stop
 from esperd.messages.jobs import CheckpointWritten, Lease, StopJob
 from esperd.messages.kernels import KernelKey, KernelProvided, ProvideKernel
 from esperd.messages.policy import Conclude, Decide, Decided
-from esperd.messages.telemetry import Body, NewEvent, Record
+from esperd.messages.telemetry import Body, BreakerChanged, NewEvent, Record
 from esperd.trainer.desk import StopReason
 
 DECIDE_TIMEOUT_S = 30.0
@@ -51,6 +63,8 @@ class LinkDesk:
     Args:
         link: open.
         lease: what this worker holds.
+        breakers: by service (``policy``, ``cache``, ``telemetry``): when one that does not answer is no longer waited for. Errors
+            that come at once cost nothing and count for nothing.
         clock: seconds, monotonic.
         sleep: waits that many seconds.
     """
@@ -60,9 +74,18 @@ class LinkDesk:
         link: ThreadLink,
         lease: Lease,
         *,
+        breakers: Breakers | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        self._changes: list[Body] = []
+        settings = breakers or Breakers()
+        self._breakers = {
+            service: Breaker(
+                service, Limits(failures=found.failures, reset_s=found.reset_s), clock, (AskTimeout,), self._breaker_changed
+            )
+            for service, found in (("policy", settings.policy), ("cache", settings.cache), ("telemetry", settings.telemetry))
+        }
         self._link = link
         self._lease = lease
         self._clock = clock
@@ -81,16 +104,23 @@ class LinkDesk:
         return self._lease.job_id
 
     def decide(self, request: Decide) -> Decided:
-        """Ask the policy actor."""
-        return self._ask("policy", request, Decided, DECIDE_TIMEOUT_S)
+        """Ask the policy actor.
+
+        Raises:
+            CircuitOpen: while it is left alone, because it kept this worker waiting.
+            EsperError: whatever it answered with.
+        """
+        with self._breakers["policy"].attempt():
+            return self._ask("policy", request, Decided, DECIDE_TIMEOUT_S)
 
     def conclude(self, ending: Conclude) -> None:
-        """Tell the policy actor."""
+        """Tell the policy actor. Always tried: it is said once, and what is not said is not known to later jobs."""
         self._ask("policy", ending, Done, DECIDE_TIMEOUT_S)
 
     def kernel(self, key: KernelKey) -> KernelProvided:
         """Ask the cache actor."""
-        return self._ask("cache", ProvideKernel(key=key, job=self.job_id), KernelProvided, KERNEL_TIMEOUT_S)
+        with self._breakers["cache"].attempt():
+            return self._ask("cache", ProvideKernel(key=key, job=self.job_id), KernelProvided, KERNEL_TIMEOUT_S)
 
     def record(self, bodies: Sequence[Body]) -> None:
         """Send events to the telemetry actor and wait until they are logged: order and completeness matter more than speed.
@@ -103,7 +133,8 @@ class LinkDesk:
         """
         self._records += 1
         now = SystemClock().wall()
-        events = tuple(NewEvent(at=now, body=body) for body in bodies)
+        events = tuple(NewEvent(at=now, body=body) for body in (*self._changes, *bodies))
+        self._changes.clear()
         self._unrecorded.append(Record(job=self.job_id, key=f"{self._lease.generation}-{self._records}", events=events))
         if len(self._unrecorded) > MOST_UNRECORDED:
             self._drop("too many events wait")
@@ -161,6 +192,10 @@ class LinkDesk:
         """Remember the step for the next heartbeat."""
         self.step = step
 
+    def _breaker_changed(self, status: BreakerStatus) -> None:
+        log.warning("a service is left alone or tried again", job=self.job_id, service=status.service, state=str(status.state))
+        self._changes.append(BreakerChanged(breaker=status))
+
     def _note(self, message: Message) -> None:
         if isinstance(message, StopJob):
             self._stop = message.why
@@ -174,10 +209,11 @@ class LinkDesk:
                 if patiently:
                     self._ask_patiently("telemetry", self._unrecorded[0])
                 else:
-                    self._link.ask("telemetry", self._unrecorded[0], UNPATIENT_TIMEOUT_S)
+                    with self._breakers["telemetry"].attempt():
+                        self._link.ask("telemetry", self._unrecorded[0], UNPATIENT_TIMEOUT_S)
             except DaemonUnreachable:
                 raise
-            except PASSING as error:
+            except (*PASSING, CircuitOpen) as error:
                 if not self._log_is_away:
                     log.warning("events are kept until the event log is back", job=self.job_id, error=str(error))
                 self._log_is_away = True

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 import torch
 
+from esperd import tracing
 from esperd.errors import EsperError, TrainingDiverged
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
@@ -175,7 +176,8 @@ class Run:
             self.guard.stand(self._cursor(), resumed=self.guard.watch.point is not None, midway=self.batch > 0)
         while self.batch > 0 or self.progress < 1.0:  # an epoch that was begun is brought to its decision point
             try:
-                self._one_epoch()
+                with tracing.span("trainer epoch", epoch=self.grower.epoch + 1, phase=self.phase):
+                    self._one_epoch()
             except WentBack as went:
                 self._go_on_from_cursor(went.cursor)
         self._tell_outcomes()
@@ -184,15 +186,18 @@ class Run:
 
     def _one_epoch(self) -> None:
         began = self.seconds
-        train_loss = self._train_epoch()
-        measured = self._measure()
+        with tracing.span("trainer train"):
+            train_loss = self._train_epoch()
+        with tracing.span("trainer gate"):
+            measured = self._measure()
         self.gate_losses.append(measured.mean_loss)
         heard = self._heard()
         self.train_losses.append(train_loss)
         self.gate_flops.append(self.grower.ledger.total)
         self.grower.end_epoch()
         if self.grows:
-            self._decide(train_loss, measured)
+            with tracing.span("trainer decide"):
+                self._decide(train_loss, measured)
         if heard - self._heard():
             self.guard.seed_lost()
         self.guard.decided(self._cursor)
@@ -230,7 +235,8 @@ class Run:
             inputs, targets = (part.to(self.device) for part in self.splits.train.batch(batches[index]))
             if self.grower.sample is None:
                 self.grower.sample = (inputs, targets)
-            loss = self.grower.train_step(inputs, targets)
+            with tracing.step_span("trainer step"):
+                loss = self.grower.train_step(inputs, targets)
             self.loss_sum = loss * len(inputs) if self.loss_sum is None else self.loss_sum + loss * len(inputs)
             self.loss_samples += len(inputs)
             self.batch = index + 1

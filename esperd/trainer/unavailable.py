@@ -6,10 +6,19 @@ from collections.abc import Iterable
 
 import msgspec
 
-from esperd.errors import ActorUnavailable, AskTimeout, Busy, DaemonUnreachable, HandlerFailed, StoreFailed, WorkerFailed
+from esperd.errors import (
+    ActorUnavailable,
+    AskTimeout,
+    Busy,
+    CircuitOpen,
+    DaemonUnreachable,
+    HandlerFailed,
+    StoreFailed,
+    WorkerFailed,
+)
 from esperd.messages.policy import Arm
 
-UNAVAILABLE = (ActorUnavailable, AskTimeout, Busy, DaemonUnreachable, HandlerFailed, StoreFailed, WorkerFailed)
+UNAVAILABLE = (ActorUnavailable, AskTimeout, Busy, CircuitOpen, DaemonUnreachable, HandlerFailed, StoreFailed, WorkerFailed)
 """Errors that come from the daemon's condition and not from the kernel that was asked for."""
 
 LONGEST_DOUBLING = 16

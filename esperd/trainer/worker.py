@@ -6,6 +6,7 @@ step is not mistaken for a dead worker.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -13,14 +14,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import structlog
 
+from esperd import tracing
 from esperd.actors.leaving import leave
 from esperd.actors.threadlink import ThreadLink
-from esperd.config import load_config
-from esperd.errors import EsperError, StoreFailed
+from esperd.config import Telemetry, load_config
+from esperd.errors import ConfigError, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.jobs import (
     EXIT_NO_FAULT,
@@ -33,6 +36,7 @@ from esperd.messages.jobs import (
 )
 from esperd.plugins import load_plugins
 from esperd.store.blobs import Blobs
+from esperd.trainer.circumstances import circumstances
 from esperd.trainer.link_desk import DAEMON_TROUBLE, LinkDesk
 from esperd.trainer.passes import Stopped
 from esperd.trainer.session import Session
@@ -63,18 +67,35 @@ def main() -> int:
         lease = _await_lease(link)
         if lease is None:
             return 0
-        desk = LinkDesk(link, lease)
+        desk = LinkDesk(link, lease, breakers=config.breakers)
         desks.append(desk)
         signal.signal(signal.SIGTERM, lambda _signal, _frame: desk.drain())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        structlog.contextvars.bind_contextvars(
+            actor=link.name, generation=link.generation, job=lease.job_id, attempt=lease.generation
+        )
         try:
-            ended = _train(desk, lease)
-            desk.record_rest()
-            desk.report(ended)
+            with _traced(config.telemetry, lease):
+                with tracing.span("trainer attempt", parent=lease.trace, job=lease.job_id, attempt=lease.generation):
+                    ended = _train(desk, lease)
+                desk.record_rest()
+                desk.report(ended)  # before the last spans are sent: the job is over, wherever its collector is
         except (*DAEMON_TROUBLE, StoreFailed) as error:
             log.warning("left through no fault of the job", job=lease.job_id, code=error.code, error=str(error))
             return EXIT_NO_FAULT
     return 0
+
+
+def _traced(settings: Telemetry, lease: Lease) -> AbstractContextManager[None]:
+    """Send spans, where somebody traces the job. A job's own ``python`` may lack what its daemon has: it trains untraced."""
+    if not settings.otlp_endpoint or not tracing.is_sampled(lease.trace):
+        return contextlib.nullcontext()
+    try:
+        tracing.require_collector(settings.otlp_endpoint)
+    except ConfigError as error:
+        log.warning("not traced", error=str(error))
+        return contextlib.nullcontext()
+    return tracing.exporting(settings.otlp_endpoint, "esperd trainer", every_step=settings.trace_steps)
 
 
 def _await_lease(link: ThreadLink, clock: Callable[[], float] = time.monotonic) -> Lease | None:
@@ -103,7 +124,8 @@ def _train(desk: LinkDesk, lease: Lease) -> JobSucceeded | JobStopped | JobBroke
     try:
         blobs, checkpoints = Blobs(Path(lease.blob_directory)), Blobs(Path(lease.checkpoint_directory))
         session = Session(lease.job, plugins, desk, blobs, checkpoints=checkpoints, resumed=lease.resumed)
-        desk.report(JobStarted(job_id=job_id, generation=generation))
+        found = circumstances(lease.job, session.splits.fingerprint, session.device)
+        desk.report(JobStarted(job_id=job_id, generation=generation, circumstances=found))
         outcome = session.train(lease.checkpoint)
     except Stopped as stopped:
         return JobStopped(job_id=job_id, generation=generation, why=stopped.why)

@@ -31,6 +31,7 @@ def _heads() -> st.SearchStrategy[Head]:
         to=st.text(max_size=20),
         sender=st.text(max_size=20),
         deadline_ms=st.none() | st.integers(0, 2**40),
+        trace=st.just("") | st.text(max_size=55),
     )
 
 
@@ -116,9 +117,35 @@ def test_another_protocol_version_is_named_even_when_its_head_and_kinds_have_gro
 
 
 def test_fields_that_a_later_head_appends_are_ignored() -> None:
-    longer = msgspec.msgpack.encode([PROTOCOL_VERSION, 2, 5, "to", "from", None, {"trace": "x"}])
+    longer = msgspec.msgpack.encode([PROTOCOL_VERSION, 2, 5, "to", "from", None, "", {"later": "x"}])
     head, _ = CODEC.decode([longer, msgspec.msgpack.encode(Done())])
     assert head.id == 5
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+def test_the_head_of_a_peer_from_before_traces_is_read_and_it_reads_ours() -> None:
+    class Before(msgspec.Struct, frozen=True, array_like=True):
+        protocol: int
+        kind: Kind
+        id: int
+        to: str
+        sender: str
+        deadline_ms: int | None = None
+
+    theirs = msgspec.msgpack.encode(Before(PROTOCOL_VERSION, Kind.ASK, 5, "to", "from", 9))
+    assert CODEC.decode([theirs, msgspec.msgpack.encode(Done())])[0] == CODEC.head(
+        Kind.ASK, 5, to="to", sender="from", deadline_ms=9
+    )
+    ours = CODEC.encode(CODEC.head(Kind.ASK, 5, to="to", sender="from", deadline_ms=9, trace=TRACE), Done())[0]
+    assert msgspec.msgpack.decode(ours, type=Before) == Before(PROTOCOL_VERSION, Kind.ASK, 5, "to", "from", 9)
+
+
+def test_a_trace_context_that_no_version_of_the_standard_could_have_is_malformed() -> None:
+    long = msgspec.msgpack.encode([PROTOCOL_VERSION, 1, 5, "to", "from", None, "0" * 129])
+    with pytest.raises(MalformedMessage, match="length <= 128"):
+        CODEC.decode([long, msgspec.msgpack.encode(Done())])
 
 
 def test_a_message_that_is_not_of_the_protocol_is_refused_before_it_is_sent() -> None:

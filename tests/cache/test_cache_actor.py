@@ -8,14 +8,16 @@ import msgspec
 import pytest
 
 from esperd.actors.actor import Actor, handles
+from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
 from esperd.actors.spec import ChildSpec
 from esperd.actors.system import ActorSystem
-from esperd.cache.actor import CacheActor
+from esperd.cache.actor import COMPILER_TROUBLE, CacheActor
 from esperd.cache.index import MIGRATIONS, KernelIndex
 from esperd.cache.seal import Seal
-from esperd.errors import BlueprintRejected, HandlerFailed
+from esperd.errors import BlueprintRejected, CircuitOpen, HandlerFailed, WorkerFailed
 from esperd.messages import Done
+from esperd.messages.control import BreakerState
 from esperd.messages.kernels import (
     CompileKernel,
     KernelCompiled,
@@ -66,7 +68,7 @@ class CompilerContext:
 
 
 @asynccontextmanager
-async def started(directory, context: CompilerContext):
+async def started(directory, context: CompilerContext, breaker=None):
     async with Database.open(directory / "k.db", MIGRATIONS) as database:
         actor = CacheActor(
             KernelIndex(database),
@@ -74,6 +76,7 @@ async def started(directory, context: CompilerContext):
             Seal.open(directory / "seal.key"),
             memory_bytes=1_000,
             compile_timeout_s=77.0,
+            breaker=breaker,
         )
         await actor.on_start(context)
         yield actor
@@ -95,6 +98,27 @@ async def test_the_compilers_refusal_reaches_the_asker(tmp_path):
     async with started(tmp_path, CompilerContext(BlueprintRejected("no gradient"))) as actor:
         with pytest.raises(BlueprintRejected, match="no gradient"):
             await actor.handle(ProvideKernel(key=KEY, job="j1"))
+
+
+@pytest.mark.asyncio
+async def test_a_dead_compiler_is_not_asked_for_every_seed_and_kernels_that_are_there_are_provided_meanwhile(tmp_path):
+    now = [0.0]
+    breaker = Breaker("compiler", Limits(failures=2, reset_s=30.0), lambda: now[0], COMPILER_TROUBLE)
+    context = CompilerContext(MADE)
+    async with started(tmp_path, context, breaker) as actor:
+        await actor.handle(ProvideKernel(key=KEY, job="j1"))
+        context.answer = WorkerFailed("compiler was killed by SIGSEGV")
+        others = [msgspec.structs.replace(KEY, blueprint=f"other{number}") for number in range(5)]
+        for other, refusal in zip(others[:4], [WorkerFailed, WorkerFailed, CircuitOpen, CircuitOpen], strict=True):
+            with pytest.raises(refusal):
+                await actor.handle(ProvideKernel(key=other, job="j1"))
+        assert len(context.asked) == 3
+        assert (await actor.handle(ProvideKernel(key=KEY, job="j2"))).source == "memory"
+        now[0] = 30.0
+        context.answer = BlueprintRejected("no gradient")  # it lives
+        with pytest.raises(BlueprintRejected):
+            await actor.handle(ProvideKernel(key=others[4], job="j1"))
+        assert breaker.status().state is BreakerState.CLOSED
 
 
 @pytest.mark.asyncio

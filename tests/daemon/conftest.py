@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+from collector import collecting
 from daemon_jobs import QUICK
 
+from esperd import tracing
+from esperd.config import Telemetry
 from esperd.testing import running_daemon
 
 OBSERVER = """
@@ -28,9 +32,19 @@ def install(directory, name, code):
 
 
 @pytest.fixture(scope="session")
-def daemon(tmp_path_factory):
+def collector():
+    with collecting() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="session")
+def daemon(tmp_path_factory, collector):
+    """It traces what its client traces, where OpenTelemetry is installed; a test that needs it says so itself."""
+    endpoint = collector.endpoint if tracing.is_installed() else ""
+    config = msgspec.structs.replace(QUICK, telemetry=Telemetry(otlp_endpoint=endpoint, trace_steps=True))
     packages = tmp_path_factory.mktemp("packages")
     install(packages, "observer", OBSERVER)
     install(packages, "unfinished", "import no_such_package_anywhere\n")
-    with running_daemon(tmp_path_factory.mktemp("shared") / "state", QUICK, environment={"PYTHONPATH": str(packages)}) as daemon:
+    environment = {"PYTHONPATH": str(packages), "OTEL_BSP_SCHEDULE_DELAY": "200", "OTEL_TRACES_SAMPLER": "parentbased_always_off"}
+    with running_daemon(tmp_path_factory.mktemp("shared") / "state", config, environment=environment) as daemon:
         yield daemon

@@ -1,4 +1,4 @@
-"""Disk space comes back: of a job's checkpoints the last one is kept while the job can be resumed, and none when it cannot."""
+"""Disk space comes back: of a job's checkpoints the last two are kept while the job can be resumed, and none when it cannot."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_what_no_unfinished_job_refers_to_is_swept(tmp_path):
     checkpoints.sweep({})
     old, new, other = (checkpoints.of(job).put(data) for job, data in [("j1", b"old"), ("j1", b"new"), ("j2", b"new")])
     checkpoints.of("j3").put(b"begun")
-    checkpoints.sweep({"j1": new, "j3": None})
+    checkpoints.sweep({"j1": (new, None), "j3": (None, None)})
     assert old not in kept(checkpoints, "j1")
     assert (kept(checkpoints, "j1"), kept(checkpoints, "j3")) == ([new], [])
     assert other == new  # the same bytes of another job: each has its own
@@ -87,13 +87,16 @@ async def nothing_is_left(checkpoints, job_id):
 
 
 @pytest.mark.asyncio
-async def test_a_newer_checkpoint_replaces_the_older_and_success_removes_the_last(tmp_path, checkpoints):
+async def test_of_a_jobs_checkpoints_the_last_two_are_kept_and_success_removes_them(tmp_path, checkpoints):
     async with office(tmp_path) as here:
         job_id = await running(here)
         await written(here, checkpoints, job_id, b"one")
         second = await written(here, checkpoints, job_id, b"two", epoch=2)
-        assert kept(checkpoints, job_id) == [second]
-        assert (await here.store.get(job_id)).checkpoint == second
+        third = await written(here, checkpoints, job_id, b"three", epoch=3)
+        assert await written(here, checkpoints, job_id, b"three", epoch=3) == third  # said twice: its first answer was lost
+        assert kept(checkpoints, job_id) == sorted([second, third])
+        info = await here.store.get(job_id)
+        assert (info.checkpoint, info.previous_checkpoint, info.previous_epoch) == (third, second, 2)
         blobs = Blobs(tmp_path / "blobs")
         report = Artifact(name="report.json", sha256=blobs.put(b"two"), size_bytes=3)  # the same bytes as the checkpoint
         await here.ask(JobSucceeded(job_id=job_id, generation=1, epoch=2, artifacts=(report,)))

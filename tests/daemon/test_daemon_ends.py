@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import time
 
 import pytest
@@ -118,11 +119,16 @@ def test_a_state_directory_has_one_daemon_and_the_second_names_it(daemon):
 def test_a_state_directory_that_cannot_be_written_is_named(tmp_path):
     in_the_way = tmp_path / "file"
     in_the_way.touch()
-    daemon = DaemonProcess(tmp_path / "state", environment={"ESPERD__DAEMON__STATE_DIRECTORY": str(in_the_way)})
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(tmp_path / "notify"))
+    environment = {"ESPERD__DAEMON__STATE_DIRECTORY": str(in_the_way), "NOTIFY_SOCKET": str(tmp_path / "notify")}
+    daemon = DaemonProcess(tmp_path / "state", environment=environment)
     with pytest.raises(StateDirectoryUnusable, match=f"{in_the_way} cannot be written"):
         daemon.start()
     daemon.close()
     assert daemon.process.returncode == 2
+    with manager:
+        assert manager.recv(4096).startswith(f"STATUS=failed: {in_the_way} cannot be written".encode())
 
 
 def test_an_http_port_that_is_taken_is_named_and_nothing_is_left_running(daemon, tmp_path):

@@ -18,6 +18,7 @@ from esperd.daemon.job_lifecycle import (
     Moved,
     PauseAsked,
     ResumeAsked,
+    RetryAsked,
     Started,
     Stopped,
     Succeeded,
@@ -144,7 +145,19 @@ def test_nothing_moves_a_finished_job(state, event):
         advance(JobStanding(state=state), event, LIMITS, random.Random(0))
 
 
-EVENTS = st.sampled_from([Leased(), PauseAsked(), ResumeAsked(), CancelAsked(), DaemonRestarted()]) | st.integers(-1, 1).flatmap(
+@pytest.mark.parametrize("state", sorted(JobState))
+def test_only_a_job_that_failed_or_died_is_retried_and_has_all_its_attempts_before_it(state):
+    standing = JobStanding(state=state, generation=3, lost=2)
+    if state in (JobState.FAILED, JobState.DEAD):
+        assert advance(standing, RetryAsked(), LIMITS, random.Random(0)).standing == JobStanding(generation=3)
+    else:
+        with pytest.raises(IllegalTransition, match=f"cannot retry a job that is {state}"):
+            advance(standing, RetryAsked(), LIMITS, random.Random(0))
+
+
+EVENTS = st.sampled_from([Leased(), PauseAsked(), ResumeAsked(), CancelAsked(), RetryAsked(), DaemonRestarted()]) | st.integers(
+    -1, 1
+).flatmap(
     lambda behind: st.sampled_from(
         [
             lambda g: Started(g + behind),
@@ -186,7 +199,8 @@ class JobLife(RuleBasedStateMachine):
         if moved.standing.state is not before.state:
             assert moved.standing.state in JOB_TRANSITIONS[before.state]
         assert moved.standing.generation - before.generation == isinstance(event, Leased)
-        assert moved.standing.lost - before.lost == isinstance(event, WorkerLost)
+        lost = 0 if isinstance(event, RetryAsked) else before.lost + isinstance(event, WorkerLost)
+        assert moved.standing.lost == lost
         if moved.tell_worker:
             assert moved.standing.state in HELD_STATES
 

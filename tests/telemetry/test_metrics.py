@@ -1,10 +1,16 @@
 from __future__ import annotations
 
-from esperd.messages.control import ActorList, ActorState, ActorStatus
+import re
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from esperd.messages.control import ActorList, ActorState, ActorStatus, BreakerState, BreakerStatus
 from esperd.messages.growth import Stage, Trial, Verdict
 from esperd.messages.jobs import Budget, Job, JobInfo, JobState
 from esperd.messages.policy import Decision
 from esperd.messages.telemetry import (
+    BreakerChanged,
     DecisionMade,
     Event,
     GateEvaluated,
@@ -44,6 +50,7 @@ def test_events_are_counted_by_type_and_by_what_they_say():
         DecisionMade(epoch=2, decision=Decision(action="germinate", reason="try"), applied=False, refusal="G0"),
         GateEvaluated(epoch=2, seed="s#1", verdict=Verdict(gate="g2", passed=False, reason="small")),
         KernelLoaded(epoch=2, seed="s#1", blueprint="b", manifest_id="m", source="disk"),
+        BreakerChanged(breaker=BreakerStatus(service="policy", state=BreakerState.OPEN, failures=3, opened=1)),
         stage(Stage.BLENDING),
         stage(Stage.CULLED),
     )
@@ -52,6 +59,7 @@ def test_events_are_counted_by_type_and_by_what_they_say():
     assert found['esperd_decisions_total{action="wait",applied="true"}'] == 1
     assert found['esperd_gates_total{gate="g2",result="failed"}'] == 1
     assert found['esperd_kernels_total{source="disk"}'] == 1
+    assert found['esperd_worker_breaker_changes_total{service="policy",state="open"}'] == 1
     assert {name for name in found if name.startswith("esperd_seeds_total")} == {'esperd_seeds_total{outcome="culled"}'}
 
 
@@ -134,6 +142,39 @@ def test_the_lag_of_the_loop_is_a_histogram_in_seconds():
     found = samples(metrics)
     assert (found['esperd_loop_lag_seconds_bucket{le="0.002"}'], found['esperd_loop_lag_seconds_bucket{le="0.005"}']) == (0, 1)
     assert found["esperd_loop_lag_seconds_count"] == 1
+
+
+def test_messages_and_waits_are_counted_by_role_and_never_by_worker():
+    metrics = Metrics()
+    for actor in ("trainer/j1.1", "trainer/j2.1"):
+        metrics.observe_message(actor, "Lease", "answered")
+        metrics.observe_wait(actor, 0.005)
+        metrics.observe_handled(actor, 0.5)
+    found = samples(metrics)
+    assert found['esperd_messages_total{actor="trainer",kind="Lease",result="answered"}'] == 2
+    assert found['esperd_mailbox_wait_seconds_bucket{actor="trainer",le="0.001"}'] == 0
+    assert found['esperd_mailbox_wait_seconds_bucket{actor="trainer",le="0.01"}'] == 2
+    assert found['esperd_handler_seconds_sum{actor="trainer"}'] == 1.0
+
+
+def test_how_long_a_job_waited_and_took_is_observed_once_and_not_of_jobs_that_a_new_daemon_finds():
+    metrics = Metrics()
+    times = {"submitted_at": 0.0, "started_at": 5.0, "finished_at": 65.0}
+    metrics.observe_job(replace(info("old", JobState.SUCCEEDED), attempt=1, **times))
+    for state in (JobState.QUEUED, JobState.RUNNING, JobState.SUCCEEDED, JobState.SUCCEEDED):
+        metrics.observe_job(replace(info("new", state), attempt=1, **times))
+    found = samples(metrics)
+    assert (found["esperd_job_wait_seconds_count"], found["esperd_job_wait_seconds_sum"]) == (1, 5.0)
+    assert (found['esperd_job_seconds_count{state="succeeded"}'], found['esperd_job_seconds_sum{state="succeeded"}']) == (1, 60.0)
+    assert metrics.jobs_by_state() == {"succeeded": 2}
+
+
+def test_the_example_rules_ask_for_metrics_that_exist_and_name_lines_of_the_runbook():
+    docs = Path(__file__).parents[2] / "docs"
+    rules, runbook = (docs / "alerts.yml").read_text(encoding="utf-8"), (docs / "runbook.md").read_text(encoding="utf-8")
+    asked = {name.removesuffix("_bucket") for name in re.findall(r"\besperd_\w+", rules)}
+    assert asked <= set(re.findall(r"`(esperd_\w+)`", (docs / "telemetry.md").read_text(encoding="utf-8")))
+    assert all(f"| {symptom} |" in runbook for symptom in re.findall(r'runbook: "(.+?)"', rules))
 
 
 def test_two_daemons_in_one_process_do_not_share_metrics():

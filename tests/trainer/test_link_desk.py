@@ -10,11 +10,20 @@ import desks
 import msgspec
 import pytest
 
-from esperd.errors import ActorUnavailable, Conflict, DaemonUnreachable, HandlerFailed, StoreFailed
+from esperd.errors import (
+    ActorUnavailable,
+    AskTimeout,
+    CircuitOpen,
+    Conflict,
+    DaemonUnreachable,
+    EsperError,
+    HandlerFailed,
+    StoreFailed,
+)
 from esperd.messages.base import Done
 from esperd.messages.jobs import CheckpointWritten, Lease
 from esperd.messages.policy import Conclude
-from esperd.messages.telemetry import CheckpointSaved, EpochCompleted, PolicyUnavailable, Record
+from esperd.messages.telemetry import BreakerChanged, CheckpointSaved, EpochCompleted, PolicyUnavailable, Record
 from esperd.store.blobs import Blobs
 from esperd.store.filesystem import RealFilesystem
 from esperd.trainer import link_desk, worker
@@ -22,6 +31,7 @@ from esperd.trainer.link_desk import LinkDesk
 from esperd.trainer.session import Session
 
 LEASE = Lease(job_id="j1", generation=2, job=None, checkpoint=None, blob_directory="", checkpoint_directory="", resumed=0)
+CONCLUDE = Conclude(job="j1", point=9, epoch=9, seeds=())
 LOCKED = StoreFailed("events.db: database is locked", sqlite="SQLITE_BUSY")
 
 
@@ -173,3 +183,34 @@ def test_how_the_seeds_ended_is_told_to_the_policy_and_trouble_is_the_runs_to_ju
     with pytest.raises(ActorUnavailable):
         desk.conclude(ending)
     assert link.taken == [ending]
+
+
+def test_a_policy_that_does_not_answer_is_not_waited_for_at_every_decision_and_the_job_says_so():
+    link = Link(*[AskTimeout("policy did not answer within 30 s")] * 3)
+    desk, time = desk_of(link)
+    for _ in range(3):
+        with pytest.raises(AskTimeout):
+            desk.decide(CONCLUDE)
+    with pytest.raises(CircuitOpen, match="policy failed 3 times in a row"):
+        desk.decide(CONCLUDE)
+    assert link.asked == 3
+    time.now = 30.0
+    with pytest.raises(EsperError, match="answered"):  # it is there again: this link answers everything with Done
+        desk.decide(CONCLUDE)
+    desk.record([event(1)])
+    changes = [told.body.breaker for told in link.taken[-1].events if isinstance(told.body, BreakerChanged)]
+    assert [(change.service, change.state.value) for change in changes] == [
+        ("policy", "open"),
+        ("policy", "half_open"),
+        ("policy", "closed"),
+    ]
+
+
+def test_a_policy_that_restarts_is_asked_at_the_next_decision():
+    link = Link(*[ActorUnavailable("policy is being restarted")] * 9)
+    desk, _ = desk_of(link)
+    for _ in range(9):
+        with pytest.raises(ActorUnavailable):
+            desk.decide(CONCLUDE)
+    with pytest.raises(EsperError, match="answered"):
+        desk.decide(CONCLUDE)

@@ -1,0 +1,260 @@
+"""A backup of a state directory that may be in use: a directory with every database, every blob, and a manifest written last.
+
+Rows refer to files, and files are there before their rows, so databases are copied first and files after them. A checkpoint is
+deleted once newer ones are recorded, so the jobs' database is copied again until every checkpoint it names was caught.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+import esperd
+from esperd.daemon import references
+from esperd.daemon.jobs_actor import blob_directory, checkpoint_directory
+from esperd.daemon.references import Reference
+from esperd.daemon.state import DATABASES, database_path
+from esperd.errors import Conflict, NothingToShow, StoreFailed
+from esperd.store import inspection
+from esperd.store.blobs import Blobs
+from esperd.store.filesystem import Filesystem, RealFilesystem
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+SEAL = "seal.key"
+TRIES = 10
+"""Copies of the jobs' database until no checkpoint it names was replaced meanwhile; chosen, not measured."""
+
+Progress = Callable[[str, int, int], None]
+"""What is being done, how many bytes of it are done, and of how many."""
+
+
+class BackupFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a backup."""
+
+    path: str
+    """Relative to the backup, as in the state directory."""
+    sha256: str
+    size_bytes: int
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """What a backup holds. A directory without one is no backup: it was cut short."""
+
+    format: int
+    esperd: str
+    created_at: str
+    """UTC, ISO 8601."""
+    versions: dict[str, int]
+    """Migrations that each database has seen."""
+    files: tuple[BackupFile, ...]
+    missing: tuple[str, ...] = ()
+    """Files that rows refer to and that the state directory lacked, or had damaged."""
+
+
+def back_up(
+    state: Path, target: Path, progress: Progress, *, copy: bool = False, filesystem: Filesystem | None = None
+) -> Manifest:
+    """Write a backup.
+
+    Args:
+        state: the state directory, in use or not.
+        target: made; must not exist, or be empty.
+        progress: told how far it is.
+        copy: copy blobs even where a second name for the same file would do (same file system).
+        filesystem: the disk; tests pass one that fails.
+
+    Raises:
+        Conflict: when ``target`` holds something.
+        NothingToShow: when there is no state.
+        StoreFailed: when a database or the disk refuses; no manifest is written then.
+    """
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise Conflict(f"{target} is there already; name a directory that is not", path=str(target))
+    present = [database for database in DATABASES if database_path(state, database.name).exists()]
+    if not present:
+        raise NothingToShow(f"{state} holds no state of esperd; name another with --state-dir", path=str(state))
+    try:
+        return _Backup(state, target, progress, copy=copy, filesystem=filesystem or RealFilesystem()).write(
+            [database.name for database in present]
+        )
+    except OSError as error:
+        raise StoreFailed(f"the backup {target} could not be written: {error}", path=str(target)) from error
+
+
+class _Backup:
+    def __init__(self, state: Path, target: Path, progress: Progress, *, copy: bool, filesystem: Filesystem) -> None:
+        self._state = state
+        self._target = target
+        self._progress = progress
+        self._copy = copy
+        self._filesystem = filesystem
+        self._files: dict[str, BackupFile] = {}
+        self._damaged: list[str] = []
+
+    def write(self, databases: list[str]) -> Manifest:
+        self._filesystem.make_directory(self._target, 0o700)
+        missing = self._jobs_with_checkpoints() if "jobs" in databases else []
+        for name in databases:
+            if name != "jobs":
+                self._database(name)
+        self._blobs(blob_directory(self._state))
+        missing += [wanted for wanted in self._wanted_blobs(databases) if wanted not in self._files]
+        if (self._state / SEAL).exists():
+            self._written(SEAL, (self._state / SEAL).read_bytes())
+        manifest = Manifest(
+            format=FORMAT,
+            esperd=esperd.__version__,
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            versions={name: self._version(name) for name in databases},
+            files=tuple(self._files[path] for path in sorted(self._files)),
+            missing=tuple(sorted({*missing, *self._damaged})),
+        )
+        self._finish(msgspec.json.format(msgspec.json.encode(manifest)))
+        return manifest
+
+    def _jobs_with_checkpoints(self) -> list[str]:
+        """Copy jobs and checkpoints; returns those that are named and were nowhere."""
+        missing: list[str] = []
+        for _ in range(TRIES):
+            self._checkpoints()
+            self._database("jobs")
+            self._checkpoints()
+            with inspection.reading(self._target / "jobs.db") as connection:
+                named = references.of_rows(connection.execute(references.CHECKPOINTS))
+            missing = [path for path in map(_checkpoint_path, named) if path not in self._files]
+            if not missing:
+                break
+        return missing
+
+    def _database(self, name: str) -> None:
+        path = database_path(self._target, name)
+        if path.exists():
+            self._filesystem.unlink(path)
+        inspection.copy_database(
+            database_path(self._state, name), path, lambda done, total: self._progress(f"{name}.db", done, total)
+        )
+        path.chmod(0o600)
+        self._sync(path)
+        self._files[path.name] = _described(path.name, path.read_bytes())
+
+    def _checkpoints(self) -> None:
+        directory = checkpoint_directory(self._state)
+        for job in sorted(directory.iterdir()) if directory.is_dir() else ():
+            self._blobs(job)
+
+    def _blobs(self, directory: Path) -> None:
+        """Take every blob of a directory that is not taken yet."""
+        blobs = Blobs(directory)
+        names = sorted(blobs.changes()) if directory.is_dir() else []
+        for number, sha256 in enumerate(names):
+            source = blobs.path(sha256)
+            relative = str(source.relative_to(self._state))
+            if relative not in self._files:
+                self._blob(source, relative, sha256)
+            self._progress(str(directory.relative_to(self._state)), number + 1, len(names))
+
+    def _blob(self, source: Path, relative: str, sha256: str) -> None:
+        target = self._target / relative
+        self._filesystem.make_directory(target.parent, 0o700)
+        try:
+            if self._copy or not self._linked(source, target):
+                self._written(relative, self._filesystem.read(source))
+        except FileNotFoundError:  # a checkpoint that was replaced meanwhile
+            return
+        described = _described(relative, self._filesystem.read(target))
+        if described.sha256 == sha256:
+            self._files[relative] = described
+        else:
+            self._filesystem.unlink(target)
+            self._files.pop(relative, None)
+            self._damaged.append(relative)
+
+    def _linked(self, source: Path, target: Path) -> bool:
+        """Give the file a second name; False where that is not possible, as between two file systems."""
+        try:
+            self._filesystem.link(source, target)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            return False
+        return True
+
+    def _wanted_blobs(self, databases: list[str]) -> list[str]:
+        named: list[Reference] = []
+        if "jobs" in databases:
+            with inspection.reading(self._target / "jobs.db") as connection:
+                named += references.of_rows(connection.execute(references.ARTIFACTS))
+        if "kernels" in databases:
+            with inspection.reading(self._target / "kernels.db") as connection:
+                named += references.of_kernels(connection.execute(references.KERNELS))
+        blobs = Blobs(blob_directory(self._state))
+        return [str(blobs.path(reference.sha256).relative_to(self._state)) for reference in named]
+
+    def _version(self, name: str) -> int:
+        with inspection.reading(database_path(self._target, name)) as connection:
+            return inspection.version(connection)
+
+    def _written(self, relative: str, data: bytes) -> None:
+        write_file(self._filesystem, self._target / relative, data)
+        self._files[relative] = _described(relative, data)
+
+    def _sync(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._filesystem.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _finish(self, manifest: bytes) -> None:
+        """Bring every name to the disk, then the manifest that vouches for them."""
+        for directory in sorted({(self._target / path).parent for path in self._files}):
+            self._filesystem.fsync_directory(directory)
+        partial = self._target / f".{MANIFEST}"
+        write_file(self._filesystem, partial, manifest)
+        self._filesystem.rename(partial, self._target / MANIFEST)
+        self._filesystem.fsync_directory(self._target)
+
+
+def read_manifest(backup: Path) -> Manifest:
+    """What a backup holds.
+
+    Raises:
+        StoreFailed: when the directory is no backup, or of another format.
+    """
+    try:
+        manifest = msgspec.json.decode((backup / MANIFEST).read_bytes(), type=Manifest)
+    except FileNotFoundError as error:
+        raise StoreFailed(f"{backup} is no backup: it has no {MANIFEST}, so it was cut short or never begun") from error
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise StoreFailed(f"{backup / MANIFEST} cannot be read: {error}", path=str(backup)) from error
+    if manifest.format != FORMAT:
+        raise StoreFailed(f"{backup} has format {manifest.format}; this esperd reads {FORMAT}", path=str(backup))
+    return manifest
+
+
+def write_file(filesystem: Filesystem, path: Path, data: bytes) -> None:
+    """Write a new file and bring its bytes to the disk.
+
+    Raises:
+        OSError: when the disk refuses.
+    """
+    descriptor = filesystem.create(path, 0o600)
+    try:
+        filesystem.write(descriptor, data)
+        filesystem.fsync(descriptor)
+    finally:
+        filesystem.close(descriptor)
+
+
+def _described(relative: str, data: bytes) -> BackupFile:
+    return BackupFile(path=relative, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+
+
+def _checkpoint_path(reference: Reference) -> str:
+    return str(Blobs(checkpoint_directory(Path()) / reference.owner).path(reference.sha256))

@@ -1,0 +1,67 @@
+"""What ``/v1/status`` tells: the daemon at one moment, for people and scripts that want no metrics system."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import esperd
+from esperd.messages.base import Value
+from esperd.messages.control import ActorList, ActorStatus
+from esperd.telemetry.metrics import Metrics
+
+
+class DaemonStatus(Value, frozen=True, kw_only=True):
+    """The daemon now. Fields are only ever added: the path names the version."""
+
+    version: str
+    pid: int
+    up_s: float
+    """Seconds since it was ready to serve."""
+    ready: bool
+    reasons: tuple[str, ...]
+    """Why it is not ready; empty when it is."""
+    loop_lag_s: float | None
+    """How late its event loop ran a timer, as measured last; None before the first second is over."""
+    actors: tuple[ActorStatus, ...]
+    dead_letters: dict[str, int]
+    jobs: dict[str, int]
+    """How many are in each state that any is in."""
+    requests: dict[str, int]
+    """Of clients, by what became of them."""
+    breakers: dict[str, str]
+    """State by name; empty where nothing has a breaker."""
+
+
+def status_of(
+    metrics: Metrics,
+    actors: ActorList,
+    *,
+    reasons: Sequence[str],
+    up_s: float,
+    requests: Mapping[str, int],
+    breakers: Mapping[str, str] | None = None,
+) -> DaemonStatus:
+    """Put together what others know.
+
+    Args:
+        metrics: knows jobs and lag.
+        actors: and dead letters.
+        reasons: why the daemon is not ready.
+        up_s: seconds since it was ready to serve.
+        requests: counts by result.
+        breakers: state by name; None: there are none.
+    """
+    return DaemonStatus(
+        version=esperd.__version__,
+        pid=os.getpid(),
+        up_s=up_s,
+        ready=not reasons,
+        reasons=tuple(reasons),
+        loop_lag_s=metrics.loop_lag_s,
+        actors=actors.actors,
+        dead_letters=actors.dead_letters,
+        jobs=metrics.jobs_by_state(),
+        requests=dict(requests),
+        breakers=dict(breakers or {}),
+    )

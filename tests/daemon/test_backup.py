@@ -1,0 +1,204 @@
+"""Backups are whole or none, restoring deletes nothing, and a check tells what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import msgspec
+import pytest
+from daemon_jobs import QUICK, job
+
+from esperd.cli.daemon import esperd as command
+from esperd.cli.exit_codes import run
+from esperd.daemon.backup import MANIFEST, back_up, read_manifest
+from esperd.daemon.job_store import JobStore
+from esperd.daemon.lock import prepare_state_directory, state_locked
+from esperd.daemon.restore import restore
+from esperd.daemon.state import DATABASES, RESTORING, open_databases
+from esperd.daemon.state_check import check_state
+from esperd.errors import Conflict, NothingToShow, StateDirectoryLocked, StoreFailed
+from esperd.messages.jobs import Artifact, Job
+from esperd.store.blobs import Blobs
+from esperd.store.filesystem import RealFilesystem
+
+JOB = msgspec.convert(job(1), Job)
+
+
+def silent(_what, _done, _total):
+    """Nobody looks at the progress."""
+
+
+class FailingFilesystem(RealFilesystem):
+    """The real one, until the n-th call that changes something."""
+
+    def __init__(self, fail_at=None):
+        self.calls = 0
+        self.fail_at = fail_at
+
+
+def _failing(name):
+    def call(self, *arguments):
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise OSError(5, os.strerror(5), name)
+        return getattr(RealFilesystem, name)(self, *arguments)
+
+    return call
+
+
+for _name in ("create", "write", "fsync", "rename", "fsync_directory", "make_directory", "unlink"):
+    setattr(FailingFilesystem, _name, _failing(_name))
+
+
+async def fill(state: Path) -> tuple[str, str]:
+    """A job that succeeded and one that runs, as a killed daemon leaves them; returns the hashes of artifact and checkpoint."""
+    prepare_state_directory(state)
+    async with AsyncExitStack() as stack:
+        databases = await open_databases(stack, state)
+        store = JobStore(databases["jobs"], lambda: 1000.0, QUICK.jobs, random.Random(0))
+        model = Blobs(state / "blobs").put(b"model")
+        first = (await store.submit(JOB, "one")).info.id
+        await store.lease(0.0)
+        await store.started(first, 1)
+        await store.succeeded(first, 1, 1, [Artifact(name="model.safetensors", sha256=model, size_bytes=5)])
+        second = (await store.submit(JOB, "two")).info.id
+        await store.lease(0.0)
+        await store.started(second, 1)
+        checkpoint = Blobs(state / "checkpoints" / second).put(b"checkpoint")
+        await store.checkpoint(second, 1, checkpoint, 3)
+    (state / "seal.key").write_bytes(b"k" * 32)
+    return model, checkpoint
+
+
+async def jobs_in(state: Path):
+    async with AsyncExitStack() as stack:
+        databases = await open_databases(stack, state)
+        return await JobStore(databases["jobs"], lambda: 1000.0).list()
+
+
+def entries(directory: Path) -> set[str]:
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()}
+
+
+@pytest.mark.asyncio
+async def test_what_is_restored_is_what_was_backed_up_and_the_former_state_is_kept_aside(tmp_path):
+    state, backup = tmp_path / "state", tmp_path / "backup"
+    model, checkpoint = await fill(state)
+    before = await jobs_in(state)
+    manifest = back_up(state, backup, silent)
+    assert (manifest.missing, {name: version >= 1 for name, version in manifest.versions.items()}) == (
+        (),
+        {database.name: True for database in DATABASES},
+    )
+    assert (backup / "blobs/objects" / model[:2] / model).stat().st_nlink == 2  # no second copy on one file system
+    with pytest.raises(Conflict, match="is there already"):
+        back_up(state, backup, silent)
+    with pytest.raises(Conflict, match=r"holds state already .*--force moves it aside"):
+        restore(backup, state, silent)
+    with state_locked(state), pytest.raises(StateDirectoryLocked):
+        restore(backup, state, silent, force=True)
+    (state / "jobs.db").write_bytes(b"no database")
+    with pytest.raises(StoreFailed, match=r"jobs.db is damaged: .*esperd db restore BACKUP --force"):
+        await jobs_in(state)
+    _, aside = restore(backup, state, silent, force=True)
+    assert await jobs_in(state) == before
+    assert (aside / "jobs.db").read_bytes() == b"no database"
+    assert check_state(state, silent).well
+    restore(backup, tmp_path / "elsewhere", silent)
+    assert Blobs(tmp_path / "elsewhere/checkpoints" / before[0].id).get(checkpoint) == b"checkpoint"
+
+
+@pytest.mark.asyncio
+async def test_whichever_call_fails_a_backup_is_none_and_a_restore_is_refused_by_the_daemon_or_done_again(tmp_path):
+    state = tmp_path / "state"
+    await fill(state)
+    counted = FailingFilesystem()
+    backup = tmp_path / "backup"
+    back_up(state, backup, silent, copy=True, filesystem=counted)
+    for number in range(1, counted.calls):  # the last one syncs the name of a manifest that is there
+        with pytest.raises(StoreFailed, match="could not be written"):
+            back_up(state, tmp_path / f"b{number}", silent, copy=True, filesystem=FailingFilesystem(number))
+        with pytest.raises(StoreFailed, match="is no backup: it has no manifest"):
+            read_manifest(tmp_path / f"b{number}")
+    counted = FailingFilesystem()
+    target = tmp_path / "target"
+    await fill(target)
+    before = await jobs_in(target)
+    restore(backup, target, silent, force=True, filesystem=counted)
+    assert counted.calls > 20
+    for number in range(1, counted.calls + 1):
+        with pytest.raises(StoreFailed, match="was cut short"):
+            restore(backup, target, silent, force=True, filesystem=FailingFilesystem(number))
+        if (target / RESTORING).exists():
+            with pytest.raises(StoreFailed, match="was cut short; run"):
+                await jobs_in(target)
+            (target / RESTORING).unlink()  # so that the next try fails at the next call of a whole restore
+        else:
+            assert [info.id for info in await jobs_in(target)] == [info.id for info in before], number
+    restore(backup, target, silent, force=True)
+    assert await jobs_in(target) == before
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("damage", ["bytes", "absent", "outside", "newer"])
+async def test_a_backup_that_is_not_what_it_says_is_refused_before_anything_is_touched(tmp_path, damage):
+    state, backup = tmp_path / "state", tmp_path / "backup"
+    await fill(state)
+    manifest = back_up(state, backup, silent, copy=True)
+    path = backup / next(file.path for file in manifest.files if file.path.startswith("blobs"))
+    match damage:
+        case "bytes":
+            path.write_bytes(b"other")
+        case "absent":
+            path.unlink()
+        case "outside":
+            (backup / MANIFEST).write_text((backup / MANIFEST).read_text().replace("seal.key", "../seal.key"))
+        case "newer":
+            (backup / MANIFEST).write_text((backup / MANIFEST).read_text().replace('"jobs": ', '"jobs": 9'))
+    before = entries(state)
+    with pytest.raises(StoreFailed, match=r"is damaged|lacks|lies outside|newer than this esperd"):
+        restore(backup, state, silent, force=True)
+    assert entries(state) == before
+
+
+@pytest.mark.asyncio
+async def test_a_check_names_every_fault_and_a_damaged_cache_of_kernels_is_moved_aside_at_the_next_start(tmp_path, capsys):
+    state = tmp_path / "state"
+    model, checkpoint = await fill(state)
+    Blobs(state / "blobs").put(b"of nobody")
+    assert run(command, ["db", "check", "--state-dir", str(state)]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+    Blobs(state / "blobs").path(model).write_bytes(b"modal")
+    Blobs(state / "checkpoints" / (await jobs_in(state))[0].id).path(checkpoint).unlink()
+    (state / "kernels.db").write_bytes(b"no database at all")
+    assert run(command, ["db", "check", "--state-dir", str(state), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["found"]
+    assert found["damaged"] == [f"blobs/objects/{model[:2]}/{model}"]
+    assert [row.rpartition(" ")[2] for row in found["dangling"]] == [checkpoint]
+    assert found["orphans"] == 1
+    assert {database["name"]: bool(database["faults"]) for database in found["databases"]}["kernels"]
+    assert run(command, ["db", "backup", str(tmp_path / "b"), "--state-dir", str(state)]) == 1  # and says why
+    assert "kernels.db" in capsys.readouterr().err
+    await jobs_in(state)
+    found = check_state(state, silent)
+    assert found.quarantined
+    assert all(name.startswith("quarantine/kernels.db.") for name in found.quarantined)
+    assert not any(database.faults for database in found.databases)
+
+
+@pytest.mark.asyncio
+async def test_commands_back_up_and_restore_and_refuse_what_is_no_state(tmp_path, capsys):
+    state = tmp_path / "state"
+    await fill(state)
+    where = ["--state-dir", str(state), "--json"]
+    assert run(command, ["db", "backup", str(tmp_path / "b"), *where, "--copy"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["missing"] == []
+    assert run(command, ["db", "restore", str(tmp_path / "b"), *where]) == 5
+    assert run(command, ["db", "restore", str(tmp_path / "b"), *where, "--force"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["replaced"].startswith(f"{state}/replaced-")
+    with pytest.raises(NothingToShow, match="holds no state of esperd"):
+        check_state(tmp_path, silent)
