@@ -91,7 +91,10 @@ class Handshake:
 
     def _other_keys(self) -> AuthenticationFailed:
         if self._security is None:
-            what = "wants a key; give --server-key and --client-key, or set ESPERD_SERVER_KEY and ESPERD_CLIENT_KEY"
+            what = (
+                "wants a key, or is no daemon of esperd; give --server-key and --client-key, or set ESPERD_SERVER_KEY and "
+                "ESPERD_CLIENT_KEY"
+            )
         else:
             given = fingerprint(self._security.server_public)
             what = f"does not have the key {given} given as --server-key; `esper keys list` on its machine shows the right one"
