@@ -43,6 +43,7 @@ bench: $(TESTED)
 bench-deps: $(TESTED)
 	@echo "bench/overhead.py compares with plain PyTorch, which is installed"
 	$(PIP) install --quiet --constraint constraints.txt gromo==0.1.0
+	$(PIP) install --quiet --constraint constraints.txt xoscar pykka thespian ray
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "esperd needs Python 3.11 or newer; set PYTHON=" && false)

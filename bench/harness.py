@@ -16,7 +16,8 @@ from typing import Literal
 import msgspec
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PACKAGES = ("esperd", "torch", "numpy", "msgspec", "pyzmq", "safetensors", "uvloop", "gromo")
+PEERS = ("gromo", "xoscar", "pykka", "thespian", "ray")
+PACKAGES = ("esperd", "torch", "numpy", "msgspec", "pyzmq", "safetensors", "uvloop", *PEERS)
 
 
 class Baseline(msgspec.Struct, frozen=True, kw_only=True):

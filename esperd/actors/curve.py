@@ -6,22 +6,23 @@ import contextlib
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import zmq
 import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from esperd.actors.channel import Channel
 from esperd.actors.keys import AllowList, ClientSecurity, KeyPair, fingerprint
 from esperd.actors.tasks import open_task_group
 from esperd.errors import AuthenticationFailed
 
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-"""Where libzmq asks; one gate a context, hence one a process."""
+"""Where libzmq asks; one gate a process."""
 ZAP_VERSION = b"1.0"
 DOMAIN = b"esperd"
 """Named by every socket of ours that remote clients reach. A gate that answered for other domains only would refuse everybody."""
-EARLY_FAILURES = {zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL, zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL}
+EARLY_FAILURES = zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 """What a server's monitor says of peers that never got as far as the gate. A refusal by the gate itself is counted there."""
 
 Refused = Callable[[str, dict[str, str]], None]
@@ -29,7 +30,7 @@ Refused = Callable[[str, dict[str, str]], None]
 the peer."""
 
 
-def secure_client(socket: zmq.asyncio.Socket, security: ClientSecurity) -> None:
+def secure_client(socket: zmq.Socket[Any], security: ClientSecurity) -> None:
     """Have a socket prove who it is, and ask the same of the server, before it connects."""
     socket.setsockopt(zmq.CURVE_PUBLICKEY, security.keys.public)
     socket.setsockopt(zmq.CURVE_SECRETKEY, security.keys.secret)
@@ -50,22 +51,23 @@ class ServerSecurity:
     allowed: AllowList
     refused: Refused
 
-    def secure(self, socket: zmq.asyncio.Socket) -> None:
+    def secure(self, socket: zmq.Socket[Any]) -> None:
         """Set a socket up, before it binds. Without the gate of this process it lets nobody in, rather than everybody."""
         socket.setsockopt(zmq.CURVE_SERVER, 1)
         socket.setsockopt(zmq.CURVE_SECRETKEY, self.keys.secret)
         socket.setsockopt(zmq.ZAP_DOMAIN, DOMAIN)
         socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
 
-    def client(self, frame: zmq.Frame | bytes) -> str:
-        """The name of the client that sent a frame, by the key its connection was opened with.
+    def client(self, user_id: bytes) -> str:
+        """The name of the client that a connection belongs to.
+
+        Args:
+            user_id: what the gate gave the connection: its key, in hexadecimal.
 
         Raises:
             AuthenticationFailed: when that key was revoked since.
         """
-        assert isinstance(frame, zmq.Frame)  # noqa: S101 - received without a copy: bytes carry no properties
-        told = frame.get("User-Id")
-        public = bytes.fromhex(str(told))
+        public = bytes.fromhex(user_id.decode())
         name = self.allowed.names().get(public)
         if name is None:
             known_as = fingerprint(public)
@@ -99,21 +101,24 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
-        socket: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(zmq.REP)
-        with contextlib.closing(socket):
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.bind(ZAP_ENDPOINT)
-            async with open_task_group() as tasks:
-                tasks.start_soon(self._answer, socket)
+        async with open_task_group() as tasks:
+            with contextlib.ExitStack() as open_sockets:
+                # libzmq asks within a context, and pyzmq has two: one for asyncio's sockets, one for all others.
+                contexts: tuple[zmq.Context[Any], ...] = (zmq.Context.instance(), zmq.asyncio.Context.instance())
+                for context in contexts:
+                    socket: zmq.Socket[bytes] = zmq.Socket(zmq.Context.shadow(context.underlying), zmq.REP)
+                    socket.setsockopt(zmq.LINGER, 0)
+                    questions = open_sockets.enter_context(contextlib.closing(Channel(socket)))
+                    socket.bind(ZAP_ENDPOINT)
+                    tasks.start_soon(self._answer, questions)
                 try:
                     yield
                 finally:
                     tasks.cancel_scope.cancel()
 
-    async def _answer(self, socket: zmq.asyncio.Socket) -> None:
+    async def _answer(self, questions: Channel) -> None:
         while True:
-            frames = await socket.recv_multipart()
-            await socket.send_multipart(self.verdict(frames))
+            await questions.send(self.verdict(await questions.receive()))
 
     def verdict(self, frames: list[bytes]) -> list[bytes]:
         """The answer to a question of libzmq.
@@ -140,16 +145,15 @@ class Gate:
         return [ZAP_VERSION, request, b"400", b"not allowed", b"", b""]
 
 
-async def watch_handshakes(socket: zmq.asyncio.Socket, security: ServerSecurity) -> None:
-    """Tell of peers that failed before the gate was asked: no CURVE at all, or meant for another server. Runs until cancelled."""
-    monitor: zmq.asyncio.Socket = socket.get_monitor_socket(sum(EARLY_FAILURES))
+async def watch_handshakes(monitor: Channel, security: ServerSecurity) -> None:
+    """Tell of peers that failed before the gate was asked: no CURVE at all, or meant for another server. Runs until cancelled.
+
+    Args:
+        monitor: of :data:`EARLY_FAILURES`; closed at the end.
+        security: told.
+    """
     with contextlib.closing(monitor):
-        await _tell_failures(monitor, security)
-
-
-async def _tell_failures(monitor: zmq.asyncio.Socket, security: ServerSecurity) -> None:
-    while True:
-        told = parse_monitor_message(await monitor.recv_multipart())
-        if told["event"] in EARLY_FAILURES:
+        while True:
+            told = parse_monitor_message(await monitor.receive())
             meant_another = told["value"] == zmq.PROTOCOL_ERROR_ZMTP_CRYPTOGRAPHIC
             security.refused("wrong_server_key" if meant_another else "not_curve", {"endpoint": told["endpoint"].decode()})

@@ -4,11 +4,13 @@ Its monitor socket knows, and here that becomes a typed error.
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import zmq
-import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
+from esperd.actors.channel import monitor_of
 from esperd.actors.keys import ClientSecurity, fingerprint
 from esperd.actors.sockets import unreachable
 from esperd.errors import AuthenticationFailed, EsperError
@@ -33,18 +35,20 @@ class Handshake:
         security: its keys; None: it speaks without CURVE.
     """
 
-    def __init__(self, socket: zmq.asyncio.Socket, endpoint: str, security: ClientSecurity | None) -> None:
+    def __init__(self, socket: zmq.Socket[Any], endpoint: str, security: ClientSecurity | None) -> None:
         self._socket = socket
         self._endpoint = endpoint
         self._security = security
-        self._monitor: zmq.asyncio.Socket = socket.get_monitor_socket(WATCHED)
+        self._monitor = monitor_of(socket, WATCHED)
+        self._watching = True
         self._connected = False
 
     def close(self) -> None:
         """Watch no more; before the socket itself is closed. Safe to call twice."""
-        if not self._monitor.closed:
-            self._socket.disable_monitor()
-            self._monitor.close(linger=0)
+        if self._watching:
+            self._watching = False
+            self._socket.monitor(None, 0)
+            self._monitor.close()
 
     async def settled(self, timeout_s: float) -> None:
         """Return once the server let this client in.
@@ -64,7 +68,7 @@ class Handshake:
     async def next(self) -> EsperError | None:
         """What the next handshake, the first one or one after a lost connection, comes to: None when the client is let in."""
         while True:
-            told = parse_monitor_message(await self._monitor.recv_multipart())
+            told = parse_monitor_message(await self._monitor.receive())
             match told["event"]:
                 case zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     return None

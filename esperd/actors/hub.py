@@ -10,8 +10,8 @@ from typing import NamedTuple
 import anyio
 import structlog
 import zmq
-import zmq.asyncio
 
+from esperd.actors.channel import Channel
 from esperd.actors.clock import Clock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.dead_letters import DeadLetter, DeadLetters, Reason
@@ -95,7 +95,7 @@ class Hub:
         self._clock = clock
         self._dead_letters = dead_letters
         self._peers: dict[bytes, Peer] = {}
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: Channel | None = None
 
     @contextlib.asynccontextmanager
     async def listening(self) -> AsyncGenerator[None, None]:
@@ -150,10 +150,10 @@ class Hub:
         await self._send_patiently(peer, self._reply_frames(request, reply))
 
     async def _send_patiently(self, peer: Peer, frames: Sequence[bytes]) -> None:
-        while not await self._send(peer.incarnation.identity, frames):
+        while not self._send(peer.incarnation.identity, frames):
             await self._clock.sleep(SEND_AGAIN_S)  # it does not read; its silence is judged by its heartbeats
 
-    async def _send(self, identity: bytes, frames: Sequence[bytes]) -> bool:
+    def _send(self, identity: bytes, frames: Sequence[bytes]) -> bool:
         """Hand frames to ZeroMQ; False when the peer's queue is full.
 
         Always without waiting: one peer that does not read must not hold up the others on the same socket.
@@ -161,7 +161,7 @@ class Hub:
         if self._socket is None:
             raise ActorUnavailable("the hub is closed", identity=identity.decode(errors="replace"))
         try:
-            await self._socket.send_multipart([identity, *frames], flags=zmq.NOBLOCK)
+            self._socket.send_now([identity, *frames])
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -178,9 +178,9 @@ class Hub:
         except MalformedMessage as error:
             return self._codec.encode(head, error_reply(error, actor=SUPERVISOR, message=reply))
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+    async def _read(self, socket: Channel) -> None:
         while True:
-            identity, *frames = await socket.recv_multipart()
+            identity, *frames = await socket.receive()
             peer = self._peers.get(identity)
             try:
                 head, message = self._codec.decode(frames)
@@ -247,7 +247,7 @@ class Hub:
     async def _try_send(self, identity: bytes, frames: Sequence[bytes]) -> None:
         """Send if that is possible now. Who does not read, or left, misses an answer and is judged by its silence."""
         try:
-            sent = await self._send(identity, frames)
+            sent = self._send(identity, frames)
         except ActorUnavailable:
             sent = False
         if not sent:

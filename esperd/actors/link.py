@@ -14,11 +14,11 @@ import anyio
 import anyio.abc
 import structlog
 import zmq
-import zmq.asyncio
 
 import esperd
 from esperd import tracing
 from esperd.actors.actor import ASK_TIMEOUT_S
+from esperd.actors.channel import Channel
 from esperd.actors.clock import Clock, SystemClock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
@@ -102,7 +102,7 @@ class Link:
         self._sending: set[anyio.CancelScope] = set()
         self._inbox: Mailbox[tuple[Head, Message]] = Mailbox(incarnation.actor)
         self._heard_at = self._clock.monotonic()
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: Channel | None = None
         self._run = self._running()
 
     @classmethod
@@ -232,9 +232,9 @@ class Link:
         except EsperError as error:
             log.warning("left without knowing that all was heard", actor=self.name, reason=error.message)
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+    async def _read(self, socket: Channel) -> None:
         while True:
-            frames = await socket.recv_multipart()
+            frames = await socket.receive()
             self._heard_at = self._clock.monotonic()
             try:
                 head, message = self._codec.decode(frames)
@@ -305,12 +305,12 @@ class Link:
             frames = self._codec.encode(head, error_reply(error, actor=self.name, message=answer))
         await self._send(frames)
 
-    async def _beat(self, socket: zmq.asyncio.Socket) -> None:
+    async def _beat(self, socket: Channel) -> None:
         head = self._codec.head(Kind.TELL, UNKNOWN_ID, to=SUPERVISOR, sender=self.name)
         while not self.daemon_lost.is_set():
             beat = Heartbeat(actor=self.name, generation=self.generation, step=self._step())
             try:
-                await socket.send_multipart(self._codec.encode(head, beat), flags=zmq.NOBLOCK)
+                socket.send_now(self._codec.encode(head, beat))
             except zmq.Again:
                 log.debug("the daemon does not read", actor=self.name)  # its silence is judged by _listen_for_daemon
             await self._clock.sleep(self.incarnation.heartbeat_interval_s)
@@ -348,7 +348,7 @@ class Link:
             # Without a peer, ZeroMQ waits for one for ever; a lost daemon must not hold whoever asks it.
             self._sending.add(sending)
             try:
-                await self._socket.send_multipart(frames)
+                await self._socket.send(frames)
             finally:
                 self._sending.discard(sending)
         if sending.cancelled_caught:

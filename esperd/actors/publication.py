@@ -16,7 +16,8 @@ import anyio
 import zmq
 import zmq.asyncio
 
-from esperd.actors.curve import ServerSecurity, secure_client, watch_handshakes
+from esperd.actors.channel import monitor_of
+from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
 from esperd.actors.sockets import is_remote, open_socket, require_known_transport, require_listener, unreachable
@@ -86,7 +87,7 @@ class Publisher:
             async with open_task_group() as tasks:
                 tasks.start_soon(self._read_subscriptions, socket)
                 if self._security is not None:
-                    tasks.start_soon(watch_handshakes, socket, self._security)
+                    tasks.start_soon(watch_handshakes, monitor_of(socket, EARLY_FAILURES), self._security)
                 try:
                     yield
                 finally:

@@ -13,12 +13,12 @@ from typing import NamedTuple, Self
 import anyio
 import anyio.abc
 import zmq
-import zmq.asyncio
 
 from esperd import tracing
+from esperd.actors.channel import Channel
 from esperd.actors.clock import SystemClock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
-from esperd.actors.curve import ServerSecurity, secure_client, watch_handshakes
+from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
 from esperd.actors.limits import Turnstile
@@ -131,11 +131,10 @@ class RequestServer:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
-        largest = LARGEST_MESSAGE_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
-        with contextlib.closing(bind_router(self.endpoint, security=self._security, largest_bytes=largest)) as socket:
+        with contextlib.closing(self._bind()) as socket:
             async with open_task_group() as answers:
                 if self._security is not None:
-                    answers.start_soon(watch_handshakes, socket, self._security)
+                    answers.start_soon(watch_handshakes, socket.monitored(EARLY_FAILURES), self._security)
                 reading = anyio.CancelScope()
                 answers.start_soon(self._read, socket, answers, reading)
                 try:
@@ -146,6 +145,10 @@ class RequestServer:
                         await self._finish_in_hand()
                     answers.cancel_scope.cancel()
 
+    def _bind(self) -> Channel:
+        largest = LARGEST_MESSAGE_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
+        return bind_router(self.endpoint, security=self._security, largest_bytes=largest)
+
     async def _finish_in_hand(self) -> None:
         if not self._in_flight:
             return
@@ -154,15 +157,14 @@ class RequestServer:
             await self._idle.wait()
         await anyio.sleep(FAREWELL_S)
 
-    async def _read(self, socket: zmq.asyncio.Socket, answers: anyio.abc.TaskGroup, reading: anyio.CancelScope) -> None:
+    async def _read(self, socket: Channel, answers: anyio.abc.TaskGroup, reading: anyio.CancelScope) -> None:
         with reading:
             while True:
-                parts = await socket.recv_multipart(copy=self._security is None)
-                client, *frames = [part if isinstance(part, bytes) else part.bytes for part in parts]
+                client, *frames = await socket.receive()
                 who = client
                 try:
                     if self._security is not None:
-                        who = self._security.client(parts[-1]).encode()
+                        who = self._security.client(frames.pop()).encode()
                     if self._turnstile is not None:
                         self._turnstile.admit(who, sum(map(len, frames)), self._clock.monotonic())
                     head, message = self._codec.decode(frames)
@@ -175,7 +177,7 @@ class RequestServer:
                         self._malformed += 1
                     opening = self._codec.opening(frames)
                     answer = error_reply(error, actor=SERVER, message=None)
-                    await self._send(socket, client, opening.id if opening else UNKNOWN_ID, answer)
+                    self._send(socket, client, opening.id if opening else UNKNOWN_ID, answer)
                     continue
                 try:
                     if self._in_flight >= self._max_in_flight:
@@ -184,12 +186,12 @@ class RequestServer:
                         self._turnstile.enter(who, RETRY_AFTER_S)
                 except Busy as error:
                     self._refused += 1
-                    await self._send(socket, client, head.id, error_reply(error, actor=SERVER, message=message))
+                    self._send(socket, client, head.id, error_reply(error, actor=SERVER, message=message))
                     continue
                 self._in_flight += 1
                 answers.start_soon(self._answer, socket, client, who, head, message)
 
-    async def _answer(self, socket: zmq.asyncio.Socket, client: bytes, who: bytes, head: Head, message: Message) -> None:
+    async def _answer(self, socket: Channel, client: bytes, who: bytes, head: Head, message: Message) -> None:
         try:
             try:
                 with tracing.span(f"{SERVER} {type(message).__name__}", parent=head.trace):
@@ -197,7 +199,7 @@ class RequestServer:
                 answer = answer_of(returned, actor=SERVER, message=message)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is the client's answer
                 answer = error_reply(error, actor=SERVER, message=message)
-            await self._send(socket, client, head.id, answer)
+            self._send(socket, client, head.id, answer)
         finally:
             if self._turnstile is not None:
                 self._turnstile.leave(who)
@@ -205,14 +207,14 @@ class RequestServer:
             if not self._in_flight:
                 self._idle.set()
 
-    async def _send(self, socket: zmq.asyncio.Socket, client: bytes, request: int, answer: Reply) -> None:
+    def _send(self, socket: Channel, client: bytes, request: int, answer: Reply) -> None:
         head = self._codec.head(Kind.REPLY, request, to="", sender=SERVER)
         try:
             frames = self._codec.encode(head, answer)
         except MalformedMessage as error:
             frames = self._codec.encode(head, error_reply(error, actor=SERVER, message=answer))
         try:
-            await socket.send_multipart([client, *frames], flags=zmq.NOBLOCK)
+            socket.send_now([client, *frames])
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -259,7 +261,7 @@ class RequestClient:
         self._handshake: Handshake | None = None
         self._refusal: EsperError | None = None
         self._watcher: asyncio.Task[None] | None = None
-        self._socket: zmq.asyncio.Socket | None = None
+        self._socket: Channel | None = None
         self._reader: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -270,11 +272,14 @@ class RequestClient:
             AuthenticationFailed: when the daemon refuses this client, or is another one than its key says.
             ConfigError: when the endpoint is neither ipc nor tcp.
         """
-        self._socket = await self._connected() if is_remote(self.endpoint) else connect_dealer(self.endpoint)
+        self._socket = await self._connected() if is_remote(self.endpoint) else self._connect()
         # A plain task: a client may be opened and closed by different tasks, which a task group does not allow.
         self._reader = asyncio.create_task(self._read(self._socket), name=f"replies from {self.endpoint}")
 
-    async def _connected(self) -> zmq.asyncio.Socket:
+    def _connect(self) -> Channel:
+        return connect_dealer(self.endpoint)
+
+    async def _connected(self) -> Channel:
         """A connection over tcp, once the daemon has let this client in; from then on the watcher hears when it does no more."""
         dealer = open_dealer()
         try:
@@ -289,7 +294,7 @@ class RequestClient:
             dealer.close(linger=0)
             raise
         self._watcher = asyncio.create_task(self._watch(self._handshake), name=f"handshakes with {self.endpoint}")
-        return dealer
+        return Channel(dealer)
 
     async def _watch(self, handshake: Handshake) -> None:
         while True:
@@ -350,8 +355,12 @@ class RequestClient:
         self._open[request] = answer
         try:
             with anyio.move_on_after(limit_s):
-                await self._socket.send_multipart(frames)
+                await self._socket.send(frames)
                 return result_of(await answer)
+        except zmq.ZMQError as error:
+            if error.errno != zmq.ENOTSOCK:
+                raise
+            raise unreachable(self.endpoint, "this client was closed") from error
         finally:
             self._open.pop(request, None)
         raise self._late(message, limit_s)
@@ -371,9 +380,9 @@ class RequestClient:
             timeout_s=limit_s,
         )
 
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+    async def _read(self, socket: Channel) -> None:
         while True:
-            frames = await socket.recv_multipart()
+            frames = await socket.receive()
             self._heard = True
             self._settle(frames)
 

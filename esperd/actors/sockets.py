@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
 
+from esperd.actors.channel import Channel
 from esperd.errors import ConfigError, DaemonUnreachable
 
 if TYPE_CHECKING:
@@ -73,23 +74,30 @@ def require_listener(endpoint: str) -> None:
             raise unreachable(endpoint, error.strerror or str(error)) from error
 
 
-def open_socket(
-    kind: int, *, high_water_mark: int = HIGH_WATER_MARK, largest_bytes: int = LARGEST_MESSAGE_BYTES
-) -> zmq.asyncio.Socket:
-    """A socket with every bound set, neither bound nor connected."""
+def open_socket(kind: int, *, high_water_mark: int = HIGH_WATER_MARK) -> zmq.asyncio.Socket:
+    """A socket of ``zmq.asyncio`` with every bound set, neither bound nor connected."""
     opened: zmq.asyncio.Socket = zmq.asyncio.Context.instance().socket(kind)
-    opened.setsockopt(zmq.LINGER, LINGER_MS)
-    opened.setsockopt(zmq.SNDHWM, high_water_mark)
-    opened.setsockopt(zmq.RCVHWM, high_water_mark)
-    opened.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
-    opened.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
-    opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    _set_bounds(opened, high_water_mark)
     return opened
 
 
-def bind_router(
-    endpoint: str, *, security: ServerSecurity | None = None, largest_bytes: int = LARGEST_MESSAGE_BYTES
-) -> zmq.asyncio.Socket:
+def open_plain_socket(kind: int) -> zmq.Socket[bytes]:
+    """A socket with every bound set, neither bound nor connected, to become a :class:`~esperd.actors.channel.Channel`."""
+    opened: zmq.Socket[bytes] = zmq.Context.instance().socket(kind)
+    _set_bounds(opened, HIGH_WATER_MARK)
+    return opened
+
+
+def _set_bounds(opened: zmq.Socket[Any], high_water_mark: int) -> None:
+    opened.setsockopt(zmq.LINGER, LINGER_MS)
+    opened.setsockopt(zmq.SNDHWM, high_water_mark)
+    opened.setsockopt(zmq.RCVHWM, high_water_mark)
+    opened.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
+    opened.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
+    opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+
+
+def bind_router(endpoint: str, *, security: ServerSecurity | None = None, largest_bytes: int = LARGEST_MESSAGE_BYTES) -> Channel:
     """A bound ROUTER that refuses to drop: an unknown peer or a full queue is an error for the sender.
 
     The caller holds the lock of the directory: a second bind to a live ipc path would succeed and steal it.
@@ -100,7 +108,8 @@ def bind_router(
         largest_bytes: a peer that sends a larger frame is disconnected by ZeroMQ before the bytes reach us.
     """
     require_known_transport(endpoint)
-    router = open_socket(zmq.ROUTER, largest_bytes=largest_bytes)
+    router = open_plain_socket(zmq.ROUTER)
+    router.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.ROUTER_HANDOVER, 0)
     if security is not None:
@@ -110,7 +119,7 @@ def bind_router(
     except zmq.ZMQError:
         router.close(linger=0)
         raise
-    return router
+    return Channel(router, names_senders=security is not None)
 
 
 def require_known_transport(endpoint: str) -> None:
@@ -123,7 +132,7 @@ def require_known_transport(endpoint: str) -> None:
         socket_path(endpoint)
 
 
-def connect_dealer(endpoint: str, identity: bytes | None = None) -> zmq.asyncio.Socket:
+def connect_dealer(endpoint: str, identity: bytes | None = None) -> Channel:
     """A connecting DEALER that queues nothing for a peer that is not there.
 
     Raises:
@@ -132,12 +141,12 @@ def connect_dealer(endpoint: str, identity: bytes | None = None) -> zmq.asyncio.
     require_listener(endpoint)
     dealer = open_dealer(identity)
     dealer.connect(endpoint)
-    return dealer
+    return Channel(dealer)
 
 
-def open_dealer(identity: bytes | None = None) -> zmq.asyncio.Socket:
+def open_dealer(identity: bytes | None = None) -> zmq.Socket[bytes]:
     """A DEALER that queues nothing for a peer that is not there, not connected yet."""
-    dealer = open_socket(zmq.DEALER)
+    dealer = open_plain_socket(zmq.DEALER)
     dealer.setsockopt(zmq.IMMEDIATE, 1)
     if identity is not None:
         dealer.setsockopt(zmq.IDENTITY, identity)

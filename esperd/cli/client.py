@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from esperd.cli.dead_letters import dead_letters
 from esperd.cli.events import events
 from esperd.cli.exit_codes import FAILED, run
 from esperd.cli.keys import keys
@@ -483,6 +484,7 @@ def check(options: Options, name: str) -> int | None:
 
 
 esper.add_command(keys)
+esper.add_command(dead_letters)
 
 
 def with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[ResultT]]) -> ResultT:

@@ -9,12 +9,14 @@ import esperd
 from esperd.actors.breaker import Breaker
 from esperd.actors.system import ActorSystem
 from esperd.config import Config
+from esperd.daemon import dead_letters
 from esperd.daemon.admission import check_python
 from esperd.daemon.allowed import check_allowed
 from esperd.daemon.client_queues import ClientQueues
 from esperd.errors import IllegalTransition, MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
+from esperd.messages.dead_letters import DropDeadLetters, ListDeadLetters, RetryDeadLetter, ShowDeadLetter
 from esperd.messages.evidence import ForgetEvidence, ListEvidence
 from esperd.messages.failures import AnalyseFailure, RetryJob
 from esperd.messages.jobs import (
@@ -116,6 +118,8 @@ class FrontDoor:
                 )
             case ListActors():
                 return self.actors()
+            case ListDeadLetters() | ShowDeadLetter() | RetryDeadLetter() | DropDeadLetters():
+                return await dead_letters.answer(self._system, message)
             case ListPlugins():
                 return PluginList(plugins=self._plugins.records())
             case SubmitJob():

@@ -121,12 +121,12 @@ def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -
         ConfigError: a socket path is too long, the HTTP address is taken, or traces cannot be sent as configured.
     """
     configure_logging(config.daemon.log_level)
-    tracing.require_collector(config.telemetry.otlp_endpoint)
     faulthandler.enable()  # a watchdog that was not fed sends SIGABRT: the log then holds where every thread was
     os.umask(OURS_ALONE)
     open_as_many_files_as_allowed()
     with contextlib.closing(Notifier.from_environment(os.environ, os.getpid())) as notifier:
         try:
+            tracing.require_collector(config.telemetry.otlp_endpoint)
             prepare_state_directory(config.state_directory)
             prepare_runtime_directory(config.runtime_directory)
             with (

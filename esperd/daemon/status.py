@@ -40,17 +40,15 @@ def status_of(
     reasons: Sequence[str],
     up_s: float,
     requests: Mapping[str, int],
-    breakers: Mapping[str, str] | None = None,
 ) -> DaemonStatus:
     """Put together what others know.
 
     Args:
         metrics: knows jobs and lag.
-        actors: and dead letters.
+        actors: dead letters and breakers, too.
         reasons: why the daemon is not ready.
         up_s: seconds since it was ready to serve.
         requests: counts by result.
-        breakers: state by name; None: there are none.
     """
     return DaemonStatus(
         version=esperd.__version__,
@@ -63,5 +61,5 @@ def status_of(
         dead_letters=actors.dead_letters,
         jobs=metrics.jobs_by_state(),
         requests=dict(requests),
-        breakers=dict(breakers or {}),
+        breakers={breaker.service: str(breaker.state) for breaker in actors.breakers},
     )

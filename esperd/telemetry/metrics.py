@@ -237,7 +237,12 @@ class _Actors(Collector):
     def _families(
         self,
     ) -> tuple[
-        GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily, GaugeMetricFamily, CounterMetricFamily, GaugeMetricFamily
+        GaugeMetricFamily,
+        CounterMetricFamily,
+        GaugeMetricFamily,
+        GaugeMetricFamily,
+        CounterMetricFamily,
+        GaugeMetricFamily,
     ]:
         return (
             GaugeMetricFamily("esperd_actors", "Actors by state.", labels=["actor", "state"]),
