@@ -6,7 +6,7 @@ import getpass
 import hashlib
 import os
 import uuid
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +18,11 @@ import anyio.to_thread
 import msgspec
 
 from esperd import __version__
+from esperd.actors.keys import security_of
 from esperd.actors.publication import Subscriber
 from esperd.actors.requests import RequestClient
 from esperd.actors.retrying import asked_patiently
+from esperd.actors.sockets import is_remote
 from esperd.config import endpoint as socket_endpoint
 from esperd.config import load_config
 from esperd.errors import InvalidJob, MalformedMessage, NothingToShow, ProtocolMismatch, StoreFailed
@@ -98,24 +100,37 @@ class Client:
         endpoint: ZeroMQ endpoint of the daemon; None: :func:`default_endpoint`.
         timeout_s: longest wait for one answer, in seconds.
         patience_s: for how long a request that the daemon was too busy for, or that is safe to repeat, is asked again.
+        server_key: for ``tcp://``: the daemon's public key, 64 hexadecimal digits or a file; None: ``$ESPERD_SERVER_KEY``.
+        client_key: for ``tcp://``: the file of your own secret key; None: ``$ESPERD_CLIENT_KEY``.
 
     Raises:
+        AuthenticationFailed: on entering, when the daemon refuses this client, or is another one than its key says.
+        ConfigError: when a key is none, or only one of the two is given.
         DaemonUnreachable: on entering, when no daemon answers.
         ProtocolMismatch: on entering, when the daemon speaks another protocol version.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0, patience_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout_s: float = 10.0,
+        patience_s: float = 15.0,
+        *,
+        server_key: str | None = None,
+        client_key: os.PathLike[str] | str | None = None,
+    ) -> None:
         self.endpoint = endpoint or default_endpoint()
         self.timeout_s = timeout_s
         self.patience_s = patience_s
-        self._requests = RequestClient(self.endpoint, timeout_s)
+        self._security = security_of(self.endpoint, server_key, client_key)
+        self._requests = RequestClient(self.endpoint, timeout_s, security=self._security)
         self._open = AsyncExitStack()
         self._welcome: Welcome | None = None
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as opening:
             await opening.enter_async_context(self._requests)
-            hello = Hello(protocol=PROTOCOL_VERSION, version=__version__)
+            hello = Hello(protocol=PROTOCOL_VERSION, version=__version__, reached_at=self.endpoint if self.is_remote else "")
             welcome = await self.ask(hello, Welcome)
             if welcome.protocol != PROTOCOL_VERSION:
                 older = "client" if welcome.protocol > PROTOCOL_VERSION else "daemon"
@@ -144,6 +159,15 @@ class Client:
         if self._welcome is None:
             raise RuntimeError("the client is not open; use it as `async with Client() as esper`")
         return self._welcome
+
+    @property
+    def is_remote(self) -> bool:
+        """True when the daemon may be on another machine: paths mean nothing here then."""
+        return is_remote(self.endpoint)
+
+    def events(self, topics: Sequence[str]) -> Subscriber:
+        """What the daemon publishes under these topics, from the moment it is opened."""
+        return Subscriber(self.daemon.events_endpoint, topics, security=self._security)
 
     async def ask(self, message: Message, answer: type[ReplyT]) -> ReplyT:
         """Send a request and return its answer; a daemon that is busy is asked again, when it says.
@@ -176,7 +200,7 @@ class Client:
             Busy: when the daemon's queue is full.
         """
         checked = _read_job(job)
-        if not await anyio.Path(checked.workdir).is_dir():
+        if not self.is_remote and not await anyio.Path(checked.workdir).is_dir():
             raise InvalidJob(f"workdir {checked.workdir} is not a directory", key="workdir", value=checked.workdir)
         key = idempotency_key or str(uuid.uuid4())
         submitted = await self.ask(SubmitJob(job=checked, idempotency_key=key), JobSubmitted)
@@ -338,7 +362,7 @@ class JobHandle:
         """
         seen = after
         job_was_over = False
-        async with Subscriber(self._client.daemon.events_endpoint, [f"job/{self.id}"]) as publication:
+        async with self._client.events([f"job/{self.id}"]) as publication:
             await self.info()  # an unknown job is an error, not an endless silence
             look = True
             while True:

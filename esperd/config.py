@@ -59,6 +59,38 @@ class Jobs(Section, frozen=True, kw_only=True):
     backoff_s: Seconds = 1.0
     """Wait before the second attempt; doubles each time, up to ``backoff_max_s``."""
     backoff_max_s: Seconds = 300.0
+    allowed_modules: tuple[str, ...] = ()
+    """Packages that a job's ``module:function`` names may come from (``mylab`` allows ``mylab.models:resnet``). Empty: any."""
+    allowed_pythons: tuple[str, ...] = ()
+    """Interpreters, or directories of them, that a job's ``python`` may name. Empty: any, or with ``allowed_modules`` none."""
+    allowed_workdirs: tuple[str, ...] = ()
+    """Directories that a job's ``workdir`` and data file must lie in. Empty: any."""
+
+
+class Network(Section, frozen=True, kw_only=True):
+    """``[network]``: clients that do not come through the runtime directory."""
+
+    listen: str = ""
+    """``tcp://ADDRESS:PORT`` for requests. Empty: none; the daemon is reached through its runtime directory only."""
+    events: str = ""
+    """``tcp://ADDRESS:PORT`` for events. Empty: the port after that of ``listen``."""
+    curve: bool = True
+    """False: no keys, on a loopback address only, where every user of this machine may then give orders."""
+
+
+class Limits(Section, frozen=True, kw_only=True):
+    """``[limits]``: what one client may ask. A client is a key, or a connection through the runtime directory."""
+
+    request_bytes: Annotated[int, msgspec.Meta(ge=1024, le=64 * 1024 * 1024)] = 8 * 1024 * 1024
+    """Of one request; larger ones are refused, and beyond 4 times this the connection ends."""
+    requests_per_s: Annotated[float, msgspec.Meta(gt=0.0)] = 2_000.0
+    """More are answered with ``busy``; chosen, not measured."""
+    burst: Count = 4_000
+    """Requests at once before ``requests_per_s`` counts; chosen, not measured."""
+    open_requests: Count = 256
+    """Requests that wait for their answer at one time."""
+    queued_jobs: Count = 1_000
+    """Jobs that wait, of one key; all who come through the runtime directory count as one client."""
 
 
 class Resources(Section, frozen=True, kw_only=True):
@@ -166,6 +198,8 @@ class Config(Section, frozen=True, kw_only=True):
     http: Http = Http()
     jobs: Jobs = Jobs()
     resources: Resources = Resources()
+    network: Network = Network()
+    limits: Limits = Limits()
     workers: Workers = Workers()
     compiler: Compiler = Compiler()
     cache: Cache = Cache()

@@ -235,6 +235,20 @@ class ProtocolMismatch(EsperError):
     exit_status = 3
 
 
+class AuthenticationFailed(EsperError):
+    """The daemon refuses this client's key, has another key than the one named, or wants one; says what to do."""
+
+    code = "authentication_failed"
+    exit_status = 3
+
+
+class NotAllowed(EsperError):
+    """A job names a module, an interpreter or a directory outside of what the daemon's configuration allows."""
+
+    code = "not_allowed"
+    exit_status = 2
+
+
 class MalformedMessage(EsperError):
     """A frame that is not a message of this protocol."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -30,16 +31,26 @@ class SyncClient:
         endpoint: as for :class:`Client`.
         timeout_s: as for :class:`Client`.
         patience_s: as for :class:`Client`.
+        server_key: as for :class:`Client`.
+        client_key: as for :class:`Client`.
     """
 
-    def __init__(self, endpoint: str | None = None, timeout_s: float = 10.0, patience_s: float = 15.0) -> None:
-        self._arguments = (endpoint, timeout_s, patience_s)
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        timeout_s: float = 10.0,
+        patience_s: float = 15.0,
+        *,
+        server_key: str | None = None,
+        client_key: os.PathLike[str] | str | None = None,
+    ) -> None:
+        self._make_client = partial(Client, endpoint, timeout_s, patience_s, server_key=server_key, client_key=client_key)
         self._open = ExitStack()
 
     def __enter__(self) -> Self:
         with ExitStack() as opening:
             self._portal = opening.enter_context(anyio.from_thread.start_blocking_portal())
-            self._client = opening.enter_context(self._entered(Client(*self._arguments)))
+            self._client = opening.enter_context(self._entered(self._make_client()))
             self._open = opening.pop_all()
         return self
 

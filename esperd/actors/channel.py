@@ -10,7 +10,9 @@ returns it: a receive that is cancelled has taken nothing. And after ``BUDGET`` 
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Sequence
+from typing import Any
 
 import zmq
 
@@ -23,10 +25,12 @@ class Channel:
 
     Args:
         socket: bound or connected; it belongs to the channel from now on.
+        names_senders: each message is followed by one frame more: the user id that ZAP gave to the connection it came by.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], *, names_senders: bool = False) -> None:
         self._socket = socket
+        self._take = self._take_named if names_senders else self._take_plain
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
         self._writers: list[asyncio.Future[None]] = []
@@ -45,7 +49,7 @@ class Channel:
                 self._taken = 0
                 await asyncio.sleep(0)
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = self._take()
             except zmq.Again:
                 self._taken = 0
                 self._reader = self._loop.create_future()
@@ -59,6 +63,14 @@ class Channel:
                 if self._writers:
                     self._wake()
                 return frames
+
+    def _take_plain(self) -> list[bytes]:
+        return self._socket.recv_multipart(zmq.NOBLOCK)
+
+    def _take_named(self) -> list[bytes]:
+        frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+        # pyzmq raises when there is no such property; the gate gives every connection one.
+        return [*(frame.bytes for frame in frames), str(frames[-1].get("User-Id")).encode()]
 
     def send_now(self, frames: Sequence[bytes]) -> None:
         """Hand frames to ZeroMQ; those of 64 KiB and more are not copied.
@@ -92,6 +104,10 @@ class Channel:
                     if room in self._writers:
                         self._writers.remove(room)
 
+    def monitored(self, events: int) -> Channel:
+        """What ZeroMQ tells of this socket's connections, as messages of a channel of its own."""
+        return monitor_of(self._socket, events)
+
     def close(self) -> None:
         """Close the socket; who waits finds it closed. Safe to call twice."""
         if self._socket.closed:
@@ -115,3 +131,18 @@ class Channel:
             for room in waiting:
                 if not room.done():
                     room.set_result(None)
+
+
+def monitor_of(socket: zmq.Socket[Any], events: int) -> Channel:
+    """What ZeroMQ tells of a socket's connections: messages for ``zmq.utils.monitor.parse_monitor_message``.
+
+    Args:
+        socket: any socket; it is monitored until it is closed, or told otherwise.
+        events: which ones, ``zmq.EVENT_…`` added up.
+    """
+    address = f"inproc://monitor-{secrets.token_hex(8)}"
+    socket.monitor(address, events)
+    monitor: zmq.Socket[bytes] = zmq.Socket(zmq.Context.shadow(socket.context.underlying), zmq.PAIR)
+    monitor.setsockopt(zmq.LINGER, 0)
+    monitor.connect(address)
+    return Channel(monitor)

@@ -16,7 +16,11 @@ import anyio
 import zmq
 import zmq.asyncio
 
-from esperd.actors.sockets import open_socket, require_listener, socket_path, unreachable
+from esperd.actors.channel import monitor_of
+from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
+from esperd.actors.handshake import Handshake
+from esperd.actors.keys import ClientSecurity
+from esperd.actors.sockets import is_remote, open_socket, require_known_transport, require_listener, unreachable
 from esperd.actors.tasks import open_task_group
 from esperd.errors import MalformedMessage
 
@@ -42,11 +46,13 @@ class Publisher:
     """Publishes bytes under topics on an XPUB socket. ``async with Publisher(endpoint):`` binds and unbinds.
 
     Args:
-        endpoint: ``ipc://`` path in a directory that only this user may enter and whose lock the caller holds.
+        endpoint: ``ipc://`` path in a directory that only this user may enter and whose lock the caller holds; or ``tcp://``.
+        security: keys and allow-list, for an endpoint that others can reach; the caller opens a :class:`Gate`.
     """
 
-    def __init__(self, endpoint: str) -> None:
+    def __init__(self, endpoint: str, *, security: ServerSecurity | None = None) -> None:
         self.endpoint = endpoint
+        self._security = security
         self._socket: zmq.asyncio.Socket | None = None
         self._run = self._running()
 
@@ -72,12 +78,16 @@ class Publisher:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
-        socket_path(self.endpoint)
+        require_known_transport(self.endpoint)
         with contextlib.closing(open_socket(zmq.XPUB, high_water_mark=HIGH_WATER_MARK)) as socket:
+            if self._security is not None:
+                self._security.secure(socket)
             socket.bind(self.endpoint)
             self._socket = socket
             async with open_task_group() as tasks:
                 tasks.start_soon(self._read_subscriptions, socket)
+                if self._security is not None:
+                    tasks.start_soon(watch_handshakes, monitor_of(socket, EARLY_FAILURES), self._security)
                 try:
                     yield
                 finally:
@@ -98,15 +108,24 @@ class Subscriber:
     Once :meth:`open` has returned, everything published from then on arrives, up to the high-water mark.
 
     Args:
-        endpoint: ``ipc://`` path of a publisher.
+        endpoint: ``ipc://`` path of a publisher, or ``tcp://HOST:PORT``.
         topics: exact topics; empty: everything.
         timeout_s: how long :meth:`open` waits for the publisher.
+        security: keys, for a daemon on another machine.
     """
 
-    def __init__(self, endpoint: str, topics: Sequence[str] = (), *, timeout_s: float = SUBSCRIBE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        topics: Sequence[str] = (),
+        *,
+        timeout_s: float = SUBSCRIBE_TIMEOUT_S,
+        security: ClientSecurity | None = None,
+    ) -> None:
         self.endpoint = endpoint
         self.topics = tuple(topics)
         self._timeout_s = timeout_s
+        self._security = security
         self._socket: zmq.asyncio.Socket | None = None
         self._early: list[tuple[str, bytes]] = []
 
@@ -115,16 +134,24 @@ class Subscriber:
 
         Raises:
             DaemonUnreachable: when nobody publishes at the endpoint, or it does not respond in time.
+            AuthenticationFailed: when the publisher refuses this client, or is another one than its key says.
             MalformedMessage: when a topic is empty or contains NUL.
         """
         wanted = [_on_wire(topic) for topic in self.topics] or [b""]
-        require_listener(self.endpoint)
+        if not is_remote(self.endpoint):
+            require_listener(self.endpoint)
         echo = ECHO + secrets.token_hex(8).encode()
         socket = open_socket(zmq.SUB, high_water_mark=HIGH_WATER_MARK)
         try:
             for topic in (*wanted, echo):
                 socket.subscribe(topic)
+            if self._security is not None:
+                secure_client(socket, self._security)
+            handshake = Handshake(socket, self.endpoint, self._security) if is_remote(self.endpoint) else None
             socket.connect(self.endpoint)
+            if handshake is not None:
+                with contextlib.closing(handshake):
+                    await handshake.settled(self._timeout_s)
             await self._hear(socket, echo)
             socket.unsubscribe(echo)
         except BaseException:

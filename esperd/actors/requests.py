@@ -16,15 +16,29 @@ import zmq
 
 from esperd import tracing
 from esperd.actors.channel import Channel
+from esperd.actors.clock import SystemClock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
+from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
+from esperd.actors.handshake import Handshake
+from esperd.actors.keys import ClientSecurity
+from esperd.actors.limits import Turnstile
 from esperd.actors.outcome import answer_of, error_reply, result_of
-from esperd.actors.sockets import bind_router, connect_dealer, require_listener, unreachable
+from esperd.actors.sockets import (
+    LARGEST_MESSAGE_BYTES,
+    bind_router,
+    connect_dealer,
+    is_remote,
+    open_dealer,
+    require_listener,
+    unreachable,
+)
 from esperd.actors.tasks import open_task_group
-from esperd.errors import AskTimeout, Busy, EsperError, MalformedMessage
+from esperd.errors import AskTimeout, AuthenticationFailed, Busy, EsperError, MalformedMessage
 from esperd.messages import Message, Reply
 
 Handler = Callable[[bytes, Message], Awaitable[Reply | None]]
-"""Takes a client's id and its request; returns the answer (None: ``Done``) or raises."""
+"""Takes a client's id and its request; returns the answer (None: ``Done``) or raises. The id is the name of the key it proved to
+have, or, on a socket without keys, a number of its connection."""
 
 SERVER = "daemon"
 """The name requests are addressed to."""
@@ -37,6 +51,8 @@ FAREWELL_S = 0.25
 with that setting ZeroMQ also drops what the client has received and not read when the peer leaves: 1 answer in 15 on a busy
 machine, measured."""
 TIMEOUT_S = 10.0
+OVERSIZE = 4
+"""Up to so many times a client's largest request, it hears why it was refused; beyond, ZeroMQ ends the connection. Chosen."""
 
 
 class RequestStatistics(NamedTuple):
@@ -59,11 +75,13 @@ class RequestServer:
     finish. A handler's exception is the client's answer.
 
     Args:
-        endpoint: ``ipc://`` path in a directory that only this user may enter and whose lock the caller holds.
+        endpoint: ``ipc://`` path in a directory that only this user may enter and whose lock the caller holds; or ``tcp://``.
         handler: called once per request, concurrently.
         codec: message types and protocol version.
         max_in_flight: requests handled at one time; more are answered with ``busy``.
         drain_s: seconds given to requests in hand at the end.
+        security: keys and allow-list, for an endpoint that others can reach; the caller opens a :class:`Gate`.
+        turnstile: what one client may ask; None: no limits but the server's own.
     """
 
     def __init__(
@@ -74,12 +92,17 @@ class RequestServer:
         codec: Codec | None = None,
         max_in_flight: int = MAX_IN_FLIGHT,
         drain_s: float = DRAIN_S,
+        security: ServerSecurity | None = None,
+        turnstile: Turnstile | None = None,
     ) -> None:
         self.endpoint = endpoint
         self._handler = handler
         self._codec = codec or Codec()
         self._max_in_flight = max_in_flight
         self._drain_s = drain_s
+        self._security = security
+        self._turnstile = turnstile
+        self._clock = SystemClock()
         self._in_flight = 0
         self._idle = anyio.Event()
         self._answered = 0
@@ -110,6 +133,8 @@ class RequestServer:
     async def _running(self) -> AsyncGenerator[None, None]:
         with contextlib.closing(self._bind()) as socket:
             async with open_task_group() as answers:
+                if self._security is not None:
+                    answers.start_soon(watch_handshakes, socket.monitored(EARLY_FAILURES), self._security)
                 reading = anyio.CancelScope()
                 answers.start_soon(self._read, socket, answers, reading)
                 try:
@@ -121,7 +146,8 @@ class RequestServer:
                     answers.cancel_scope.cancel()
 
     def _bind(self) -> Channel:
-        return bind_router(self.endpoint)
+        largest = LARGEST_MESSAGE_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
+        return bind_router(self.endpoint, security=self._security, largest_bytes=largest)
 
     async def _finish_in_hand(self) -> None:
         if not self._in_flight:
@@ -135,33 +161,48 @@ class RequestServer:
         with reading:
             while True:
                 client, *frames = await socket.receive()
+                who = client
                 try:
+                    if self._security is not None:
+                        who = self._security.client(frames.pop()).encode()
+                    if self._turnstile is not None:
+                        self._turnstile.admit(who, sum(map(len, frames)), self._clock.monotonic())
                     head, message = self._codec.decode(frames)
                     if head.kind is not Kind.ASK:
                         raise MalformedMessage(f"a client may only ask; got a {head.kind.name.lower()}")
                 except EsperError as error:
-                    self._malformed += 1
+                    if isinstance(error, Busy | AuthenticationFailed):
+                        self._refused += 1
+                    else:
+                        self._malformed += 1
                     opening = self._codec.opening(frames)
                     answer = error_reply(error, actor=SERVER, message=None)
                     self._send(socket, client, opening.id if opening else UNKNOWN_ID, answer)
                     continue
-                if self._in_flight >= self._max_in_flight:
+                try:
+                    if self._in_flight >= self._max_in_flight:
+                        raise self._busy()
+                    if self._turnstile is not None:
+                        self._turnstile.enter(who, RETRY_AFTER_S)
+                except Busy as error:
                     self._refused += 1
-                    self._send(socket, client, head.id, error_reply(self._busy(), actor=SERVER, message=message))
+                    self._send(socket, client, head.id, error_reply(error, actor=SERVER, message=message))
                     continue
                 self._in_flight += 1
-                answers.start_soon(self._answer, socket, client, head, message)
+                answers.start_soon(self._answer, socket, client, who, head, message)
 
-    async def _answer(self, socket: Channel, client: bytes, head: Head, message: Message) -> None:
+    async def _answer(self, socket: Channel, client: bytes, who: bytes, head: Head, message: Message) -> None:
         try:
             try:
                 with tracing.span(f"{SERVER} {type(message).__name__}", parent=head.trace):
-                    returned = await self._handler(client, message)
+                    returned = await self._handler(who, message)
                 answer = answer_of(returned, actor=SERVER, message=message)
             except Exception as error:  # noqa: BLE001 - whatever a handler raises is the client's answer
                 answer = error_reply(error, actor=SERVER, message=message)
             self._send(socket, client, head.id, answer)
         finally:
+            if self._turnstile is not None:
+                self._turnstile.leave(who)
             self._in_flight -= 1
             if not self._in_flight:
                 self._idle.set()
@@ -193,14 +234,21 @@ class RequestClient:
     """Asks a daemon. Opened by ``async with`` or by :meth:`open` and :meth:`close`; any number of requests at a time.
 
     Args:
-        endpoint: ``ipc://`` path of the daemon's request socket.
+        endpoint: ``ipc://`` path of the daemon's request socket, or ``tcp://HOST:PORT``.
         timeout_s: how long a request waits for its answer unless it says otherwise.
         codec: message types and protocol version.
         sender: how the client names itself.
+        security: keys, for a daemon on another machine.
     """
 
     def __init__(
-        self, endpoint: str, timeout_s: float = TIMEOUT_S, *, codec: Codec | None = None, sender: str = "client"
+        self,
+        endpoint: str,
+        timeout_s: float = TIMEOUT_S,
+        *,
+        codec: Codec | None = None,
+        sender: str = "client",
+        security: ClientSecurity | None = None,
     ) -> None:
         self.endpoint = endpoint
         self.timeout_s = timeout_s
@@ -209,6 +257,10 @@ class RequestClient:
         self._ids = itertools.count(1)
         self._open: dict[int, asyncio.Future[Reply]] = {}
         self._heard = False
+        self._security = security
+        self._handshake: Handshake | None = None
+        self._refusal: EsperError | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._socket: Channel | None = None
         self._reader: asyncio.Task[None] | None = None
 
@@ -217,22 +269,50 @@ class RequestClient:
 
         Raises:
             DaemonUnreachable: when nobody listens at the endpoint.
+            AuthenticationFailed: when the daemon refuses this client, or is another one than its key says.
+            ConfigError: when the endpoint is neither ipc nor tcp.
         """
-        self._socket = self._connect()
+        self._socket = await self._connected() if is_remote(self.endpoint) else self._connect()
         # A plain task: a client may be opened and closed by different tasks, which a task group does not allow.
         self._reader = asyncio.create_task(self._read(self._socket), name=f"replies from {self.endpoint}")
 
     def _connect(self) -> Channel:
         return connect_dealer(self.endpoint)
 
+    async def _connected(self) -> Channel:
+        """A connection over tcp, once the daemon has let this client in; from then on the watcher hears when it does no more."""
+        dealer = open_dealer()
+        try:
+            if self._security is not None:
+                secure_client(dealer, self._security)
+            self._handshake = Handshake(dealer, self.endpoint, self._security)
+            dealer.connect(self.endpoint)
+            await self._handshake.settled(self.timeout_s)
+        except BaseException:
+            if self._handshake is not None:
+                self._handshake.close()
+            dealer.close(linger=0)
+            raise
+        self._watcher = asyncio.create_task(self._watch(self._handshake), name=f"handshakes with {self.endpoint}")
+        return Channel(dealer)
+
+    async def _watch(self, handshake: Handshake) -> None:
+        while True:
+            self._refusal = await handshake.next()
+            if self._refusal is not None:
+                self._fail_open(self._refusal)
+
     async def close(self) -> None:
         """Disconnect; requests still open fail with ``daemon_unreachable``. Safe to call twice."""
-        reader, socket = self._reader, self._socket
-        self._reader = self._socket = None
-        if reader is not None:
-            reader.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reader
+        tasks, socket = (self._reader, self._watcher), self._socket
+        self._reader = self._watcher = self._socket = None
+        for task in tasks:
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
+        if self._handshake is not None:
+            self._handshake.close()
         if socket is not None:
             socket.close()
         self._fail_open(unreachable(self.endpoint, "this client was closed"))
@@ -263,6 +343,8 @@ class RequestClient:
     async def _request(self, message: Message, limit_s: float) -> Reply:
         if self._socket is None:
             raise unreachable(self.endpoint, "this client is not open")
+        if self._refusal is not None:
+            raise self._refusal
         request = next(self._ids)
         deadline_ms = None if math.isinf(limit_s) else int(limit_s * 1000)
         head = self._codec.head(
@@ -286,10 +368,11 @@ class RequestClient:
     def _late(self, message: Message, limit_s: float) -> EsperError:
         if not self._heard:
             return unreachable(self.endpoint, f"no answer within {limit_s:g} s")
-        try:
-            require_listener(self.endpoint)
-        except EsperError as error:
-            return error
+        if not is_remote(self.endpoint):
+            try:
+                require_listener(self.endpoint)
+            except EsperError as error:
+                return error
         return AskTimeout(
             f"the daemon at {self.endpoint} did not answer {type(message).__name__} within {limit_s:g} s",
             endpoint=self.endpoint,

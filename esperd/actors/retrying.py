@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable
 from esperd.errors import ActorUnavailable, Busy, EsperError
 from esperd.messages.base import Message, Reply
 from esperd.messages.control import Hello, ListActors, ListPlugins
+from esperd.messages.dead_letters import ListDeadLetters, ShowDeadLetter
 from esperd.messages.evidence import ListEvidence
 from esperd.messages.failures import AnalyseFailure
 from esperd.messages.jobs import FetchArtifact, GetJob, ListArtifacts, ListJobs, SubmitJob
 from esperd.messages.kernels import ListKernels
 from esperd.messages.overruling import ExplainDecision, ListProposals, ReplayDecisions
-from esperd.messages.telemetry import GetEvents
+from esperd.messages.telemetry import FindEvents, GetEvents
 
 IDEMPOTENT: tuple[type[Message], ...] = (
     Hello,
@@ -34,6 +35,9 @@ IDEMPOTENT: tuple[type[Message], ...] = (
     ExplainDecision,
     ReplayDecisions,
     AnalyseFailure,
+    ListDeadLetters,
+    ShowDeadLetter,
+    FindEvents,
     SubmitJob,
 )
 """Requests that come to the same however often they are carried out: those that only read, and a submission, by its key."""

@@ -1,17 +1,20 @@
-"""ZeroMQ sockets as this house opens them: ipc only, bounded queues, bounded messages, bounded farewell, heartbeats."""
+"""ZeroMQ sockets as this house opens them: ipc or tcp, bounded queues, bounded messages, bounded farewell, heartbeats."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 import zmq.asyncio
 
 from esperd.actors.channel import Channel
 from esperd.errors import ConfigError, DaemonUnreachable
+
+if TYPE_CHECKING:
+    from esperd.actors.curve import ServerSecurity
 
 LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
 """A peer that sends more is disconnected by ZeroMQ before the bytes reach us."""
@@ -24,19 +27,24 @@ HEARTBEAT_TIMEOUT_MS = 6_000
 """ZMTP heartbeats notice a peer that vanished; a hung Python loop still answers them, hence our own Heartbeat message."""
 
 IPC = "ipc://"
+TCP = "tcp://"
 
 
 def socket_path(endpoint: str) -> Path:
     """The file behind an ipc endpoint.
 
     Raises:
-        ConfigError: when the endpoint is not ``ipc://PATH``. Sockets that reach beyond this machine need keys, which this
-            version does not have.
+        ConfigError: when the endpoint is not ``ipc://PATH``.
     """
     path = endpoint.removeprefix(IPC)
     if not endpoint.startswith(IPC) or not path:
         raise ConfigError(f"endpoint {endpoint!r} is not of the form ipc:///path/to/name.sock", endpoint=endpoint)
     return Path(path)
+
+
+def is_remote(endpoint: str) -> bool:
+    """True for ``tcp://HOST:PORT``: whoever connects there may be on another machine, or another user of this one."""
+    return endpoint.startswith(TCP)
 
 
 def unreachable(endpoint: str, why: str) -> DaemonUnreachable:
@@ -89,21 +97,39 @@ def _set_bounds(opened: zmq.Socket[Any], high_water_mark: int) -> None:
     opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
 
 
-def bind_router(endpoint: str) -> Channel:
+def bind_router(endpoint: str, *, security: ServerSecurity | None = None, largest_bytes: int = LARGEST_MESSAGE_BYTES) -> Channel:
     """A bound ROUTER that refuses to drop: an unknown peer or a full queue is an error for the sender.
 
     The caller holds the lock of the directory: a second bind to a live ipc path would succeed and steal it.
+
+    Args:
+        endpoint: where.
+        security: keys and allow-list; None: whoever can connect may.
+        largest_bytes: a peer that sends a larger frame is disconnected by ZeroMQ before the bytes reach us.
     """
-    socket_path(endpoint)
+    require_known_transport(endpoint)
     router = open_plain_socket(zmq.ROUTER)
+    router.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.ROUTER_HANDOVER, 0)
+    if security is not None:
+        security.secure(router)
     try:
         router.bind(endpoint)
     except zmq.ZMQError:
         router.close(linger=0)
         raise
-    return Channel(router)
+    return Channel(router, names_senders=security is not None)
+
+
+def require_known_transport(endpoint: str) -> None:
+    """Refuse what is neither ``ipc://PATH`` nor ``tcp://HOST:PORT``.
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if not is_remote(endpoint):
+        socket_path(endpoint)
 
 
 def connect_dealer(endpoint: str, identity: bytes | None = None) -> Channel:
@@ -113,9 +139,15 @@ def connect_dealer(endpoint: str, identity: bytes | None = None) -> Channel:
         DaemonUnreachable: when nobody listens at the endpoint.
     """
     require_listener(endpoint)
+    dealer = open_dealer(identity)
+    dealer.connect(endpoint)
+    return Channel(dealer)
+
+
+def open_dealer(identity: bytes | None = None) -> zmq.Socket[bytes]:
+    """A DEALER that queues nothing for a peer that is not there, not connected yet."""
     dealer = open_plain_socket(zmq.DEALER)
     dealer.setsockopt(zmq.IMMEDIATE, 1)
     if identity is not None:
         dealer.setsockopt(zmq.IDENTITY, identity)
-    dealer.connect(endpoint)
-    return Channel(dealer)
+    return dealer

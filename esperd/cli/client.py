@@ -12,6 +12,7 @@ import click
 from esperd.cli.dead_letters import dead_letters
 from esperd.cli.events import events
 from esperd.cli.exit_codes import FAILED, run
+from esperd.cli.keys import keys
 from esperd.cli.options import Options, client_options, output_options
 
 if TYPE_CHECKING:
@@ -482,6 +483,7 @@ def check(options: Options, name: str) -> int | None:
     return None if proof.passed else FAILED
 
 
+esper.add_command(keys)
 esper.add_command(dead_letters)
 
 
@@ -495,7 +497,7 @@ def with_daemon(options: Options, work: Callable[[Client, Output], Awaitable[Res
     from esperd.config import load_config
 
     async def connected() -> ResultT:
-        async with Client(options.endpoint) as client:
+        async with Client(options.endpoint, server_key=options.server_key, client_key=options.client_key) as client:
             return await work(client, Output(options))
 
     with tracing.exporting(load_config().telemetry.otlp_endpoint, "esper"):

@@ -8,8 +8,11 @@ from collections.abc import Sequence
 import esperd
 from esperd.actors.breaker import Breaker
 from esperd.actors.system import ActorSystem
+from esperd.config import Config
 from esperd.daemon import dead_letters
 from esperd.daemon.admission import check_python
+from esperd.daemon.allowed import check_allowed
+from esperd.daemon.client_queues import ClientQueues
 from esperd.errors import IllegalTransition, MalformedMessage
 from esperd.messages.base import PROTOCOL_VERSION, Message, Reply
 from esperd.messages.control import ActorList, Hello, ListActors, ListPlugins, PluginList, Welcome
@@ -22,6 +25,7 @@ from esperd.messages.jobs import (
     FetchArtifact,
     GetJob,
     JobInfo,
+    JobSubmitted,
     ListArtifacts,
     ListJobs,
     PauseJob,
@@ -32,6 +36,9 @@ from esperd.messages.kernels import ListKernels
 from esperd.messages.overruling import ExplainDecision, ListProposals, Overrule, ReplayDecisions
 from esperd.messages.telemetry import FindEvents, GetEvents
 from esperd.plugins import Plugins
+
+THIS_USER = b"this user"
+"""All who come through the runtime directory: only one user can."""
 
 ROUTES: dict[type[Message], str] = {
     SubmitJob: "jobs",
@@ -66,20 +73,36 @@ class FrontDoor:
         plugins: what was loaded.
         events_endpoint: where events are published.
         breakers: shown beside the actors.
+        config: ``[jobs]`` and ``[limits]`` are used: what a job may run, and how much one client may ask.
     """
 
-    def __init__(self, system: ActorSystem, plugins: Plugins, events_endpoint: str, breakers: Sequence[Breaker] = ()) -> None:
+    def __init__(
+        self,
+        system: ActorSystem,
+        plugins: Plugins,
+        events_endpoint: str,
+        breakers: Sequence[Breaker] = (),
+        config: Config | None = None,
+    ) -> None:
         self._breakers = breakers
         self._system = system
         self._plugins = plugins
         self._events_endpoint = events_endpoint
+        self._config = config or Config()
+        self._queues = ClientQueues(self._config.limits.queued_jobs, self._job)
 
     async def answer(self, _client: bytes, message: Message) -> Reply:
-        """The answer to a request.
+        """The answer to a request of this user, whichever connection it came through; see :meth:`answer_remote`."""
+        return await self.answer_remote(THIS_USER, message)
+
+    async def answer_remote(self, client: bytes, message: Message) -> Reply:
+        """The answer to a request of a client that has a name of its own.
 
         Raises:
             MalformedMessage: a message that clients do not send.
             InvalidJob: a job's ``python`` cannot run a worker.
+            NotAllowed: a job names a module, interpreter or directory that the configuration does not allow.
+            Busy: the client has too many jobs that wait.
             JobNotFound: decisions of a job that nobody knows.
             IllegalTransition: a word about the next decision of a job that will make none.
             EsperError: whatever the actor answered with.
@@ -91,6 +114,7 @@ class FrontDoor:
                     version=esperd.__version__,
                     pid=os.getpid(),
                     events_endpoint=self._events_endpoint,
+                    largest_request_bytes=self._config.limits.request_bytes,
                 )
             case ListActors():
                 return self.actors()
@@ -98,8 +122,8 @@ class FrontDoor:
                 return await dead_letters.answer(self._system, message)
             case ListPlugins():
                 return PluginList(plugins=self._plugins.records())
-            case SubmitJob() if message.job.python:
-                await check_python(message.job.python)  # here, beside other requests: it starts a process and waits for it
+            case SubmitJob():
+                return await self._submit(client, message)
             case Overrule():
                 _require_decisions_to_come(await self._job(message.id))
             case FindEvents() if message.job is not None:
@@ -110,6 +134,16 @@ class FrontDoor:
         if to is None:
             raise MalformedMessage(f"clients do not send {type(message).__name__}", message_type=type(message).__name__)
         return await self._system.ask(to, message)
+
+    async def _submit(self, client: bytes, message: SubmitJob) -> Reply:
+        check_allowed(message.job, self._config.jobs)  # before its interpreter is started
+        await self._queues.require_room(client)
+        if message.job.python:
+            await check_python(message.job.python)  # here, beside other requests: it starts a process and waits for it
+        submitted = await self._system.ask("jobs", message)
+        if isinstance(submitted, JobSubmitted):
+            self._queues.note(client, submitted.id)
+        return submitted
 
     async def _job(self, job_id: str) -> JobInfo:
         info = await self._system.ask("jobs", GetJob(id=job_id))

@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
@@ -22,6 +22,7 @@ import esperd
 from esperd import tracing
 from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
+from esperd.actors.limits import Turnstile
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.spec import ChildSpec, ProcessSpec
@@ -40,6 +41,7 @@ from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
 from esperd.daemon.notify import Notifier, Standing
+from esperd.daemon.remote import RemoteDoor, client_limits
 from esperd.daemon.retention import Retention
 from esperd.daemon.service import SIGNALS, Service
 from esperd.daemon.space import Space
@@ -179,6 +181,7 @@ class _Daemon:
         self._metrics = Metrics()
         self._status = Status()
         self._jobs: JobsActor | None = None
+        self._remote = RemoteDoor(config, self._metrics, self._clock)
         limits = config.breakers.compiler
         self._compiler_breaker = Breaker(
             "compiler",
@@ -233,6 +236,7 @@ class _Daemon:
         self._report_plugins()
         async with contextlib.AsyncExitStack() as stack:
             publisher = await stack.enter_async_context(Publisher(events))
+            await stack.enter_async_context(self._remote.publishing())
             parts = await self._open_parts(stack, publisher)
             system = await stack.enter_async_context(
                 ActorSystem(workers_endpoint=workers, clock=self._clock, observer=self._metrics)
@@ -240,8 +244,8 @@ class _Daemon:
             self._status.system = system
             for spec in self._specs(parts, system):
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
-            door = FrontDoor(system, self._plugins, events, [self._compiler_breaker])
-            server = RequestServer(control, door.answer)
+            door = FrontDoor(system, self._plugins, events, [self._compiler_breaker], config)
+            server = RequestServer(control, door.answer, turnstile=Turnstile(client_limits(config)))
             began = self._clock.monotonic()
 
             def status() -> DaemonStatus:
@@ -257,6 +261,7 @@ class _Daemon:
             port = await stack.enter_async_context(serving(listening, app))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
             await stack.enter_async_context(server)
+            await stack.enter_async_context(self._remote.answering(door.answer_remote))
             self._status.starting = False
             await self._service.ready()
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
@@ -315,8 +320,9 @@ class _Daemon:
     def _specs(self, parts: _Parts, system: ActorSystem) -> list[ChildSpec | ProcessSpec]:
         """Every actor, in order of dependence: who is spoken to starts before who speaks."""
         config = self._config
+        publish = self._publish_to(parts.publisher)
         return [
-            ChildSpec("telemetry", lambda: TelemetryActor(parts.log, parts.publisher.publish, self._metrics, self._plugins)),
+            ChildSpec("telemetry", lambda: TelemetryActor(parts.log, publish, self._metrics, self._plugins)),
             ChildSpec("policy", lambda: PolicyActor(parts.decisions, self._plugins)),
             ProcessSpec(
                 name="compiler",
@@ -341,6 +347,15 @@ class _Daemon:
             ),
             ChildSpec("jobs", lambda: self._make_jobs(parts, system)),
         ]
+
+    def _publish_to(self, publisher: Publisher) -> Callable[[str, bytes], Awaitable[None]]:
+        """To watchers of this user, and to those on the network."""
+
+        async def publish(topic: str, payload: bytes) -> None:
+            await publisher.publish(topic, payload)
+            await self._remote.publish(topic, payload)
+
+        return publish
 
     def _make_jobs(self, parts: _Parts, system: ActorSystem) -> JobsActor:
         self._jobs = JobsActor(

@@ -13,6 +13,8 @@ class Hello(Message, frozen=True, kw_only=True):
     protocol: int
     version: str
     """The client's esperd version."""
+    reached_at: str = ""
+    """The endpoint through which a remote client came, so that the daemon can name others as the client sees them."""
 
 
 class Welcome(Reply, frozen=True, kw_only=True):
@@ -22,7 +24,9 @@ class Welcome(Reply, frozen=True, kw_only=True):
     version: str
     pid: int
     events_endpoint: str
-    """Where events are published."""
+    """Where events are published, as this client can reach it."""
+    largest_request_bytes: int | None = None
+    """Of this daemon's ``limits.request_bytes``; None: it does not say."""
 
 
 class Ready(Message, frozen=True, kw_only=True):

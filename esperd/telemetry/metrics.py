@@ -65,6 +65,7 @@ class Metrics:
         self._screenings = self._counter("esperd_screenings", "Screenings of candidates that ended, by how.", "result")
         self._rollbacks = self._counter("esperd_rollbacks", "Catastrophes of training that were rolled back.", "action")
         self._kernels = self._counter("esperd_kernels", "Kernels that seeds run on, by where they came from.", "source")
+        self._refused = self._counter("esperd_clients_refused", "Clients turned away, by what was wrong.", "reason")
         self._retention = self._counter("esperd_retention_deleted", "What retention deleted, by kind.", "kind")
         self._messages = self._counter("esperd_messages", "Messages to actors, by how they ended.", "actor", "kind", "result")
         self._waits = self._histogram("esperd_mailbox_wait_seconds", "From sent to taken out of a mailbox.", "actor")
@@ -138,6 +139,10 @@ class Metrics:
     def observe_requests(self, counts: Mapping[str, int]) -> None:
         """Show these counts of clients' requests, by what became of them, from now on."""
         self._requests.latest = dict(counts)
+
+    def observe_refused_client(self, reason: str) -> None:
+        """Count a client whose key was not accepted."""
+        self._refused.labels(reason).inc()
 
     def observe_space(self, free_bytes: int | None, *, read_only: bool) -> None:
         """How much room the disk has (None: it does not say), and whether new work is refused for want of it."""

@@ -313,9 +313,9 @@ async def test_a_request_in_hand_is_still_answered_when_the_server_closes(endpoi
 
 
 @pytest.mark.asyncio
-async def test_an_endpoint_that_is_not_ipc_is_refused() -> None:
+async def test_an_endpoint_that_is_neither_ipc_nor_tcp_is_refused() -> None:
     with pytest.raises(ConfigError, match="ipc://"):
-        async with RequestClient("tcp://10.0.0.1:5555"):
+        async with RequestClient("udp://10.0.0.1:5555"):
             pass
 
 

@@ -34,6 +34,7 @@ from esperd.messages.telemetry import GetEvents, JobStateChanged, KernelLoaded
 from esperd.testing import children_of, until
 
 FED_ELSEWHERE = {
+    "esperd_clients_refused_total",
     "esperd_dead_letters_total",  # once a letter is dead: test_dead_letters_are_a_metric
     # By events that a short job does not have: tests/telemetry/test_metrics.py
     "esperd_screenings_total",

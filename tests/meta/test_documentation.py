@@ -228,7 +228,7 @@ COMMANDS = [
 def test_every_command_is_documented_with_its_options(words, command):
     text = document("cli.md")
     (row,) = [row for row in rows(text) if row[0].startswith(f"`{' '.join(words)}`")]
-    everywhere = {"--endpoint", "--json", "--no-color"}
+    everywhere = {"--endpoint", "--server-key", "--client-key", "--json", "--no-color"}
     for option in (parameter for parameter in command.params if isinstance(parameter, click.Option)):
         (name,) = [name for name in option.opts if name.startswith("--")]
         assert name in everywhere or name in row[1] or name in text.partition(f"`{words[0]} {words[1]}`")[2]

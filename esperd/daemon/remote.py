@@ -1,0 +1,263 @@
+"""Clients from beyond the runtime directory: the same front door on a TCP port, behind keys and an allow-list."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
+
+import anyio
+import anyio.abc
+import msgspec
+import structlog
+import zmq
+
+from esperd.actors.clock import Clock
+from esperd.actors.curve import Gate, ServerSecurity
+from esperd.actors.keys import AllowList, open_pair
+from esperd.actors.limits import ClientLimits, TokenBucket, Turnstile
+from esperd.actors.publication import Publisher
+from esperd.actors.requests import RequestServer
+from esperd.actors.tasks import open_task_group
+from esperd.config import Config, Network
+from esperd.errors import ConfigError
+from esperd.messages.base import Message, Reply
+from esperd.messages.control import Hello, Welcome
+from esperd.telemetry.metrics import Metrics
+
+REVOKED_LOOK_S = 0.5
+"""How often it is looked whether somebody is allowed no more who may still hear events; chosen, not measured."""
+REBIND_S = 5.0
+"""How long a port that was just closed may take to be free again."""
+LOGGED_PER_S = 1.0
+LOGGED_AT_ONCE = 20
+"""Refusals that are logged; whoever knocks faster fills the metric, and not the disk."""
+
+LARGEST_PORT = 65_535
+
+Answer = Callable[[bytes, Message], Awaitable[Reply]]
+
+log = structlog.get_logger()
+
+
+def server_key_file(state_directory: Path) -> Path:
+    """Where the daemon keeps its own secret key."""
+    return state_directory / "keys" / "server.key"
+
+
+def allow_list(state_directory: Path) -> AllowList:
+    """Who may connect to the daemon of this state directory."""
+    return AllowList(state_directory / "keys" / "allowed")
+
+
+def endpoints(network: Network) -> tuple[str, str]:
+    """Where requests and events are served.
+
+    Raises:
+        ConfigError: when one of them is not ``tcp://ADDRESS:PORT``, or is beyond loopback without keys.
+    """
+    requests = _address(network.listen, "listen")
+    if not network.events and (requests.port or 0) >= LARGEST_PORT:
+        raise ConfigError(
+            f"network.listen = {network.listen!r} leaves no port for events; set network.events", key="network.events"
+        )
+    events = network.events or f"tcp://{requests.netloc.rpartition(':')[0]}:{(requests.port or 0) + 1}"
+    for key, url in (("listen", requests), ("events", _address(events, "events"))):
+        if not network.curve and not _is_loopback(url.hostname or ""):
+            raise ConfigError(
+                f"network.{key} = {url.geturl()!r} is beyond loopback, where only clients with keys are served; set "
+                "network.curve = true and allow them with `esper keys allow`",
+                key=f"network.{key}",
+            )
+    return network.listen, events
+
+
+def _address(endpoint: str, key: str) -> SplitResult:
+    url = urlsplit(endpoint)
+    try:
+        port = url.port
+    except ValueError:
+        port = None
+    if url.scheme != "tcp" or not url.hostname or not port or url.path or url.query or url.fragment or "@" in url.netloc:
+        raise ConfigError(f"network.{key} = {endpoint!r} is not of the form tcp://ADDRESS:PORT", key=f"network.{key}")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    """True for an address of this machine alone; a name is not trusted to be one, ``localhost`` aside."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class RemoteDoor:
+    """The daemon's sockets on the network; does nothing where none are configured.
+
+    Args:
+        config: ``[network]``, ``[limits]`` and the state directory are used.
+        metrics: counts who is refused.
+        clock: time.
+    """
+
+    def __init__(self, config: Config, metrics: Metrics, clock: Clock) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._clock = clock
+        self._loud = TokenBucket(LOGGED_PER_S, LOGGED_AT_ONCE, clock.monotonic())
+        self._unlogged = 0
+        self._events = ""
+        self._security: ServerSecurity | None = None
+        self._publisher: Publisher | None = None
+
+    @contextlib.asynccontextmanager
+    async def publishing(self) -> AsyncGenerator[None, None]:
+        """Serve events, and know who may connect, for the length of the block.
+
+        Raises:
+            ConfigError: when ``[network]`` asks for what is refused, the allow-list is empty, or a port is taken.
+        """
+        network = self._config.network
+        if not network.listen:
+            yield
+            return
+        _, self._events = endpoints(network)
+        async with contextlib.AsyncExitStack() as stack:
+            if network.curve:
+                self._security = self._open_security()
+                await stack.enter_async_context(Gate(self._security))
+            async with open_task_group() as tasks:
+                await tasks.start(self._publish)
+                try:
+                    yield
+                finally:
+                    tasks.cancel_scope.cancel()
+
+    def _open_security(self) -> ServerSecurity:
+        state = self._config.state_directory
+        allowed = allow_list(state)
+        if not allowed.names() and not _is_loopback(urlsplit(self._config.network.listen).hostname or ""):
+            raise ConfigError(
+                f"network.listen = {self._config.network.listen!r} is beyond loopback, and nobody is allowed; first: "
+                f"esper keys allow NAME KEY --state-dir {state}",
+                key="network.listen",
+            )
+        keys = open_pair(server_key_file(state))
+        log.info("clients need keys", server_key=keys.public.hex(), allowed=len(allowed.names()))
+        return ServerSecurity(keys, allowed, self.refused)
+
+    async def _publish(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Publish for ever. ZeroMQ cannot disconnect one watcher: when somebody is allowed no more, all of them are, and
+        those who still may come back by themselves.
+        """
+        patience_s = 0.0
+        while True:
+            publisher = await self._bound(patience_s)
+            try:
+                self._publisher = publisher
+                task_status.started()
+                await self._until_somebody_is_revoked()
+                log.info("a key was revoked: whoever hears events connects anew")
+            finally:
+                self._publisher = None
+                await publisher.__aexit__(None, None, None)
+            task_status, patience_s = anyio.TASK_STATUS_IGNORED, REBIND_S
+
+    async def _bound(self, patience_s: float) -> Publisher:
+        give_up_at = self._clock.monotonic() + patience_s
+        while True:
+            publisher = Publisher(self._events, security=self._security)
+            try:
+                await publisher.__aenter__()
+            except zmq.ZMQError as error:
+                if error.errno != zmq.EADDRINUSE or self._clock.monotonic() >= give_up_at:
+                    raise _cannot_listen(self._events, "network.events", error) from error
+                await self._clock.sleep(0.02)
+            else:
+                return publisher
+
+    async def _until_somebody_is_revoked(self) -> None:
+        allowed = self._who_may()
+        while self._security is None or allowed <= (now := self._who_may()):
+            if self._security is not None:
+                allowed = now
+            await self._clock.sleep(REVOKED_LOOK_S)
+
+    def _who_may(self) -> set[bytes]:
+        if self._security is None:
+            return set()
+        try:
+            return set(self._security.allowed.names())
+        except OSError as error:  # nobody can say: nobody may
+            log.warning("the allow-list cannot be read: nobody is allowed", error=str(error))
+            return set()
+
+    async def publish(self, topic: str, payload: bytes) -> None:
+        """Hand a publication to every remote watcher; as lossy as :class:`Publisher`."""
+        if self._publisher is not None:
+            await self._publisher.publish(topic, payload)
+
+    @contextlib.asynccontextmanager
+    async def answering(self, answer: Answer) -> AsyncGenerator[RequestServer | None, None]:
+        """Serve requests for the length of the block, with the answers of the daemon's front door.
+
+        Raises:
+            ConfigError: when the port is taken.
+        """
+        network = self._config.network
+        if not network.listen:
+            yield None
+            return
+
+        async def answer_remote(client: bytes, message: Message) -> Reply:
+            reply = await answer(client, message)
+            if isinstance(message, Hello) and isinstance(reply, Welcome):
+                return msgspec.structs.replace(reply, events_endpoint=seen_from(message.reached_at, self._events))
+            return reply
+
+        server = RequestServer(
+            network.listen, answer_remote, security=self._security, turnstile=Turnstile(client_limits(self._config))
+        )
+        try:
+            await server.__aenter__()
+        except zmq.ZMQError as error:
+            raise _cannot_listen(network.listen, "network.listen", error) from error
+        try:
+            log.info("serving clients on the network", listen=network.listen, events=self._events, curve=network.curve)
+            yield server
+        finally:
+            await server.__aexit__(None, None, None)
+
+    def refused(self, reason: str, facts: dict[str, str]) -> None:
+        """Count a client that was turned away, and log it, but no faster than a log bears."""
+        self._metrics.observe_refused_client(reason)
+        if self._loud.take(self._clock.monotonic()):
+            self._unlogged += 1
+            return
+        log.warning("a client was refused", reason=reason, unlogged_before=self._unlogged, **facts)
+        self._unlogged = 0
+
+
+def client_limits(config: Config) -> ClientLimits:
+    """``[limits]`` as the turnstile takes them."""
+    limits = config.limits
+    return ClientLimits(
+        request_bytes=limits.request_bytes,
+        requests_per_s=limits.requests_per_s,
+        burst=limits.burst,
+        open_requests=limits.open_requests,
+    )
+
+
+def seen_from(reached_at: str, endpoint: str) -> str:
+    """An endpoint of ours as a client sees it: under the host it came through, for ours may be a wildcard, or inside of a NAT."""
+    host = urlsplit(reached_at).netloc.rpartition(":")[0]
+    return f"tcp://{host}:{urlsplit(endpoint).port}" if host else endpoint
+
+
+def _cannot_listen(endpoint: str, key: str, error: zmq.ZMQError) -> ConfigError:
+    return ConfigError(f"{key} = {endpoint!r} cannot be listened on: {error.strerror}; choose another", key=key)

@@ -1,0 +1,127 @@
+"""Strangers are refused, told so, and counted; a key that was revoked opens nothing any more."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import stat
+from pathlib import Path
+
+import anyio
+import pytest
+
+from esperd.actors.curve import Gate, ServerSecurity
+from esperd.actors.keys import AllowList, ClientSecurity, create_pair, open_pair, public_key, read_pair, security_of
+from esperd.actors.publication import Publisher, Subscriber
+from esperd.actors.requests import RequestClient, RequestServer
+from esperd.errors import AuthenticationFailed, ConfigError, Conflict, DaemonUnreachable, UnknownName
+from esperd.messages import Message, Reply
+from esperd.messages.control import ActorList, ListActors
+
+NO_ACTORS = ActorList(actors=(), dead_letters={})
+
+
+def free_endpoint() -> str:
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.mark.asyncio
+async def test_only_allowed_keys_are_let_in_and_a_revoked_one_is_refused_on_its_open_connection(tmp_path: Path) -> None:
+    server, mine, other = (create_pair(tmp_path / f"{name}.key") for name in ("server", "mine", "other"))
+    allowed = AllowList(tmp_path / "allowed")
+    allowed.allow("me", mine.public)
+    refused: list[str] = []
+    security = ServerSecurity(server, allowed, lambda reason, _: refused.append(reason))
+    asked_by: list[bytes] = []
+
+    async def answer(client: bytes, _message: Message) -> Reply:
+        asked_by.append(client)
+        return NO_ACTORS
+
+    requests, events = free_endpoint(), free_endpoint()
+    right, stranger = ClientSecurity(mine, server.public), ClientSecurity(other, server.public)
+    async with (
+        Gate(security),
+        RequestServer(requests, answer, security=security),
+        Publisher(events, security=security) as publisher,
+    ):
+        async with RequestClient(requests, security=right) as client:
+            assert await client.request(ListActors()) == NO_ACTORS
+            assert asked_by == [b"me"]
+            async with Subscriber(events, ["job/1"], security=right) as watcher:
+                await publisher.publish("job/1", b"told")
+                assert await anext(watcher) == ("job/1", b"told")
+            allowed.revoke("me")
+            with pytest.raises(AuthenticationFailed, match="not allowed any more"):
+                await client.request(ListActors())
+        assert asked_by == [b"me"]
+        for wrong, told in (
+            (right, "esper keys allow"),
+            (stranger, "esper keys allow"),
+            (ClientSecurity(mine, other.public), "--server-key"),
+            (None, "wants a key"),
+        ):
+            with pytest.raises(AuthenticationFailed, match=told):
+                await RequestClient(requests, security=wrong).open()
+            with pytest.raises(AuthenticationFailed, match=told):
+                await Subscriber(events, ["job/1"], security=wrong).open()
+        with anyio.fail_after(10):  # the monitor of the server may lag the client's
+            while not {"revoked", "unknown_key", "wrong_server_key"} <= set(refused):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_without_its_gate_a_server_lets_nobody_in(tmp_path: Path) -> None:
+    server, mine = create_pair(tmp_path / "server.key"), create_pair(tmp_path / "mine.key")
+    allowed = AllowList(tmp_path / "allowed")
+    allowed.allow("me", mine.public)
+    security = ServerSecurity(server, allowed, lambda *_: None)
+
+    async def answer(_client: bytes, _message: Message) -> Reply:
+        return NO_ACTORS
+
+    endpoint = free_endpoint()
+    async with RequestServer(endpoint, answer, security=security):
+        with pytest.raises((AuthenticationFailed, DaemonUnreachable)):
+            await RequestClient(endpoint, timeout_s=0.5, security=ClientSecurity(mine, server.public)).open()
+
+
+def test_secret_keys_are_for_their_owner_alone_never_overwritten_and_never_shown(tmp_path: Path) -> None:
+    file = tmp_path / "mine.key"
+    pair = create_pair(file)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert read_pair(file) == open_pair(file) == pair
+    assert pair.secret.hex() not in repr(pair)
+    assert str(pair.secret) not in repr(ClientSecurity(pair, pair.public))
+    with pytest.raises(Conflict, match="exists"):
+        create_pair(file)
+    with pytest.raises(ConfigError, match="secret key") as caught:
+        public_key(str(file))
+    assert pair.secret.hex() not in str(caught.value) + str(caught.value.fields)
+    file.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        read_pair(file)
+    with pytest.raises(ConfigError, match="client-key"):
+        security_of("tcp://127.0.0.1:1", "ab" * 32, None)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../me", "a/b", "/etc/passwd", "a\0", "-x", "x" * 65, "é", "a\n"])
+def test_no_name_of_a_key_leads_out_of_the_allow_list(tmp_path: Path, name: str) -> None:
+    allowed = AllowList(tmp_path / "allowed")
+    with pytest.raises(ConfigError, match="not a name"):
+        allowed.allow(name, b"k" * 32)
+    with pytest.raises(UnknownName):
+        allowed.revoke(name)
+    assert not list(tmp_path.rglob("*.pub"))
+
+
+def test_a_name_has_one_key_and_a_key_one_name(tmp_path: Path) -> None:
+    allowed = AllowList(tmp_path / "allowed")
+    allowed.allow("me", b"a" * 32)
+    allowed.allow("me", b"a" * 32)
+    for name, key in (("me", b"b" * 32), ("you", b"a" * 32)):
+        with pytest.raises(Conflict, match="revoke"):
+            allowed.allow(name, key)
+    assert allowed.names() == {b"a" * 32: "me"}
