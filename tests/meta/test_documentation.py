@@ -278,3 +278,14 @@ REFERENCES = {found for file in DOCS.glob("*.md") for found in re.findall(r"`(es
 def test_names_in_the_documents_exist(reference):
     module, _, name = reference.rpartition(".")
     assert hasattr(importlib.import_module(module), name) or importlib.import_module(reference)
+
+
+def test_every_promise_names_a_test_that_exists():
+    rows = [row for row in (ROOT / "docs" / "promises.md").read_text().splitlines() if row.startswith("| ")]
+    promises = [row for row in rows if not row.startswith("| promise")]
+    assert len(promises) > 50
+    for row in promises:
+        named = re.findall(r"((?:tests|plugins|bench)/[\w/]+\.py)::(?:\w+::)*(\w+)", row)
+        assert named, row
+        for file, name in named:
+            assert re.search(rf"(def|class) {name}\b|^{name} = ", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{name}"
