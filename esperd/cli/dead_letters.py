@@ -9,6 +9,8 @@ import click
 from esperd.cli.options import Options, client_options
 
 if TYPE_CHECKING:
+    from esperd.cli.output import Output
+    from esperd.client import Client
     from esperd.messages import Message, Reply
     from esperd.messages.dead_letters import DeadLetterSummary
     from esperd.report.grid import Grid
@@ -133,12 +135,9 @@ def _grid(letters: tuple[DeadLetterSummary, ...]) -> Grid:
 
 def _ask(options: Options, message: Message, answer: type[ReplyT]) -> ReplyT:
     """Connect to the daemon and ask this."""
-    import anyio
+    from esperd.cli.client import with_daemon
 
-    from esperd.client import Client
+    async def work(client: Client, _output: Output) -> ReplyT:
+        return await client.ask(message, answer)
 
-    async def connected() -> ReplyT:
-        async with Client(options.endpoint) as client:
-            return await client.ask(message, answer)
-
-    return anyio.run(connected)
+    return with_daemon(options, work)

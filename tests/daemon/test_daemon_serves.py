@@ -379,6 +379,28 @@ def test_a_stranger_at_the_workers_door_is_told_to_leave(daemon):
     assert (head.id, type(answer), answer.code) == (5, ErrorReply, "conflict")
 
 
+def test_dead_letters_are_listed_shown_delivered_again_and_dropped(daemon, capsys):
+    codec = Codec()
+    with dealer(f"ipc://{daemon.runtime_directory}/workers.sock", b"trainer/j4.1:1:00000000") as socket:
+        message = JobSucceeded(job_id="j4", generation=1, epoch=1, artifacts=())
+        socket.send_multipart(codec.encode(codec.head(Kind.ASK, 5, to="jobs", sender="trainer/j4.1"), message))
+        assert socket.poll(10_000)
+
+    def told(*words, code=0):
+        assert run(esper, [*words, "--json", "--endpoint", daemon.endpoint]) == code
+        return json.loads(capsys.readouterr().out or "null")
+
+    letters = told("dead-letters", "list")["letters"]
+    letter = next(letter for letter in letters if letter["sender"] == "trainer/j4.1")
+    assert (letter["message_type"], letter["to"]) == ("JobSucceeded", "jobs")
+    number = str(letter["id"])
+    assert '"j4"' in told("dead-letters", "show", number)["body"]
+    told("dead-letters", "retry", number, code=4)  # the jobs actor knows no such job, and the letter stays
+    assert told("dead-letters", "drop", number)["dropped"] == 1
+    told("dead-letters", "show", number, code=4)
+    assert told("dead-letters", "drop", "--all")["dropped"] == len(letters) - 1
+
+
 class Greeting(Message, frozen=True, kw_only=True):
     """A message of a later protocol."""
 
