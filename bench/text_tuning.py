@@ -1,4 +1,4 @@
-"""The rate of the text bench: its host trained at each rate of a grid, on RNG seeds that are none of the bench's; gate split alone."""
+"""The rate of the text bench: its host trained at each rate of a grid, on RNG seeds of its own; the gate split alone is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text for the benches of growth: windows of characters from three parts of a file, and a small transformer that predicts them."""
+"""Text for the benches of growth: windows of characters from three parts of a file, and a small transformer."""
 
 from __future__ import annotations
 
