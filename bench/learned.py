@@ -1,6 +1,7 @@
-"""Would a learned strategy choose better? A graph network on recorded choices of ``bench/growth.py``, judged on RNG seeds it never saw.
+"""Would a learned strategy choose better? A graph network on recorded choices, judged on RNG seeds that it never saw.
 
-Protocol: ``bench/PROTOCOL.md``. It runs no arm: it reads ``bench/results/growth.jsonl``, trains, and says whether such a strategy ships.
+Protocol: ``bench/PROTOCOL.md``. It runs no arm: it reads the lines of H2 in ``bench/results/growth.jsonl``, trains for minutes, and
+says whether such a strategy ships.
 """
 
 from __future__ import annotations
@@ -21,18 +22,42 @@ PEERS = ("gradient_merit", "best_fixed")
 """Whom it has to beat."""
 
 
-def picks(known: Graphs, arms: list[str], found: list[Record]) -> dict[str, list[int | None]]:
-    """Place of the arm that each strategy picks, by RNG seed; None: it grows nothing."""
-    told: dict[str, list[int | None]] = {"learned": []}
-    every = range(len(found))
-    for seed in every:
-        others = [other for other in every if other != seed]
-        told["learned"].append(int(learn(known, others, list(range(len(arms))))(seed).argmax()))
-        told.setdefault("best_fixed", []).append(int(known.gains[others].mean(0).argmax()))
+def left_out(known: Graphs, arms: Sequence[str]) -> list[torch.Tensor]:
+    """Scores of the arms of each RNG seed, (A,), by networks that saw the others."""
+    every = range(len(known.gains))
+    return [learn(known, [other for other in every if other != seed], list(range(len(arms))))(seed) for seed in every]
+
+
+def unseen_blueprint(known: Graphs, arms: Sequence[str]) -> list[torch.Tensor]:
+    """The same, of networks that did not see the arm's blueprint either."""
+    found = []
+    for seed in range(len(known.gains)):
+        others = [other for other in range(len(known.gains)) if other != seed]
+        scores = torch.zeros(len(arms))
+        for blueprint in choosing.BLUEPRINTS:
+            mine = [place for place, arm in enumerate(arms) if arm.startswith(f"{blueprint} ")]
+            rest = [place for place in range(len(arms)) if place not in mine]
+            scores[mine] = learn(known, others, rest)(seed)[mine]
+        found.append(scores)
+    return found
+
+
+def agreement(known: Graphs, scores: list[torch.Tensor]) -> float:
+    """Mean over RNG seeds of the rank correlation of scores with gains."""
+    pairs = zip(scores, known.gains, strict=True)
+    return statistics.fmean(growth_figures.rank_correlation(told.tolist(), gains.tolist()) for told, gains in pairs)
+
+
+def picks(known: Graphs, arms: Sequence[str], found: list[Record]) -> dict[str, list[int | None]]:
+    """Place of the arm that each peer picks, by RNG seed; None: it grows nothing."""
+    told: dict[str, list[int | None]] = {"best_fixed": []}
+    for seed, record in enumerate(found):
+        others = [other for other in range(len(found)) if other != seed]
+        told["best_fixed"].append(int(known.gains[others].mean(0).argmax()))
         for name in growth_plan.PICKING:
-            picked = found[seed].of[f"pick:{name}"]["picked"]
-            told.setdefault(name, []).append(arms.index(picked) if picked else None)
-        for name, values in found[seed].of["scores"]["scores"].items():
+            picked = record.of[f"pick:{name}"]["picked"]
+            told.setdefault(name, []).append(list(arms).index(picked) if picked else None)
+        for name, values in record.of["scores"]["scores"].items():
             if name != "merit":
                 ranked = [-math.inf if values[arm] is None else values[arm] for arm in arms]
                 told.setdefault(name, []).append(ranked.index(max(ranked)))
@@ -46,66 +71,55 @@ def reached(found: list[Record], picked: list[int | None], figure: str) -> list[
     return [record.of["continued"][base] if arm is None else getattr(record, figure)[arm] for record, arm in pairs]
 
 
-def unseen_blueprint(known: Graphs, arms: list[str]) -> tuple[float, float]:
-    """Mean rank correlation with the gains of an RNG seed that was left out: as trained, and with one blueprint left out as well,
-    over the arms' order when each blueprint's scores come from networks that never saw it.
-    """
-    every, seen, unseen = range(len(known.gains)), [], []
-    for seed in every:
-        others = [other for other in every if other != seed]
-        gains = known.gains[seed].tolist()
-        seen.append(growth_figures.rank_correlation(learn(known, others, list(range(len(arms))))(seed).tolist(), gains))
-        scores = torch.zeros(len(arms))
-        for blueprint in choosing.BLUEPRINTS:
-            mine = [place for place, arm in enumerate(arms) if arm.startswith(f"{blueprint} ")]
-            rest = [place for place in range(len(arms)) if place not in mine]
-            scores[mine] = learn(known, others, rest)(seed)[mine]
-        unseen.append(growth_figures.rank_correlation(scores.tolist(), gains))
-    return statistics.fmean(seen), statistics.fmean(unseen)
-
-
-def report(data: lab.Data, arms: Sequence[str], found: list[Record]) -> str:
-    """Everything there is to read, and the verdict."""
+def report(data: lab.Data, arms: Sequence[str], found: list[Record]) -> tuple[str, list[harness.Figure]]:
+    """Everything there is to read, the verdict in its last line; and figures."""
     known = graphs(data, list(arms), found)
-    told = picks(known, list(arms), found)
+    scores = left_out(known, arms)
+    told = {"learned": [int(of.argmax()) for of in scores], **picks(known, arms, found)}
     losses = {name: reached(found, picked, "losses") for name, picked in told.items()}
     audits = {name: reached(found, picked, "audits") for name, picked in told.items()}
-    losses["uniform"], audits["uniform"] = ([statistics.fmean(of) for of in each] for each in _figures(found))
+    losses["uniform"] = [statistics.fmean(record.losses) for record in found]
+    audits["uniform"] = [statistics.fmean(record.audits) for record in found]
     best = [record.audits[record.losses.index(min(record.losses))] for record in found]
     size = sum(weight.numel() for weight in GraphNetwork(known.nodes.shape[-1]).parameters())
     rows = [
-        f"A learned strategy: {size} parameters, {len(found)} RNG seeds of {len(arms)} arms, each chosen for by networks that saw the others",
-        "  regret: gate loss over the lowest one; points of audit accuracy below the arm that has it; learned minus the other [95 % BCa]",
+        f"A learned strategy: {size} parameters, {len(found)} RNG seeds of {len(arms)} arms",
+        "  regret: gate loss over the lowest; points of audit accuracy below its arm; learned minus the other [95 % BCa]",
     ]
-    intervals = {}
+    differences = {}
     for name in sorted(losses, key=lambda name: statistics.fmean(losses[name])):
         regret = statistics.fmean(loss - min(record.losses) for loss, record in zip(losses[name], found, strict=True))
         behind = statistics.fmean(100 * (top - mine) for top, mine in zip(best, audits[name], strict=True))
-        pairs = zip(audits["learned"], audits[name], strict=True)
-        mean, low, high = intervals[name] = growth_figures.interval([100 * (mine - other) for mine, other in pairs])
+        differences[name] = [100 * (mine - other) for mine, other in zip(audits["learned"], audits[name], strict=True)]
+        mean, low, high = growth_figures.interval(differences[name])
         against = "" if name == "learned" else f"  {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
         rows.append(f"  {name:20} {regret:.4f}  {behind:+.2f}{against}")
-    seen, unseen = unseen_blueprint(known, list(arms))
-    rows.append(
-        f"  rank correlation with the gains of an RNG seed left out: {seen:+.2f}; of blueprints left out as well: {unseen:+.2f}"
+    seen, unseen = agreement(known, scores), agreement(known, unseen_blueprint(known, arms))
+    rows += [
+        f"  rank correlation with the gains: {seen:+.2f}; of a blueprint that was left out of training: {unseen:+.2f}",
+        "  Records are of one host: what another host needs cannot be in them.",
+    ]
+    lows = {name: growth_figures.interval(differences[name])[1] for name in PEERS}
+    rows.append(f"Verdict: it {'ships' if min(lows.values()) > 0 else 'does not ship'}; {_because(lows)}")
+    return "\n".join(rows), [_figure(name, differences[name], audits[name]) for name in PEERS]
+
+
+def _because(lows: dict[str, float]) -> str:
+    few = "no interval of fewer than eight RNG seeds"
+    return ", ".join(f"over {name}: {few if math.isinf(low) else f'lower end {low:+.2f} points'}" for name, low in lows.items())
+
+
+def _figure(peer: str, differences: list[float], audits: list[float]) -> harness.Figure:
+    mean, baseline = statistics.fmean(differences), [100 * audit for audit in audits]
+    return harness.Figure(
+        name=f"learned_over_{peer}/mean",
+        value=mean,
+        unit="points",
+        better="higher",
+        repeats=tuple(differences),
+        baseline=harness.Baseline(name=peer, value=statistics.fmean(baseline), repeats=tuple(baseline)),
+        ratio=mean / statistics.fmean(baseline),
     )
-    rows.append("  Records are of one host: what another host needs cannot be in them.")
-    wins = all(intervals[name][1] > 0 for name in PEERS)
-    rows.append(f"Verdict: it {'ships' if wins else 'does not ship'}: {_because(intervals)}")
-    return "\n".join(rows)
-
-
-def _figures(found: list[Record]) -> tuple[list[list[float]], list[list[float]]]:
-    return [record.losses for record in found], [record.audits for record in found]
-
-
-def _because(intervals: dict[str, tuple[float, float, float]]) -> str:
-    told = []
-    for name in PEERS:
-        low = intervals[name][1]
-        unknown = "an interval of fewer than eight RNG seeds is not known" if math.isinf(low) else f"lower end {low:+.2f} points"
-        told.append(f"over {name} {unknown}")
-    return ", ".join(told)
 
 
 def main() -> None:
@@ -119,7 +133,11 @@ def main() -> None:
     if len(found) < 2:
         print("fewer than two RNG seeds of H2 are complete: there is nothing to learn from")
         return
-    print(report(data, plan["arms"], list(found.values())))
+    told, figures = report(data, plan["arms"], list(found.values()))
+    print(told)
+    if chosen.json is not None:
+        settings = {"data": data.name, "rng_seeds": len(found), "protocol": lines.digest}
+        harness.write(harness.results("learned", figures, quick=chosen.quick, settings=settings), chosen.json)
 
 
 if __name__ == "__main__":
