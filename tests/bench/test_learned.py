@@ -1,4 +1,4 @@
-"""The bench of a learned strategy: it ranks what it can learn to rank on RNG seeds it never saw, and ships only if it beats both peers."""
+"""The bench of a learned strategy: it learns what there is to learn, and ships only if it beats both peers."""
 
 from __future__ import annotations
 
