@@ -1,6 +1,6 @@
 """Would a learned strategy choose better? A graph network on recorded choices, judged on RNG seeds that it never saw.
 
-Protocol: ``bench/PROTOCOL.md``. It runs no arm: it reads the lines of H2 in ``bench/results/growth.jsonl``, trains for some minutes,
+Protocol: ``bench/PROTOCOL.md``. It runs no arm: it reads the lines of H2 in ``bench/results/growth.jsonl``, trains for minutes,
 and says whether such a strategy ships.
 """
 
