@@ -100,8 +100,13 @@ def report(data: lab.Data, arms: Sequence[str], found: list[Record]) -> tuple[st
         "  Records are of one host: what another host needs cannot be in them.",
     ]
     lows = {name: growth_figures.interval(differences[name])[1] for name in PEERS}
-    rows.append(f"Verdict: it {'ships' if min(lows.values()) > 0 else 'does not ship'}; {_because(lows)}")
+    rows.append(f"Verdict: it {'ships' if ships(lows) else 'does not ship'}; {_because(lows)}")
     return "\n".join(rows), [_figure(name, differences[name], audits[name]) for name in PEERS]
+
+
+def ships(lows: dict[str, float]) -> bool:
+    """Whether every lower end lies above 0."""
+    return all(low > 0 for low in lows.values())
 
 
 def _because(lows: dict[str, float]) -> str:

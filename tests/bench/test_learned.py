@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -78,10 +79,18 @@ def test_it_ships_where_it_beats_both_peers_and_says_by_how_much(data):
     assert all(figure.value > 0 for figure in figures)
 
 
-@pytest.mark.parametrize(("count", "by_merit"), [(8, False), (5, True)])
-def test_it_does_not_ship_on_noise_nor_on_too_few_rng_seeds(data, count, by_merit):
-    told, _ = learned.report(data, ARMS, [record(seed, best_by_merit=by_merit) for seed in range(count)])
-    assert told.splitlines()[-1].startswith("Verdict: it does not ship")
+@pytest.mark.parametrize(
+    ("over_merit", "over_fixed", "ships"), [(0.1, 0.2, True), (0.1, -0.2, False), (-0.1, 0.2, False), (-math.inf, 0.2, False)]
+)
+def test_it_ships_only_if_both_intervals_lie_above_0(over_merit, over_fixed, ships):
+    assert learned.ships({"gradient_merit": over_merit, "best_fixed": over_fixed}) is ships
+
+
+def test_of_too_few_rng_seeds_there_is_no_interval_and_it_does_not_ship(data):
+    told, _ = learned.report(data, ARMS, [record(seed, best_by_merit=True) for seed in range(3)])
+    verdict = told.splitlines()[-1]
+    assert verdict.startswith("Verdict: it does not ship")
+    assert "no interval of fewer than eight RNG seeds" in verdict
 
 
 def test_a_strategy_that_grows_nothing_ends_with_the_host_continued(data):
