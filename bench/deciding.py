@@ -147,7 +147,7 @@ def standing(data: lab.Data, grower: Grower, batch_size: int) -> tuple[Measured,
     """
     grower.sample = next(iter(lab.batches(data.train, batch_size, 77)))
     measured = grower.measure(lab.in_order(data.gate))
-    host_epoch = 3 * (grower.ledger.cost("gate", "host") or 0.0) * len(data.train[0])
+    host_epoch = 3 * (grower.ledger.cost("gate", "host") or 0.0) * data.epoch_samples
     grower.ledger.spent = dict.fromkeys(grower.ledger.spent, 0.0)
     grower.network.train()
     return measured, host_epoch

@@ -34,6 +34,7 @@ from esperd.growth import GrowingNetwork, measure
 Needed = dict[str, dict[str, Any]]
 """Lines that a task starts from, by arm."""
 FROM_GROWN = ("scratch_total", "scratch_marginal", "wide_parameters", "wide_flops")
+"""A plan may name fewer."""
 HOST = "host"
 LAST = (*FROM_GROWN, "continued_0.05")
 """What is run when the primary contrast is known."""
@@ -62,7 +63,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
     arms: dict[str, list[tuple[str, ...]]] = {"h1": [], "h2": [], "ablations": []}  # each with what it starts from
     arms["h1"] = [
         ("grown",),
-        *((arm, "grown") for arm in FROM_GROWN),
+        *((arm, "grown") for arm in plan.get("from_grown", FROM_GROWN)),
         *((f"continued_{rate:g}",) for rate in plan["continued_rates"]),
     ]
     arms["h2"] = [("scores",), *((f"arm:{arm}",) for arm in plan["arms"]), ("continued",)]
@@ -223,7 +224,10 @@ def main() -> None:
     lines = lab.Lines(
         harness.REPOSITORY / "bench" / "results" / "growth.jsonl", growth_plan.protocol(data, plan), keep=not chosen.quick
     )
-    parts = tuple(chosen.part or (PARTS[:2] if chosen.quick else PARTS))
+    offered = plan.get("parts", PARTS)
+    parts = tuple(chosen.part or (offered[:2] if chosen.quick else offered))
+    if not set(parts) <= set(offered):
+        parser.error(f"for {data.name} the protocol has only the parts {', '.join(offered)}")
     wanted = [task for rng_seed in range(chosen.repeats) for task in tasks(plan, rng_seed, parts)]
     if not chosen.summary:
         wanted.sort(key=lambda task: (parts.index(task.part), task.arm != HOST, task.arm in LAST, task.rng_seed))

@@ -13,6 +13,7 @@ import growth_plan
 import harness
 import lab
 import torch
+from msgspec import structs
 
 from esperd.growth.interval import mean_interval
 from esperd.messages.policy import PolicySettings
@@ -208,7 +209,8 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         _, lower, _, unit = better_by(chosen, best, "first_arm")
         mean = statistics.fmean(fixed)
         found.append(_figure("ae_over_fixed/lower95", lower, unit, "higher", mine, "first_arm", mean, fixed))
-    return [figure for figure in found if math.isfinite(figure.value)]
+    of_text = "text_" if "windows" in lines.protocol["plan"] else ""
+    return [structs.replace(figure, name=of_text + figure.name) for figure in found if math.isfinite(figure.value)]
 
 
 def _difference(lines: lab.Lines, name: str, peer: str, *, lower: bool) -> harness.Figure:

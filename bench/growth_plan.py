@@ -8,6 +8,7 @@ import choosing
 import improving
 import lab
 import msgspec
+import texts
 
 from esperd.messages.jobs import Growth
 from esperd.messages.policy import PolicySettings
@@ -32,6 +33,18 @@ QUICK: dict[str, Any] = {
     "h1": {"host_epochs": 3, "extra_host_epochs": 12},
     "h2": {"host_epochs": 3, "arm_epochs": 6},
 }
+TEXT: dict[str, Any] = {
+    "batch_size": 32,
+    "pretrain_rate": 0.01,
+    "rate": 0.01,
+    "continued_rates": (0.01, 0.003),
+    "from_grown": ("scratch_total", "scratch_marginal"),
+    "parts": ("h1",),
+    "h1": {"host_epochs": 18, "extra_host_epochs": 24},
+    "h2": {},
+    "windows": [texts.EPOCH, texts.WINDOWS, texts.CONTEXT, texts.SHARES, texts.GAP],
+}
+"""H1 alone; the rate was chosen by ``bench/text_tuning.py``."""
 
 _ASKED = {"warmup_epochs": 0, "latest_germination": 0.4, "max_live_seeds": 2, "max_fossilized": 2, "patience": 2}
 
@@ -75,6 +88,9 @@ BORN_RANDOM = "born_random"
 
 def plan_of(data: lab.Data, *, quick: bool) -> dict[str, Any]:
     """Budgets for a data set, and its arms."""
+    if data.vocabulary:
+        short = {"h1": {"host_epochs": 1, "extra_host_epochs": 6}} if quick else {}
+        return {**TEXT, **short, "arms": ()}
     plan = QUICK if quick or data.name == "digits" else FULL
     host = lab.fresh_host(data, 0)
     arms = choosing.arms_of(choosing.grower_of(data, host, 0, {**plan, **plan["h2"]}))

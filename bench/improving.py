@@ -30,7 +30,7 @@ WIDTHS = (1.0, 4.0)
 def grower_of(
     data: lab.Data, host: nn.Module, rng_seed: int, plan: dict[str, Any], growth: Growth, settings: Gates | None = None
 ) -> Grower:
-    """A grower over a host at its three stages."""
+    """A grower over a host at its stages, or blocks."""
     return lab.grower_of(
         data,
         host,
@@ -38,7 +38,7 @@ def grower_of(
         batch_size=plan["batch_size"],
         growth=growth,
         settings=settings or Gates(),
-        patterns=("features.stage?",),
+        patterns=data.slots,
         learning_rate=plan["rate"],
     )
 
@@ -48,7 +48,7 @@ def host_epoch_flops(data: lab.Data) -> float:
     host = lab.fresh_host(data, 0).eval()
     with torch.no_grad():
         _, flops = count_flops(lambda: host(data.train[0][:4]))
-    return 3.0 * flops / 4 * len(data.train[0])
+    return 3.0 * flops / 4 * data.epoch_samples
 
 
 class BornRandom(BlueprintSource):
@@ -87,7 +87,7 @@ def grow(
         grower.source = BornRandom(BLUEPRINTS, rng_seed=rng_seed)
     measured, host_epoch = standing(data, grower, plan["batch_size"])
     flops = plan["extra_host_epochs"] * host_epoch
-    deciding = Deciding(policy, rng_seed, flops, len(data.train[0]))
+    deciding = Deciding(policy, rng_seed, flops, data.epoch_samples)
     began = lab.clock()
     deciding(grower, measured)
     phase = lab.Phase(plan["rate"], plan["batch_size"])

@@ -98,7 +98,7 @@ def host_of(data: lab.Data, rng_seed: int, plan: dict) -> torch.nn.Module:
     host = lab.fresh_host(data, rng_seed)
     grower = lab.grower_of(data, host, rng_seed=rng_seed, batch_size=plan["batch_size"], learning_rate=plan["pretrain_rate"])
     grower.measure(lab.in_order(data.gate))
-    host_epoch = 3 * grower.ledger.cost("gate", "host") * len(data.train[0])
+    host_epoch = 3 * grower.ledger.cost("gate", "host") * data.epoch_samples
     phase = lab.Phase(plan["pretrain_rate"], plan["batch_size"])
     lab.train(grower, data, flops=plan["host_epochs"] * host_epoch, phase=phase, rng_seed=rng_seed)
     for handle in list(host.modules()):

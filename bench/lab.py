@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import texts
 import torch
 from torch.nn import functional
 
@@ -40,20 +41,41 @@ OPEN_GATES = Gates(
 
 @dataclass(frozen=True)
 class Data:
-    """Images and labels of three splits; normalised by the train split's channels."""
+    """Images and labels of three splits, normalised by the train split's channels; or characters and those that follow."""
 
     name: str
     train: Batch
     gate: Batch
     audit: Batch
     channels: tuple[int, ...]
-    """Of the host that suits them."""
+    """Of the host that suits them; none for text."""
+    vocabulary: int = 0
+    """Characters that exist; 0 for images."""
+    slots: tuple[str, ...] = ("features.stage?",)
+    """Where that host can grow."""
+    drawn: int | None = None
+    """Samples that an epoch draws anew; None: all of them, each once."""
+
+    @property
+    def epoch_samples(self) -> int:
+        """Samples of an epoch."""
+        return self.drawn or len(self.train[0])
 
 
 def load(path: Path | None) -> Data:
-    """An ``.npz`` file of uint8 images with three splits, or scikit-learn's digits."""
+    """An ``.npz`` file of uint8 images with three splits, a ``.txt`` file, or scikit-learn's digits."""
     if path is None:
         return _digits()
+    if path.suffix == ".txt":
+        windows, vocabulary = texts.splits(path)
+        return Data(
+            path.stem,
+            **windows,
+            channels=(),
+            vocabulary=vocabulary,
+            slots=texts.SLOTS,
+            drawn=min(texts.EPOCH, len(windows["train"][0])),
+        )
     with np.load(path) as file:
         arrays = {name: file[name] for name in file.files}
     images = {split: torch.from_numpy(arrays[f"x_{split}"]).permute(0, 3, 1, 2).float() / 255 for split in SPLITS}
@@ -83,18 +105,21 @@ def _digits() -> Data:
 
 
 def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(B, K), (B,) → (B,) cross-entropy."""
+    """(B, K), (B,) → (B,) cross-entropy; (B, T, K), (B, T) → (B,) its mean over the places of a sample."""
+    if target.dim() == 2:
+        return functional.cross_entropy(output.flatten(0, 1), target.flatten(), reduction="none").view(target.shape).mean(1)
     return functional.cross_entropy(output, target, reduction="none")
 
 
 def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """(B, K), (B,) → (B,) 1 where the highest logit is the label."""
-    return (output.argmax(1) == target).float()
+    """(B, K), (B,) → (B,) 1 where the highest logit is the label; (B, T, K), (B, T) → (B,) the share of places where it is."""
+    right = (output.argmax(-1) == target).float()
+    return right.mean(1) if target.dim() == 2 else right
 
 
-def batches(split: Batch, size: int, rng_seed: int) -> list[Batch]:
-    """One pass over a split in the order that the seed gives."""
-    order = torch.randperm(len(split[0]), generator=torch.Generator().manual_seed(rng_seed))
+def batches(split: Batch, size: int, rng_seed: int, most: int | None = None) -> list[Batch]:
+    """One pass over a split, or over the first ``most`` samples of it, in the order that the seed gives."""
+    order = torch.randperm(len(split[0]), generator=torch.Generator().manual_seed(rng_seed))[:most]
     return [(_laid_out(split[0][rows]), split[1][rows]) for rows in torch.split(order, size)]
 
 
@@ -104,8 +129,8 @@ def in_order(split: Batch, size: int = 500) -> list[Batch]:
 
 
 def _laid_out(x: torch.Tensor) -> torch.Tensor:
-    """Channels last: a step takes two thirds of the time on this processor."""
-    return x.contiguous(memory_format=torch.channels_last)
+    """Channels last: a step takes two thirds of the time on this processor. Text has none."""
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
 
 
 @dataclass(frozen=True)
@@ -151,24 +176,32 @@ def grower_of(
     patterns: tuple[str, ...] = (),
     learning_rate: float = 0.1,
 ) -> Grower:
-    """A grower over a host, with every built-in blueprint; SGD as in the protocol."""
+    """A grower over a host, with every built-in blueprint; the protocol's optimiser."""
     slots = find_slots(host, data.train[0][:4], patterns=patterns)
     return assemble(
         GrowingNetwork(host, slots),
         BlueprintSource(BLUEPRINTS, rng_seed=rng_seed),
         loss=loss,
         metric=accuracy,
-        steps_per_epoch=-(-len(data.train[0]) // batch_size),
-        optimizer=Optimizer(name="sgd", learning_rate=learning_rate, momentum=0.9, weight_decay=5e-4),
+        steps_per_epoch=-(-data.epoch_samples // batch_size),
+        optimizer=_optimizer(data, learning_rate),
         growth=growth,
         settings=settings,
         batches=TrialSamples(data, batch_size, rng_seed),
     )
 
 
+def _optimizer(data: Data, learning_rate: float) -> Optimizer:
+    if data.vocabulary:
+        return texts.optimizer(learning_rate)
+    return Optimizer(name="sgd", learning_rate=learning_rate, momentum=0.9, weight_decay=5e-4)
+
+
 def fresh_host(data: Data, rng_seed: int) -> torch.nn.Module:
     """The host of the protocol, its weights drawn from the seed."""
     torch.manual_seed(rng_seed)
+    if data.vocabulary:
+        return texts.host(data.vocabulary)
     host = cnn(data.channels, in_channels=data.train[0].shape[1], classes=10)
     return host.to(memory_format=torch.channels_last)
 
@@ -198,7 +231,7 @@ def train(
 
     for number in itertools.count():
         grower.network.train()
-        for inputs, targets in batches(data.train, phase.batch_size, 1_000 * rng_seed + number):
+        for inputs, targets in batches(data.train, phase.batch_size, 1_000 * rng_seed + number, data.drawn):
             if share() >= 1.0:
                 return
             if grower.sample is None:
