@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import os
 import signal
@@ -75,7 +76,9 @@ async def test_what_a_daemon_ended_with_is_raised(tmp_path, monkeypatch):
 
 def started(directory, *words):
     command = [sys.executable, "-m", "esperd.cli.daemon", "demo", "--output", str(directory), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # Tests that run in the background of a shell ignore SIGINT, and so would whatever they start.
+    listening = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=listening)
 
 
 def test_the_demo_leaves_report_and_model_and_says_last_whether_growth_paid(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+import structlog
 
 from esperd.actors.system import ActorSystem
 from esperd.daemon.dump import dump, stack_of
@@ -18,6 +19,13 @@ async def inner(release, secret):
 
 async def outer(release):
     return await inner(release, "a secret of a local variable")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    """What is configured here writes to this test's stderr, which is closed behind it."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.mark.asyncio
