@@ -26,6 +26,8 @@ SECRET_FORM = "esperd-secret-1"  # noqa: S105 - the name of a file format
 PUBLIC_FORM = "esperd-public-1"
 OTHERS = 0o077
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+READ_AGAIN_S = 0.5
+"""How long the content of a file that was written over in place may be believed; chosen, not measured."""
 SETTLED_NS = 2_000_000_000
 """Age of a directory's time of change from which it tells every further change apart: FAT's is the coarsest, 2 s."""
 SERVER_KEY_VARIABLE = "ESPERD_SERVER_KEY"
@@ -184,7 +186,8 @@ def security_of(endpoint: str, server_key: str | None, client_key: os.PathLike[s
 
 
 class AllowList:
-    """The clients that may connect: one file ``NAME.pub`` each, in a directory. Read anew whenever the directory changed.
+    """The clients that may connect: one file ``NAME.pub`` each, in a directory. Read anew whenever the directory changed, and at
+    least every half second.
 
     Args:
         directory: of the files; it need not exist: nobody is allowed then.
@@ -194,6 +197,7 @@ class AllowList:
         self.directory = directory
         self._read_at_ns = 0
         self._changed_ns = -1
+        self._read_again_s = 0.0
         self._known: dict[bytes, str] = {}
 
     def names(self) -> dict[bytes, str]:
@@ -207,8 +211,10 @@ class AllowList:
         except FileNotFoundError:
             return {}
         # A second change may bear the same time as the one that was read: only what had settled by then is trusted.
-        if changed_ns != self._changed_ns or self._read_at_ns - changed_ns < SETTLED_NS:
-            self._read_at_ns, self._changed_ns = time.time_ns(), changed_ns
+        settled = changed_ns == self._changed_ns and self._read_at_ns - changed_ns >= SETTLED_NS
+        # A file that was written over changes nothing of its directory.
+        if not settled or time.monotonic() - self._read_again_s > READ_AGAIN_S:
+            self._read_at_ns, self._changed_ns, self._read_again_s = time.time_ns(), changed_ns, time.monotonic()
             self._known = self._read()
         return self._known
 

@@ -67,6 +67,7 @@ class Turnstile:
 
     def __init__(self, limits: ClientLimits) -> None:
         self.limits = limits
+        self._forget_at = REMEMBERED
         self._buckets: dict[Hashable, TokenBucket] = {}
         self._open: dict[Hashable, int] = {}
 
@@ -118,6 +119,7 @@ class Turnstile:
             del self._open[client]
 
     def _forget(self, now: float) -> None:
-        if len(self._buckets) >= REMEMBERED:
+        if len(self._buckets) >= self._forget_at:
             owing = {client: bucket for client, bucket in self._buckets.items() if not bucket.is_full(now)}
             self._buckets = owing
+            self._forget_at = max(REMEMBERED, 2 * len(owing))  # not at every stranger while many owe

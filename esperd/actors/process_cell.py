@@ -31,6 +31,10 @@ MAX_ASKS = 1_024
 """Unanswered asks of one process; more are refused with ``busy``."""
 
 
+AND_KILLED = "and was killed"
+"""How the reason of an end says that it was the daemon that killed."""
+
+
 class ProcessCell(Cell):
     """An actor behind the hub.
 
@@ -120,14 +124,14 @@ class ProcessCell(Cell):
         with anyio.move_on_after(self._spec.start_timeout_s):
             await peer.ready.wait()
         if not peer.ready.is_set():
-            self._fault = f"was not ready within {self._spec.start_timeout_s:g} s and was killed"
+            self._fault = f"was not ready within {self._spec.start_timeout_s:g} s {AND_KILLED}"
             worker.kill()
             return
         started()
         tasks.start_soon(self._pass_in, peer, tasks)
         tasks.start_soon(self._pass_out, peer)
         await self._until_silent(peer)
-        self._fault = f"was silent for {self._spec.heartbeat_timeout_s:g} s and was killed"
+        self._fault = f"was silent for {self._spec.heartbeat_timeout_s:g} s {AND_KILLED}"
         worker.kill()
 
     async def _until_silent(self, peer: Peer) -> None:

@@ -31,8 +31,8 @@ def check_allowed(job: Job, limits: Jobs) -> None:
     if limits.allowed_workdirs:
         where = limits.allowed_workdirs
         _require(_is_under(Path(job.workdir), where), "workdir", job.workdir, "workdirs", where)
-        if ":" not in job.data and job.data.endswith(".npz"):
-            _require(_is_under(Path(job.workdir) / job.data, where), "data", job.data, "workdirs", where)
+        for key, path in paths_of(job):
+            _require(_is_under(Path(job.workdir) / Path(path).expanduser(), where), key, path, "workdirs", where)
 
 
 def modules_of(job: Job) -> Iterator[tuple[str, str]]:
@@ -46,6 +46,18 @@ def modules_of(job: Job) -> Iterator[tuple[str, str]]:
         "scheduler.name": job.scheduler.name,
     }
     yield from ((key, name) for key, name in named.items() if ":" in name)
+
+
+def paths_of(job: Job) -> Iterator[tuple[str, str]]:
+    """Every path a job names beside its folder, with its key: what it reads, and where it writes."""
+    if ":" not in job.data:
+        if job.data.endswith(".npz"):
+            yield "data", job.data
+        path = job.data_options.get("path")
+        if isinstance(path, str):
+            yield "data_options.path", path
+    if job.export.directory is not None:
+        yield "export.directory", job.export.directory
 
 
 def is_module_under(module: str, prefixes: Sequence[str]) -> bool:

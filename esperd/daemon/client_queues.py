@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from esperd.errors import Busy, JobNotFound
 from esperd.messages.jobs import JobInfo, JobState
@@ -24,22 +26,40 @@ class ClientQueues:
         self._limit = limit
         self._job = job
         self._waiting: dict[bytes, dict[str, None]] = {}
+        self._coming: Counter[bytes] = Counter()
+        """Submissions that were let in and are not admitted yet."""
 
-    async def require_room(self, client: bytes) -> None:
+    @contextlib.asynccontextmanager
+    async def place(self, client: bytes) -> AsyncIterator[None]:
+        """Hold a place for one more job of a client while it is admitted.
+
+        Raises:
+            Busy: when too many of its jobs wait, those that are being admitted included.
+        """
+        await self._require_room(client)
+        self._coming[client] += 1  # nothing was awaited since the last comparison
+        try:
+            yield
+        finally:
+            self._coming[client] -= 1
+            if not self._coming[client]:
+                del self._coming[client]
+
+    async def _require_room(self, client: bytes) -> None:
         """Look whether a client may submit one more job.
 
         Raises:
             Busy: when too many of its jobs wait.
         """
         waiting = self._waiting.setdefault(client, {})
-        if len(waiting) < self._limit:
+        if len(waiting) + self._coming[client] < self._limit:
             return
         for job_id in list(waiting)[:LOOKED_AT_ONCE]:
             waits = await self._still_waits(job_id)
             waiting.pop(job_id, None)
             if waits:
                 waiting[job_id] = None  # at the end now: others are looked at next time
-        if len(waiting) >= self._limit:
+        if len(waiting) + self._coming[client] >= self._limit:
             raise Busy(
                 f"{len(waiting)} jobs of this client wait, the limit is limits.queued_jobs = {self._limit}; try again in "
                 f"{RETRY_AFTER_S:g} s",

@@ -137,13 +137,13 @@ class FrontDoor:
 
     async def _submit(self, client: bytes, message: SubmitJob) -> Reply:
         check_allowed(message.job, self._config.jobs)  # before its interpreter is started
-        await self._queues.require_room(client)
-        if message.job.python:
-            await check_python(message.job.python)  # here, beside other requests: it starts a process and waits for it
-        submitted = await self._system.ask("jobs", message)
-        if isinstance(submitted, JobSubmitted):
-            self._queues.note(client, submitted.id)
-        return submitted
+        async with self._queues.place(client):
+            if message.job.python:
+                await check_python(message.job.python)  # here, beside other requests: it starts a process and waits for it
+            submitted = await self._system.ask("jobs", message)
+            if isinstance(submitted, JobSubmitted) and not submitted.duplicate:
+                self._queues.note(client, submitted.id)
+            return submitted
 
     async def _job(self, job_id: str) -> JobInfo:
         info = await self._system.ask("jobs", GetJob(id=job_id))

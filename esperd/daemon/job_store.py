@@ -130,6 +130,11 @@ class JobStore:
         """In force; may be replaced at any time."""
         self._rng = rng or random.SystemRandom()
 
+    async def submitted(self, job: Job, key: str) -> JobInfo | None:
+        """The job that was admitted under this key, if it is this one."""
+        rows = await self._database.read("SELECT * FROM jobs_with_usage WHERE idempotency_key = ?", (key,))
+        return _info(rows[0]) if rows and rows[0]["payload_sha256"] == _digest(job)[1] else None
+
     async def submit(self, job: Job, key: str) -> Submitted:
         """Admit a job; when this returns it is on disk. The same key with the same job returns the first one.
 
@@ -137,8 +142,7 @@ class JobStore:
             Conflict: when ``key`` was used for another job.
             Busy: when ``max_queued`` jobs wait already.
         """
-        payload = msgspec.msgpack.encode(job, order="deterministic")
-        digest = hashlib.sha256(payload).hexdigest()
+        payload, digest = _digest(job)
         now = self._clock()
 
         def transaction(connection: sqlite3.Connection) -> Submitted:
@@ -542,6 +546,12 @@ class JobStore:
             job_id = f"j{self._rng.getrandbits(32):08x}"
             if connection.execute("SELECT 1 FROM jobs WHERE id = ?", (job_id,)).fetchone() is None:
                 return job_id
+
+
+def _digest(job: Job) -> tuple[bytes, str]:
+    """A job's bytes in the store, and their hash."""
+    payload = msgspec.msgpack.encode(job, order="deterministic")
+    return payload, hashlib.sha256(payload).hexdigest()
 
 
 def _record_error(error: JobError) -> Callable[[sqlite3.Connection, sqlite3.Row], None]:

@@ -17,6 +17,7 @@ import structlog
 from esperd import tracing
 from esperd.actors.actor import Actor, Context, handles
 from esperd.actors.clock import Clock
+from esperd.actors.process_cell import AND_KILLED
 from esperd.actors.spec import ProcessSpec
 from esperd.config import Config
 from esperd.daemon.admission import check_job
@@ -65,6 +66,7 @@ from esperd.messages.jobs import (
     JobSucceeded,
     Lease,
     LeaseJobs,
+    LetGoOfFailed,
     ListArtifacts,
     ListJobs,
     PauseJob,
@@ -105,6 +107,8 @@ class Held:
     """True once the worker reported the end: its exit is then no loss."""
     need: Need = NOT_KNOWN
     """What is set aside for it."""
+    oom_kills: int | None = None
+    """Processes of the daemon's control group that the kernel had killed for memory when it started."""
     gone: Terminated | None = None
     """How its process ended, until that is recorded."""
 
@@ -140,6 +144,7 @@ class JobsActor(Actor):
         clock: Clock,
         space: Space | None = None,
         machine: Machine | None = None,
+        draining: bool = False,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -153,15 +158,13 @@ class JobsActor(Actor):
         self._stop_workers = stop_workers
         self._clock = clock
         self._space = space
-        self._circumstances = {"configuration": _digest(config)}
         self._machine = machine or measure()
         self._waits: dict[str, str] = {}
         self._wanted = NOT_KNOWN
-        self._oom_kills = oom_kills()
         self._held: dict[str, Held] = {}
         self._traces: dict[str, str] = {}
         """Span that an unfinished job was submitted in. Not kept beyond this incarnation: a job found at its start has none."""
-        self._draining = False
+        self._draining = draining
         self._taken_back = False
         self._look_is_due = False
         self._context: Context | None = None
@@ -249,6 +252,8 @@ class JobsActor(Actor):
     @handles(SubmitJob)
     async def submit(self, message: SubmitJob) -> JobSubmitted:
         """Admit a job; durable before it is answered."""
+        if known := await self._store.submitted(message.job, message.idempotency_key):
+            return JobSubmitted(id=known.id, duplicate=True)  # whatever has changed since, it was acknowledged
         if self._draining:
             raise Busy("the daemon is shutting down; submit again when it is back", retry_after_s=5.0)
         check_job(message.job, self._plugins)
@@ -353,7 +358,7 @@ class JobsActor(Actor):
     async def _rest(self) -> None:
         """Have every worker checkpoint and stop; their jobs wait in the queue until there is room again."""
         for name, held in list(self._held.items()):
-            if held.stop is None:
+            if held.stop is None and not held.ended and held.gone is None:
                 log.warning("a job waits for room on the disk", job=held.job_id)
                 await self._stop_worker(name, StopJob(why="drain"))
 
@@ -363,11 +368,11 @@ class JobsActor(Actor):
 
     async def _lease(self) -> None:
         while self._may_lease and len(self._held) < self.config.jobs.max_running:
-            leased = await self._store.lease(self._clock.wall(), self._circumstances, self._lacking)
+            leased = await self._store.lease(self._clock.wall(), {"configuration": _digest(self.config)}, self._lacking)
             if leased is None:
                 return
             name = worker_name(leased.info.id, leased.generation)
-            self._held[name] = Held(leased.info.id, leased.generation, need=self._wanted)
+            self._held[name] = Held(leased.info.id, leased.generation, need=self._wanted, oom_kills=oom_kills())
             self._announce(leased.info)
             self.context.start_soon(self._start_traced, name, leased)
 
@@ -533,7 +538,7 @@ class JobsActor(Actor):
         if gone.status == EXIT_NO_FAULT:
             log.warning("worker left", job=held.job_id, reason=gone.reason)
             return await self._store.worker_left(held.job_id, held.generation)
-        if reason := self._out_of_memory(gone):
+        if reason := _out_of_memory(gone, held.oom_kills):
             log.warning("out of memory", job=held.job_id, reason=reason)
             error = JobError(code=OutOfMemory.code, message=reason)
             return await self._store.out_of_memory(held.job_id, held.generation, error)
@@ -541,14 +546,15 @@ class JobsActor(Actor):
         log.warning("worker lost", job=held.job_id, reason=gone.reason, state=str(info.state))
         return info
 
-    def _out_of_memory(self, gone: Terminated) -> str:
-        """Why a worker's end is one for memory; empty when it is not, or nobody can tell."""
-        if gone.status == EXIT_OUT_OF_MEMORY:
-            return f"the worker held more memory than resources.memory_bytes allows: {gone.reason}"
-        killed, self._oom_kills = self._oom_kills, oom_kills()
-        if gone.status == -signal.SIGKILL and killed is not None and self._oom_kills is not None and self._oom_kills > killed:
-            return f"the kernel killed the worker for memory: {gone.reason}"
-        return ""
+    @handles(LetGoOfFailed)
+    async def let_go_of_failed(self, message: LetGoOfFailed) -> Done:
+        """Delete the checkpoints of jobs that failed long ago. Here, where a retry cannot come between."""
+        forgotten = await self._store.let_go_of_failed(message.before)
+        for job_id in forgotten:
+            await self._tidy(self._checkpoints.forget, job_id)
+        if forgotten:
+            log.info("checkpoints of failed jobs are no longer kept", jobs=forgotten)
+        return Done()
 
     @handles(DrainJobs)
     async def drain(self, _message: DrainJobs) -> Done:
@@ -619,3 +625,20 @@ def blob_directory(state_directory: Path) -> Path:
 def checkpoint_directory(state_directory: Path) -> Path:
     """Where a daemon keeps the checkpoints of unfinished jobs."""
     return state_directory / "checkpoints"
+
+
+def _out_of_memory(gone: Terminated, killed_before: int | None) -> str:
+    """Why a worker's end is one for memory; empty when it is not, or nobody can tell.
+
+    Args:
+        gone: how it ended.
+        killed_before: processes of this control group that the kernel had killed for memory when the worker started.
+    """
+    if gone.status == EXIT_OUT_OF_MEMORY:
+        return f"the worker held more memory than resources.memory_bytes allows: {gone.reason}"
+    if gone.status != -signal.SIGKILL or AND_KILLED in gone.reason:
+        return ""
+    killed = oom_kills()
+    if killed_before is not None and killed is not None and killed > killed_before:
+        return f"the kernel killed the worker for memory: {gone.reason}"
+    return ""

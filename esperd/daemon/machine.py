@@ -88,12 +88,16 @@ def _total(meminfo: Path) -> int | None:
 
 
 def _gpu_memory() -> int | None:
-    """Memory of all GPUs together; None where no driver answers."""
+    """Memory of the first GPU, where jobs run (``cuda``); None where no driver answers. ``CUDA_VISIBLE_DEVICES`` may name another
+    one by its number.
+    """
     command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
         told = subprocess.run(  # noqa: S603 - a fixed command
             command, capture_output=True, text=True, timeout=GPU_PROBE_TIMEOUT_S, check=True
         ).stdout
-        return sum(int(line) for line in told.split()) * MIB
-    except (OSError, subprocess.SubprocessError, ValueError):
+        cards = [int(line) * MIB for line in told.split()]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
+        return cards[int(visible) if visible.isdigit() else 0]
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
         return None

@@ -40,6 +40,7 @@ from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
+from esperd.daemon.machine import Machine, measure
 from esperd.daemon.notify import Notifier, Standing
 from esperd.daemon.remote import RemoteDoor, client_limits
 from esperd.daemon.retention import Retention
@@ -47,10 +48,11 @@ from esperd.daemon.service import SIGNALS, Service
 from esperd.daemon.space import Space
 from esperd.daemon.state import open_databases
 from esperd.daemon.status import DaemonStatus, status_of
-from esperd.errors import ActorUnavailable, EsperError, StoreFailed
+from esperd.daemon.steady_time import SteadyTime
+from esperd.errors import ActorUnavailable, AskTimeout, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
-from esperd.messages.jobs import DrainJobs, JobState
+from esperd.messages.jobs import DrainJobs, JobState, LetGoOfFailed
 from esperd.plugins import load_plugins
 from esperd.policy.actor import PolicyActor
 from esperd.store.blobs import Blobs
@@ -67,6 +69,9 @@ TICK_S = 1.0
 
 SPACE_LOOK_S = 1.0
 """How often the disk is asked how much room there is; chosen, not measured."""
+
+DRAIN_AGAIN_S = 0.1
+"""Between two tries to tell the jobs actor to drain; chosen, not measured."""
 
 HTTP_PORT_FILE = "http.port"
 
@@ -169,6 +174,7 @@ class _Parts:
     blobs: Blobs
     seal: Seal
     space: Space
+    machine: Machine
     collector: Collector
     retention: Retention
 
@@ -272,7 +278,7 @@ class _Daemon:
                 tasks.start_soon(parts.retention.run, self._clock.sleep)
                 tasks.start_soon(self._watch_space, parts.space)
                 tasks.start_soon(parts.collector.run, self._config.storage.collect_every_s, self._clock.sleep)
-                tasks.start_soon(self._let_go_of_failed, parts)
+                tasks.start_soon(self._let_go_of_failed, system)
                 drained = await self._until_drained(system)
                 tasks.cancel_scope.cancel()
             if not drained:
@@ -306,8 +312,10 @@ class _Daemon:
                 self._metrics,
                 lambda: self._config.retention,
                 self._clock.wall,
+                SteadyTime(self._clock.wall, self._clock.monotonic),
             ),
             space=space,
+            machine=await anyio.to_thread.run_sync(measure),  # asks the GPU's driver, which may take its time
             collector=Collector(
                 blobs,
                 databases["jobs"],
@@ -369,6 +377,8 @@ class _Daemon:
             stop_workers=lambda: _stop_at_once(system, lambda actor: actor.name.startswith(WORKERS)),
             clock=self._clock,
             space=parts.space,
+            machine=parts.machine,
+            draining=self._status.draining,
         )
         self._status.jobs = self._jobs
         return self._jobs
@@ -394,17 +404,13 @@ class _Daemon:
             await anyio.to_thread.run_sync(space.look)
             self._metrics.observe_space(space.free_bytes, read_only=bool(space.trouble))
 
-    async def _let_go_of_failed(self, parts: _Parts) -> None:
-        """Forget the checkpoints of jobs that failed long ago; their files go with the next sweep."""
-        storage = self._config.storage
+    async def _let_go_of_failed(self, system: ActorSystem) -> None:
+        """Have the checkpoints of jobs that failed long ago deleted, by the actor that would retry them."""
+        storage, steady = self._config.storage, SteadyTime(self._clock.wall, self._clock.monotonic)
         while True:
-            try:
-                forgotten = await parts.jobs.let_go_of_failed(self._clock.wall() - storage.keep_failed_s)
-            except StoreFailed as error:
-                log.warning("checkpoints of failed jobs could not be let go of", error=str(error))
-            else:
-                if forgotten:
-                    log.info("checkpoints of failed jobs are no longer kept", jobs=forgotten)
+            if steady.holds():
+                with contextlib.suppress(ActorUnavailable, AskTimeout, StoreFailed):  # the next look tries again
+                    await system.ask("jobs", LetGoOfFailed(before=self._clock.wall() - storage.keep_failed_s))
             await self._clock.sleep(storage.collect_every_s)
 
     async def _until_drained(self, system: ActorSystem) -> bool:
@@ -422,11 +428,22 @@ class _Daemon:
                     tasks.cancel_scope.cancel()
 
                 tasks.start_soon(give_up)
-                await system.ask("jobs", DrainJobs())
+                await self._ask_to_drain(system)
                 await self._until_idle()
                 tasks.cancel_scope.cancel()
                 return True
         return False
+
+    async def _ask_to_drain(self, system: ActorSystem) -> None:
+        """Until it is heard: the jobs actor may be between two incarnations."""
+        while True:
+            try:
+                await system.ask("jobs", DrainJobs())
+            except (ActorUnavailable, AskTimeout) as error:
+                log.warning("the jobs actor does not hear that it should drain", error=str(error))
+                await self._clock.sleep(DRAIN_AGAIN_S)
+            else:
+                return
 
     async def _until_idle(self) -> None:
         """Return once no worker holds a lease."""

@@ -16,6 +16,7 @@ import structlog
 from esperd import config
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.finished_jobs import FinishedJob, FinishedJobs
+from esperd.daemon.steady_time import SteadyTime
 from esperd.errors import StoreFailed
 from esperd.telemetry.log import EventLog
 from esperd.telemetry.metrics import Metrics
@@ -62,6 +63,7 @@ class Retention:
         metrics: count what is deleted.
         settings: in force now.
         wall: seconds since the epoch.
+        steady: whether it can be believed; None: it can.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Retention:
         metrics: Metrics,
         settings: Callable[[], config.Retention],
         wall: Callable[[], float],
+        steady: SteadyTime | None = None,
     ) -> None:
         self._jobs = jobs
         self._events = events
@@ -79,12 +82,14 @@ class Retention:
         self._metrics = metrics
         self._settings = settings
         self._wall = wall
+        self._steady = steady
 
     async def run(self, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Look for ever. A store that fails is said; the next look tries again."""
         while True:
             try:
-                await self.look()
+                if self._steady is None or self._steady.holds():
+                    await self.look()
             except StoreFailed as error:
                 log.warning("what finished jobs left could not be deleted", error=str(error))
             await sleep(self._settings().every_s)

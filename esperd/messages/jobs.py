@@ -516,6 +516,13 @@ class ProveAlive(Message, frozen=True, kw_only=True):
     """The daemon asks the jobs actor for a durable write, before it tells a watchdog that all is well."""
 
 
+class LetGoOfFailed(Message, frozen=True, kw_only=True):
+    """Delete the checkpoints of jobs that failed or died before a time."""
+
+    before: float
+    """Seconds since the epoch."""
+
+
 class DrainJobs(Message, frozen=True, kw_only=True):
     """To the jobs actor: admit and lease nothing more, have every worker checkpoint and stop."""
 

@@ -57,7 +57,9 @@ def copy_database(source: Path, target: Path, progress: Callable[[int, int], Non
         StoreFailed: when SQLite refuses, or what was copied is damaged.
     """
     with reading(source) as connection:
+        connection.execute("BEGIN")  # one snapshot: a commit beside this must not start the copy over
         size = int(connection.execute("PRAGMA page_size").fetchone()[0])
+        connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
         with contextlib.closing(sqlite3.connect(target, isolation_level=None)) as copy:
             connection.backup(
                 copy, pages=PAGES_AT_ONCE, progress=lambda _, left, total: progress((total - left) * size, total * size)

@@ -134,7 +134,7 @@ class Metrics:
 
     def observe_actors(self, actors: ActorList) -> None:
         """Show these restarts, mailboxes and dead letters from now on."""
-        self._actors.latest = actors
+        self._actors.observe(actors)
 
     def observe_requests(self, counts: Mapping[str, int]) -> None:
         """Show these counts of clients' requests, by what became of them, from now on."""
@@ -212,6 +212,16 @@ class _Actors(Collector):
 
     def __init__(self) -> None:
         self.latest: ActorList | None = None
+        self._seen: dict[str, int] = {}
+        self._restarts = Counted[str]()
+        """By role: an actor that is forgotten takes none of them along."""
+
+    def observe(self, actors: ActorList) -> None:
+        """Show these from now on."""
+        self.latest = actors
+        for actor in actors.actors:
+            self._restarts[_role(actor.name)] += max(0, actor.restarts - self._seen.get(actor.name, 0))
+        self._seen = {actor.name: actor.restarts for actor in actors.actors}
 
     def describe(self) -> list[Metric]:
         """The families, empty."""
@@ -224,10 +234,15 @@ class _Actors(Collector):
         actors, restarts, depth, size, dead_letters, breakers = self._families()
         for (role, state), count in Counted((_role(actor.name), actor.state) for actor in self.latest.actors).items():
             actors.add_metric([role, state.value], count)
+        for role, count in self._restarts.items():
+            restarts.add_metric([role], count)
+        depths, sizes = Counted[str](), Counted[str]()
         for actor in self.latest.actors:
-            restarts.add_metric([actor.name], actor.restarts)
-            depth.add_metric([actor.name], actor.mailbox_depth)
-            size.add_metric([actor.name], actor.mailbox_bytes)
+            depths[_role(actor.name)] += actor.mailbox_depth
+            sizes[_role(actor.name)] += actor.mailbox_bytes
+        for role in depths:
+            depth.add_metric([role], depths[role])
+            size.add_metric([role], sizes[role])
         for reason, count in self.latest.dead_letters.items():
             dead_letters.add_metric([reason], count)
         for breaker in self.latest.breakers:

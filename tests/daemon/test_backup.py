@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import sqlite3
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from esperd.daemon.state import DATABASES, RESTORING, open_databases
 from esperd.daemon.state_check import check_state
 from esperd.errors import Conflict, NothingToShow, StateDirectoryLocked, StoreFailed
 from esperd.messages.jobs import Artifact, Job
+from esperd.store import inspection
 from esperd.store.blobs import Blobs
 from esperd.store.filesystem import RealFilesystem
 
@@ -202,3 +205,20 @@ async def test_commands_back_up_and_restore_and_refuse_what_is_no_state(tmp_path
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["replaced"].startswith(f"{state}/replaced-")
     with pytest.raises(NothingToShow, match="holds no state of esperd"):
         check_state(tmp_path, silent)
+
+
+def test_a_copy_of_a_database_does_not_start_over_because_somebody_writes(tmp_path):
+    source = tmp_path / "a.db"
+    with contextlib.closing(sqlite3.connect(source, isolation_level=None)) as writer:
+        writer.execute("PRAGMA journal_mode = WAL")
+        writer.execute("CREATE TABLE notes (text TEXT)")
+        writer.executemany("INSERT INTO notes VALUES (?)", [("x" * 4_000,)] * 2_000)
+        done = []
+
+        def progress(copied, _total):
+            done.append(copied)
+            writer.execute("INSERT INTO notes VALUES ('meanwhile')")
+
+        inspection.copy_database(source, tmp_path / "b.db", progress)
+    assert done == sorted(done)
+    assert len(done) > 1

@@ -21,11 +21,12 @@ from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import JobsActor, worker_name
 from esperd.daemon.process import Status, _stop_at_once
-from esperd.errors import StoreFailed
+from esperd.errors import Busy, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import ActorState, Terminated
 from esperd.messages.jobs import (
     CancelJob,
+    DrainJobs,
     GetJob,
     Job,
     JobStarted,
@@ -265,3 +266,15 @@ async def test_changes_of_state_reach_a_log_that_was_away_all_of_them_and_in_ord
                 return here.telemetry.states == ["queued", "leased", "cancelled"]
 
             await until(all_there)
+
+
+@pytest.mark.asyncio
+async def test_a_resubmission_of_what_was_acknowledged_is_answered_whatever_has_changed_since(tmp_path):
+    async with office(tmp_path) as here:
+        await here.open()
+        first = await here.system.ask("jobs", SubmitJob(job=JOB, idempotency_key="once"))
+        await here.system.ask("jobs", DrainJobs())  # new work is refused from here on
+        again = await here.system.ask("jobs", SubmitJob(job=JOB, idempotency_key="once"))
+        assert (again.id, again.duplicate) == (first.id, True)
+        with pytest.raises(Busy):
+            await here.system.ask("jobs", SubmitJob(job=JOB, idempotency_key="another"))

@@ -7,11 +7,12 @@ import pytest
 from daemon_jobs import job
 
 from esperd.config import Resources
-from esperd.daemon import job_store
+from esperd.daemon import job_store, jobs_actor
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.machine import Machine, measure, oom_kills
 from esperd.daemon.placement import allowance, need, never_fits, waits_for
 from esperd.errors import NeverFits, OutOfMemory
+from esperd.messages.control import Terminated
 from esperd.messages.jobs import Job, JobError, JobState, Peak
 from esperd.messages.telemetry import JobStateChanged
 from esperd.store.database import Database
@@ -65,6 +66,18 @@ def test_a_job_waits_for_what_those_that_run_take_by_declaration_or_measurement(
     assert waits_for(need(asking(threads=2)), running, ROOM).startswith("cores")
     assert waits_for(need(asking()), running, ROOM) == "", "what is not known is held against nobody"
     assert waits_for(need(asking(), peak_memory_bytes=9 * GIB), [], ROOM) == "", "alone it may try"
+
+
+def test_a_worker_that_the_daemon_killed_for_its_silence_was_not_out_of_memory(monkeypatch):
+    def ended(reason, killed_before, killed):
+        monkeypatch.setattr(jobs_actor, "oom_kills", lambda: killed)
+        gone = Terminated(actor="trainer/j1.1", generation=1, reason=reason, will_restart=False, status=-9)
+        return jobs_actor._out_of_memory(gone, killed_before)
+
+    assert "the kernel killed" in ended("was killed by SIGKILL", 3, 4)
+    assert ended("was killed by SIGKILL", 4, 4) == ""
+    assert ended("was killed by SIGKILL", None, 4) == ""
+    assert ended("was silent for 20 s and was killed", 3, 4) == ""
 
 
 @pytest.mark.asyncio

@@ -14,6 +14,7 @@ from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.finished_jobs import FinishedJob, FinishedJobs
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.retention import DAY_S, Removed, Retention, outlived
+from esperd.daemon.steady_time import SteadyTime
 from esperd.messages.jobs import Artifact, Job
 from esperd.messages.telemetry import JobStateChanged, NewEvent
 from esperd.store.database import Database
@@ -89,6 +90,12 @@ def test_jobs_go_by_age_first_and_then_by_size_the_oldest_first():
     assert going(0, 25) == ["j0", "j1", "j2"]
     assert going(3.5, 25) == ["j0", "j1", "j2"]
     assert going(1, 50) == ["j0", "j1", "j2", "j3"]
+
+
+def test_nothing_goes_for_its_age_while_the_wall_clock_jumps():
+    wall, monotonic = iter([100.0, 200.0, 1e9, 1e9 + 100, 400.0]), iter([0.0, 100.0, 200.0, 300.0, 400.0])
+    steady = SteadyTime(lambda: next(wall), lambda: next(monotonic))
+    assert [steady.holds() for _ in range(5)] == [False, True, False, True, False]
 
 
 @pytest.mark.asyncio

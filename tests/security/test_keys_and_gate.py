@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import stat
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import anyio
 import pytest
 
+from esperd.actors import keys
 from esperd.actors.curve import Gate, ServerSecurity
 from esperd.actors.keys import AllowList, ClientSecurity, create_pair, open_pair, public_key, read_pair, security_of
 from esperd.actors.publication import Publisher, Subscriber
@@ -115,6 +117,16 @@ def test_no_name_of_a_key_leads_out_of_the_allow_list(tmp_path: Path, name: str)
     with pytest.raises(UnknownName):
         allowed.revoke(name)
     assert not list(tmp_path.rglob("*.pub"))
+
+
+def test_a_key_whose_file_is_emptied_in_place_is_allowed_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed, pair = AllowList(tmp_path), create_pair(tmp_path / "me.key")
+    allowed.allow("me", pair.public)
+    os.utime(tmp_path, ns=(0, 0))  # settled long ago, so that only the directory's own changes would be noticed
+    assert pair.public in allowed.names()
+    (tmp_path / "me.pub").write_text("")
+    monkeypatch.setattr(keys, "READ_AGAIN_S", 0.0)
+    assert allowed.names() == {}
 
 
 def test_a_name_has_one_key_and_a_key_one_name(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from esperd.daemon.remote import endpoints, seen_from
 from esperd.errors import Busy, ConfigError, JobNotFound, MalformedMessage, NotAllowed
 from esperd.messages import Message, Reply
 from esperd.messages.control import ActorList, ListActors
-from esperd.messages.jobs import Budget, GetJob, Job, JobInfo, JobState, Optimizer
+from esperd.messages.jobs import Budget, Export, GetJob, Job, JobInfo, JobState, Optimizer
 
 NO_ACTORS = ActorList(actors=(), dead_letters={})
 LIMITS = ClientLimits(request_bytes=1024, requests_per_s=1e6, burst=1_000_000, open_requests=2)
@@ -141,6 +141,13 @@ def test_modules_interpreters_and_directories_outside_of_what_is_allowed_are_ref
     for data in ("../out/x.npz", "/etc/x.npz", "link/x.npz"):
         with pytest.raises(NotAllowed, match="data"):
             check_allowed(Job(host="cnn", data=data, budget=Budget(epochs=1), workdir=inside), limits)
+    for outside in (
+        {"data": "text", "data_options": {"path": "/etc/passwd"}},
+        {"data": "digits", "export": Export(directory="/etc/elsewhere")},
+        {"data": "digits", "export": Export(directory="../out")},
+    ):
+        with pytest.raises(NotAllowed, match=r"data_options\.path|export\.directory"):
+            check_allowed(Job(host="cnn", budget=Budget(epochs=1), workdir=inside, **outside), limits)
     with pytest.raises(NotAllowed, match="none but the daemon's own"):
         check_allowed(job(python="/bin/sh"), Jobs(allowed_modules=("mylab",)))
 
@@ -180,10 +187,15 @@ async def test_a_client_with_too_many_jobs_that_wait_is_told_to_come_back_and_ma
 
     queues = ClientQueues(2, look)
     for job_id in ("a", "b"):
-        await queues.require_room(b"me")
-        queues.note(b"me", job_id)
+        async with queues.place(b"me"):
+            queues.note(b"me", job_id)
     with pytest.raises(Busy, match="queued_jobs = 2"):
-        await queues.require_room(b"me")
-    await queues.require_room(b"you")
+        async with queues.place(b"me"):
+            pass
+    async with queues.place(b"you"), queues.place(b"you"):  # what is being admitted counts
+        with pytest.raises(Busy, match="queued_jobs = 2"):
+            async with queues.place(b"you"):
+                pass
     gone.add("b")
-    await queues.require_room(b"me")
+    async with queues.place(b"me"):
+        pass

@@ -128,6 +128,27 @@ def test_actors_are_shown_as_last_observed_and_not_before():
     assert found['esperd_dead_letters_total{reason="no such actor"}'] == 4
 
 
+def test_restarts_of_workers_are_one_series_that_never_falls():
+    metrics = Metrics()
+    for name, restarts in (("trainer/j1.1", 1), ("trainer/j2.1", 2)):  # the first is forgotten when the second is there
+        worker = ActorStatus(
+            name=name,
+            state=ActorState.RUNNING,
+            pid=1,
+            generation=1,
+            restarts=restarts,
+            mailbox_depth=1,
+            mailbox_bytes=5,
+            handled=0,
+        )
+        beside = replace(worker, name=f"{name}0", restarts=0)
+        metrics.observe_actors(ActorList(actors=(worker, beside), dead_letters={}))
+    found = samples(metrics)
+    assert found['esperd_restarts_total{actor="trainer"}'] == 3
+    assert found['esperd_mailbox_depth{actor="trainer"}'] == 2
+    assert not any("j1" in name for name in found)
+
+
 def test_requests_are_shown_as_the_server_counted_them_last():
     metrics = Metrics()
     for answered in (3, 5):
