@@ -69,12 +69,14 @@ def figures(lines: list[dict]) -> tuple[harness.Figure, ...]:
     faults = [line for line in lines if "fault" in line]
     recovered = [float(line["recovered"]) for line in faults]
     leaked = [float(len(line["leaked"])) for line in lines if line["part"] == "end"]
-    return (
+    told = [
         _figure("recovered/share", statistics.fmean(recovered), "share", "higher", recovered, 0.999),
         _figure("lost/acknowledged", sum(line.get("lost", 0) for line in lines), "jobs, rows and blobs", "lower", recovered, 0.0),
         _figure("wrong/results", sum(line.get("wrong", 0) for line in lines), "results", "lower", recovered, 0.0),
-        _figure("leaked/resources", sum(leaked), "processes, sockets, files", "lower", leaked or [0.0], 0.0),
-    )
+    ]
+    if leaked:  # only at a daemon's end is there anything to look for
+        told.append(_figure("leaked/resources", sum(leaked), "processes, sockets, files", "lower", leaked, 0.0))
+    return tuple(told)
 
 
 def _figure(name: str, value: float, unit: str, better: str, repeats: list[float], aim: float) -> harness.Figure:
