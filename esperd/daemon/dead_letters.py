@@ -6,7 +6,7 @@ import msgspec
 
 from esperd.actors.dead_letters import Kept
 from esperd.actors.system import ActorSystem
-from esperd.errors import NothingToShow
+from esperd.errors import Conflict, NothingToShow
 from esperd.messages.base import Reply
 from esperd.messages.dead_letters import (
     DeadLetterList,
@@ -18,6 +18,7 @@ from esperd.messages.dead_letters import (
     RetryDeadLetter,
     ShowDeadLetter,
 )
+from esperd.messages.jobs import SubmitJob
 
 SHOWN_CHARACTERS = 20_000
 RETRY_TIMEOUT_S = 8.0
@@ -31,6 +32,7 @@ async def answer(system: ActorSystem, message: Request) -> Reply:
 
     Raises:
         NothingToShow: there is no such letter, or its message was not kept.
+        Conflict: a submission is not delivered again by anybody but its client.
         ActorUnavailable: nobody bears the letter's address now; the letter is kept.
         AskTimeout: the retry was not answered in time; the letter is kept, and may yet be handled.
         EsperError: whatever the actor answered a retry with; the letter is kept.
@@ -58,6 +60,11 @@ async def _retry(system: ActorSystem, letter_id: int) -> Reply:
     message = letters.get(letter_id).letter.message
     if message is None:
         raise NothingToShow(f"the message of dead letter {letter_id} was not kept: it cannot be delivered again", id=letter_id)
+    if isinstance(message, SubmitJob):
+        raise Conflict(
+            f"dead letter {letter_id} is a submission: its client submits it again under its key, and is checked again then",
+            id=letter_id,
+        )
     kept = letters.take(letter_id)
     try:
         return await system.ask(kept.letter.to, message, RETRY_TIMEOUT_S)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import msgspec
+import structlog
 
 from esperd.config import Jobs
 from esperd.daemon import attempts, usage
@@ -36,6 +37,8 @@ from esperd.messages.failures import Attempt
 from esperd.messages.jobs import FINAL_JOB_STATES, Artifact, Job, JobError, JobInfo, JobState, Peak, StopJob
 from esperd.store.clock import Clock
 from esperd.store.database import Database
+
+log = structlog.get_logger()
 
 MIGRATIONS: tuple[str, ...] = (
     """
@@ -129,6 +132,7 @@ class JobStore:
         self.limits = limits or Jobs()
         """In force; may be replaced at any time."""
         self._rng = rng or random.SystemRandom()
+        self._unreadable: set[str] = set()
 
     async def submitted(self, job: Job, key: str) -> JobInfo | None:
         """The job that was admitted under this key, if it is this one."""
@@ -179,9 +183,18 @@ class JobStore:
 
     async def list(self, limit: int = 100) -> tuple[JobInfo, ...]:
         """The latest ``limit`` jobs, newest first."""
-        return tuple(
-            map(_info, await self._database.read("SELECT * FROM jobs_with_usage ORDER BY number DESC LIMIT ?", (limit,)))
-        )
+        rows = await self._database.read("SELECT * FROM jobs_with_usage ORDER BY number DESC LIMIT ?", (limit,))
+        return tuple(info for _, info in self._readable(rows))
+
+    def _readable(self, rows: Iterable[sqlite3.Row]) -> Iterator[tuple[sqlite3.Row, JobInfo]]:
+        """Rows with their jobs. One that cannot be read is left alone and told of once: it may not hold up the others."""
+        for row in rows:
+            try:
+                yield row, _info(row)
+            except StoreFailed as error:
+                if row["id"] not in self._unreadable:
+                    self._unreadable.add(row["id"])
+                    log.error("a stored job is left alone", error=str(error))  # noqa: TRY400 - typed, no traceback needed
 
     async def count(self, state: JobState) -> int:
         """How many jobs are in a state."""
@@ -212,13 +225,15 @@ class JobStore:
         """
 
         def transaction(connection: sqlite3.Connection) -> LeasedJob | None:
-            row = connection.execute(
-                "SELECT * FROM jobs_with_usage WHERE state = ? AND (retry_at IS NULL OR retry_at <= ?) ORDER BY number LIMIT 1",
+            due = connection.execute(
+                "SELECT * FROM jobs_with_usage WHERE state = ? AND (retry_at IS NULL OR retry_at <= ?) ORDER BY number",
                 (JobState.QUEUED.value, now),
-            ).fetchone()
-            if row is None:
+            )
+            found = next(self._readable(due), None)
+            if found is None:
                 return None
-            job = _info(row).job
+            row, info = found
+            job = info.job
             if lacking(row["id"], job, usage.expected(connection, row["id"], job)):
                 return None
             self._advance(connection, row, Leased())
@@ -475,9 +490,10 @@ class JobStore:
                 "SELECT * FROM jobs_with_usage WHERE state IN (?, ?) ORDER BY number",
                 (JobState.LEASED.value, JobState.RUNNING.value),
             ).fetchall()
-            for row in held:
+            readable = [row for row, _ in self._readable(held)]
+            for row in readable:
                 self._advance(connection, row, DaemonRestarted())
-            return tuple(_info(_row(connection, row["id"])) for row in held)
+            return tuple(_info(_row(connection, row["id"])) for row in readable)
 
         return await self._database.write(transaction)
 

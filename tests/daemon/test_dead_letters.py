@@ -11,11 +11,11 @@ from esperd.actors.dead_letters import DeadLetter, DeadLetters, Reason
 from esperd.actors.spec import ChildSpec
 from esperd.actors.system import ActorSystem
 from esperd.daemon.front_door import FrontDoor
-from esperd.errors import ActorUnavailable, HandlerFailed, NothingToShow
+from esperd.errors import ActorUnavailable, Conflict, HandlerFailed, NothingToShow
 from esperd.messages import Done
 from esperd.messages.control import ListActors
 from esperd.messages.dead_letters import DropDeadLetters, ListDeadLetters, RetryDeadLetter, ShowDeadLetter
-from esperd.messages.jobs import ArtifactChunk, GetJob
+from esperd.messages.jobs import ArtifactChunk, Budget, GetJob, Job, SubmitJob
 from esperd.plugins import load_plugins
 
 
@@ -101,3 +101,12 @@ def test_the_oldest_make_room_by_count_and_by_bytes_and_a_huge_message_is_not_ke
     assert (huge.letter.message, large.letter.message is None) == (None, False)
     assert "20" in huge.letter.detail
     assert letters.counts == {"mailbox_full": 7}
+
+
+@pytest.mark.asyncio
+async def test_a_submission_is_delivered_again_by_nobody_but_its_client():
+    async with ActorSystem() as system:
+        job = Job(host="cnn", data="digits", budget=Budget(epochs=1))
+        await system.tell("jobs", SubmitJob(job=job, idempotency_key="k"), sender="me")
+        with pytest.raises(Conflict, match="under its key"):
+            await FrontDoor(system, load_plugins(), "ipc:///nowhere").answer(b"", RetryDeadLetter(id=1))

@@ -389,3 +389,18 @@ class JobStoreAgainstDict(RuleBasedStateMachine):
 
 JobStoreAgainstDict.TestCase.settings = settings(max_examples=15, stateful_step_count=25, deadline=None)
 TestJobStoreAgainstDict = JobStoreAgainstDict.TestCase
+
+
+@pytest.mark.asyncio
+async def test_a_stored_job_that_cannot_be_read_holds_up_no_other_and_is_named_when_it_is_asked_for(tmp_path):
+    async with opened(tmp_path) as store:
+        spoilt, _ = await store.submit(job("spoilt"), "one")
+        sound, _ = await store.submit(job("sound"), "two")
+    async with Database.open(tmp_path / "jobs.db", MIGRATIONS) as database:
+        await database.write(lambda c: c.execute("UPDATE jobs SET payload = x'00' WHERE id = ?", (spoilt.id,)) and None)
+    async with opened(tmp_path) as store:
+        await store.recover()
+        assert [info.id for info in await store.list()] == [sound.id]
+        assert (await store.lease(0.0)).info.id == sound.id
+        with pytest.raises(StoreFailed, match=spoilt.id):
+            await store.get(spoilt.id)
