@@ -16,7 +16,7 @@ import msgspec
 
 import esperd
 from esperd.daemon import references
-from esperd.daemon.jobs_actor import blob_directory, checkpoint_directory
+from esperd.daemon.directories import blob_directory, checkpoint_directory
 from esperd.daemon.references import Reference
 from esperd.daemon.state import DATABASES, database_path
 from esperd.errors import Conflict, NothingToShow, StoreFailed

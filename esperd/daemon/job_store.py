@@ -19,7 +19,6 @@ from esperd.daemon.job_lifecycle import (
     CancelAsked,
     DaemonRestarted,
     JobEvent,
-    JobStanding,
     Leased,
     PauseAsked,
     ResumeAsked,
@@ -32,7 +31,8 @@ from esperd.daemon.job_lifecycle import (
     advance,
     check_lease,
 )
-from esperd.errors import Busy, Conflict, JobNotFound, StoreFailed, WorkerFailed
+from esperd.daemon.job_rows import info_of, not_found, row_of, standing_of
+from esperd.errors import Busy, Conflict, StoreFailed, WorkerFailed
 from esperd.messages.failures import Attempt
 from esperd.messages.jobs import FINAL_JOB_STATES, Artifact, Job, JobError, JobInfo, JobState, Peak, StopJob
 from esperd.store.clock import Clock
@@ -137,7 +137,7 @@ class JobStore:
     async def submitted(self, job: Job, key: str) -> JobInfo | None:
         """The job that was admitted under this key, if it is this one."""
         rows = await self._database.read("SELECT * FROM jobs_with_usage WHERE idempotency_key = ?", (key,))
-        return _info(rows[0]) if rows and rows[0]["payload_sha256"] == _digest(job)[1] else None
+        return info_of(rows[0]) if rows and rows[0]["payload_sha256"] == _digest(job)[1] else None
 
     async def submit(self, job: Job, key: str) -> Submitted:
         """Admit a job; when this returns it is on disk. The same key with the same job returns the first one.
@@ -158,7 +158,7 @@ class JobStore:
                         key=key,
                         id=known["id"],
                     )
-                return Submitted(_info(known), duplicate=True)
+                return Submitted(info_of(known), duplicate=True)
             self._refuse_when_full(connection)
             job_id = self._free_id(connection)
             connection.execute(
@@ -166,7 +166,7 @@ class JobStore:
                 " submitted_at) VALUES (?, ?, ?, ?, ?, ?, 0, 0, 0, ?)",
                 (job_id, key, digest, payload, job.name, JobState.QUEUED.value, now),
             )
-            return Submitted(_info(_row(connection, job_id)), duplicate=False)
+            return Submitted(info_of(row_of(connection, job_id)), duplicate=False)
 
         return await self._database.write(transaction)
 
@@ -178,8 +178,8 @@ class JobStore:
         """
         rows = await self._database.read("SELECT * FROM jobs_with_usage WHERE id = ?", (job_id,))
         if not rows:
-            raise _not_found(job_id)
-        return _info(rows[0])
+            raise not_found(job_id)
+        return info_of(rows[0])
 
     async def list(self, limit: int = 100) -> tuple[JobInfo, ...]:
         """The latest ``limit`` jobs, newest first."""
@@ -190,7 +190,7 @@ class JobStore:
         """Rows with their jobs. One that cannot be read is left alone and told of once: it may not hold up the others."""
         for row in rows:
             try:
-                yield row, _info(row)
+                yield row, info_of(row)
             except StoreFailed as error:
                 if row["id"] not in self._unreadable:
                     self._unreadable.add(row["id"])
@@ -238,9 +238,9 @@ class JobStore:
                 return None
             self._advance(connection, row, Leased())
             connection.execute("UPDATE jobs SET resumed = resumed + (checkpoint IS NOT NULL) WHERE number = ?", (row["number"],))
-            leased = _row(connection, row["id"])
+            leased = row_of(connection, row["id"])
             attempts.add_circumstances(connection, leased, circumstances)
-            return LeasedJob(_info(leased), leased["generation"], leased["resumed"])
+            return LeasedJob(info_of(leased), leased["generation"], leased["resumed"])
 
         return await self._database.write(transaction)
 
@@ -275,15 +275,15 @@ class JobStore:
         """
 
         def transaction(connection: sqlite3.Connection) -> JobInfo:
-            row = _row(connection, job_id)
-            check_lease(_standing(row), generation)
+            row = row_of(connection, job_id)
+            check_lease(standing_of(row), generation)
             connection.execute(
                 "UPDATE jobs SET previous_checkpoint = iif(checkpoint = :new, previous_checkpoint, checkpoint),"
                 " previous_epoch = iif(checkpoint = :new, previous_epoch, epoch), checkpoint = :new, epoch = :epoch"
                 " WHERE number = :number AND generation = :generation",
                 {"new": sha256, "epoch": epoch, "number": row["number"], "generation": generation},
             )
-            return _info(_row(connection, job_id))
+            return info_of(row_of(connection, job_id))
 
         return await self._database.write(transaction)
 
@@ -301,21 +301,21 @@ class JobStore:
         """
 
         def transaction(connection: sqlite3.Connection) -> JobInfo:
-            row = _row(connection, job_id)
-            check_lease(_standing(row), generation)
+            row = row_of(connection, job_id)
+            check_lease(standing_of(row), generation)
             changed = connection.execute(
                 "UPDATE jobs SET checkpoint = previous_checkpoint, epoch = previous_epoch, previous_checkpoint = NULL,"
                 " previous_epoch = NULL WHERE number = ? AND checkpoint = ?",
                 (row["number"], damaged),
             ).rowcount
-            after = _row(connection, job_id)
+            after = row_of(connection, job_id)
             if changed:
                 connection.execute(
                     "UPDATE attempts SET from_epoch = ? WHERE job = ? AND number = ?", (after["epoch"], job_id, generation)
                 )
                 goes_on = "begins anew" if after["checkpoint"] is None else f"goes on from epoch {after['epoch']}"
                 attempts.note(connection, row, f"checkpoint {damaged} of epoch {row['epoch']} did not verify: the job {goes_on}")
-            return _info(after)
+            return info_of(after)
 
         return await self._database.write(transaction)
 
@@ -402,13 +402,13 @@ class JobStore:
         now = self._clock()
 
         def transaction(connection: sqlite3.Connection) -> JobInfo:
-            row = _row(connection, job_id)
-            job = _info(row).job
-            check_lease(_standing(row), generation)
+            row = row_of(connection, job_id)
+            job = info_of(row).job
+            check_lease(standing_of(row), generation)
             smaller = usage.halve(connection, job_id, job) if job.resources.smaller_retry else None
             self._advance(connection, row, Broken(generation) if smaller is None else WorkerLost(generation, now))
             _record_error(error)(connection, row)
-            return _info(_row(connection, job_id))
+            return info_of(row_of(connection, job_id))
 
         return await self._database.write(transaction)
 
@@ -420,7 +420,7 @@ class JobStore:
         """
 
         def transaction(connection: sqlite3.Connection) -> None:
-            usage.record(connection, job_id, _info(_row(connection, job_id)).job, peak)
+            usage.record(connection, job_id, info_of(row_of(connection, job_id)).job, peak)
 
         if peak != Peak():
             await self._database.write(transaction)
@@ -493,7 +493,7 @@ class JobStore:
             readable = [row for row, _ in self._readable(held)]
             for row in readable:
                 self._advance(connection, row, DaemonRestarted())
-            return tuple(_info(_row(connection, row["id"])) for row in readable)
+            return tuple(info_of(row_of(connection, row["id"])) for row in readable)
 
         return await self._database.write(transaction)
 
@@ -503,24 +503,24 @@ class JobStore:
         """One event, and what is recorded with it, in one transaction."""
 
         def transaction(connection: sqlite3.Connection) -> JobInfo:
-            row = _row(connection, job_id)
+            row = row_of(connection, job_id)
             self._advance(connection, row, event)
             if record is not None:
                 record(connection, row)
-            return _info(_row(connection, job_id))
+            return info_of(row_of(connection, job_id))
 
         return await self._database.write(transaction)
 
     async def _ask(self, job_id: str, event: JobEvent) -> Asked:
         def transaction(connection: sqlite3.Connection) -> Asked:
-            told = self._advance(connection, _row(connection, job_id), event)
-            return Asked(_info(_row(connection, job_id)), told[0] if told else None)
+            told = self._advance(connection, row_of(connection, job_id), event)
+            return Asked(info_of(row_of(connection, job_id)), told[0] if told else None)
 
         return await self._database.write(transaction)
 
     def _advance(self, connection: sqlite3.Connection, row: sqlite3.Row, event: JobEvent) -> tuple[StopJob, ...]:
         """Move a row as the lifecycle says; returns what its worker must be told."""
-        before = _standing(row)
+        before = standing_of(row)
         moved = advance(before, event, self.limits, self._rng)
         standing = moved.standing
         finished_at = self._clock() if standing.state in FINAL_JOB_STATES else None
@@ -576,50 +576,3 @@ def _record_error(error: JobError) -> Callable[[sqlite3.Connection, sqlite3.Row]
         attempts.record_error(connection, row, error)
 
     return record
-
-
-def _row(connection: sqlite3.Connection, job_id: str) -> sqlite3.Row:
-    row: sqlite3.Row | None = connection.execute("SELECT * FROM jobs_with_usage WHERE id = ?", (job_id,)).fetchone()
-    if row is None:
-        raise _not_found(job_id)
-    return row
-
-
-def _not_found(job_id: str) -> JobNotFound:
-    return JobNotFound(f"no job is called {job_id!r}; `esper jobs` lists them", id=job_id)
-
-
-def _standing(row: sqlite3.Row) -> JobStanding:
-    return JobStanding(
-        state=JobState(row["state"]),
-        generation=row["generation"],
-        lost=row["lost"],
-        wish=row["wish"],
-        retry_at=row["retry_at"],
-    )
-
-
-def _info(row: sqlite3.Row) -> JobInfo:
-    try:
-        job = msgspec.msgpack.decode(row["payload"], type=Job)
-        error = msgspec.msgpack.decode(row["error"], type=JobError) if row["error"] is not None else None
-    except (msgspec.MsgspecError, ValueError, RecursionError) as unreadable:
-        raise StoreFailed(f"the stored job {row['id']} cannot be read: {unreadable}", id=row["id"]) from unreadable
-    return JobInfo(
-        id=row["id"],
-        name=row["name"],
-        state=JobState(row["state"]),
-        attempt=row["generation"],
-        submitted_at=row["submitted_at"],
-        started_at=row["started_at"],
-        finished_at=row["finished_at"],
-        retry_at=row["retry_at"],
-        epoch=row["epoch"],
-        checkpoint=row["checkpoint"],
-        previous_checkpoint=row["previous_checkpoint"],
-        previous_epoch=row["previous_epoch"],
-        error=error,
-        peak=Peak(memory_bytes=row["peak_memory_bytes"], gpu_bytes=row["peak_gpu_bytes"]),
-        pieces=row["pieces"],
-        job=job,
-    )

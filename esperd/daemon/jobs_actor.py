@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import signal
 import sys
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import anyio
 import msgspec
@@ -17,7 +15,6 @@ import structlog
 from esperd import tracing
 from esperd.actors.actor import Actor, Context, handles
 from esperd.actors.clock import Clock
-from esperd.actors.process_cell import AND_KILLED
 from esperd.actors.spec import ProcessSpec
 from esperd.config import Config
 from esperd.daemon.admission import check_job
@@ -29,6 +26,7 @@ from esperd.daemon.machine import Machine, measure, oom_kills
 from esperd.daemon.placement import NOT_KNOWN, Need, allowance, need, never_fits, waits_for
 from esperd.daemon.space import Space
 from esperd.daemon.usage import Usage
+from esperd.daemon.worker_processes import out_of_memory, worker_environment, worker_name
 from esperd.errors import (
     Busy,
     Conflict,
@@ -45,7 +43,6 @@ from esperd.messages.control import Terminated
 from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
     EXIT_NO_FAULT,
-    EXIT_OUT_OF_MEMORY,
     FINAL_JOB_STATES,
     ArtifactChunk,
     ArtifactList,
@@ -87,8 +84,6 @@ CHUNK_BYTES = 4 * 1024 * 1024
 ANNOUNCE_S = 2.0
 """How long an actor that ends waits for its last announcements to be logged; chosen, not measured."""
 
-WORKERS = "trainer/"
-"""What every worker's name begins with."""
 
 log = structlog.get_logger()
 
@@ -538,7 +533,7 @@ class JobsActor(Actor):
         if gone.status == EXIT_NO_FAULT:
             log.warning("worker left", job=held.job_id, reason=gone.reason)
             return await self._store.worker_left(held.job_id, held.generation)
-        if reason := _out_of_memory(gone, held.oom_kills):
+        if reason := out_of_memory(gone, held.oom_kills):
             log.warning("out of memory", job=held.job_id, reason=reason)
             error = JobError(code=OutOfMemory.code, message=reason)
             return await self._store.out_of_memory(held.job_id, held.generation, error)
@@ -590,55 +585,3 @@ class JobsActor(Actor):
 def _digest(config: Config) -> str:
     """Twelve digits that change with the configuration; it may hold what should not stand in a record."""
     return hashlib.sha256(msgspec.json.encode(config, order="deterministic")).hexdigest()[:12]
-
-
-def worker_name(job_id: str, generation: int) -> str:
-    """Address of the trainer worker that holds this lease; no two leases share one."""
-    return f"{WORKERS}{job_id}.{generation}"
-
-
-def worker_environment(config: Config, *, threads: int) -> dict[str, str]:
-    """Variables of a process that imports torch.
-
-    Thread counts must be set before the import: ``torch.set_num_threads`` in one thread does not bind the OpenMP pool of
-    another. Plugins that the daemon blocks are blocked in its processes too.
-    """
-    return {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "ESPERD__DAEMON__LOG_LEVEL": config.daemon.log_level,
-        **{
-            f"ESPERD__BREAKERS__{service.upper()}": f"{{ failures = {limits['failures']}, reset_s = {limits['reset_s']} }}"
-            for service, limits in msgspec.to_builtins(config.breakers).items()
-        },
-        "ESPERD__PLUGINS__BLOCKED": msgspec.json.encode(config.plugins.blocked).decode(),
-        "ESPERD__TELEMETRY__OTLP_ENDPOINT": config.telemetry.otlp_endpoint,
-        "ESPERD__TELEMETRY__TRACE_STEPS": str(config.telemetry.trace_steps).lower(),
-    }
-
-
-def blob_directory(state_directory: Path) -> Path:
-    """Where a daemon keeps artifacts and kernels."""
-    return state_directory / "blobs"
-
-
-def checkpoint_directory(state_directory: Path) -> Path:
-    """Where a daemon keeps the checkpoints of unfinished jobs."""
-    return state_directory / "checkpoints"
-
-
-def _out_of_memory(gone: Terminated, killed_before: int | None) -> str:
-    """Why a worker's end is one for memory; empty when it is not, or nobody can tell.
-
-    Args:
-        gone: how it ended.
-        killed_before: processes of this control group that the kernel had killed for memory when the worker started.
-    """
-    if gone.status == EXIT_OUT_OF_MEMORY:
-        return f"the worker held more memory than resources.memory_bytes allows: {gone.reason}"
-    if gone.status != -signal.SIGKILL or AND_KILLED in gone.reason:
-        return ""
-    killed = oom_kills()
-    if killed_before is not None and killed is not None and killed > killed_before:
-        return f"the kernel killed the worker for memory: {gone.reason}"
-    return ""

@@ -34,11 +34,12 @@ from esperd.cache.seal import Seal
 from esperd.config import Config, endpoint
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.collecting import Collector
+from esperd.daemon.directories import blob_directory, checkpoint_directory
 from esperd.daemon.finished_jobs import FinishedJobs
 from esperd.daemon.front_door import FrontDoor
 from esperd.daemon.http import bind, build_app, serving
 from esperd.daemon.job_store import JobStore
-from esperd.daemon.jobs_actor import WORKERS, JobsActor, blob_directory, checkpoint_directory, worker_environment
+from esperd.daemon.jobs_actor import JobsActor
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
 from esperd.daemon.machine import Machine, measure
 from esperd.daemon.notify import Notifier, Standing
@@ -49,6 +50,7 @@ from esperd.daemon.space import Space
 from esperd.daemon.state import open_databases
 from esperd.daemon.status import DaemonStatus, status_of
 from esperd.daemon.steady_time import SteadyTime
+from esperd.daemon.worker_processes import WORKERS, worker_environment
 from esperd.errors import ActorUnavailable, AskTimeout, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from esperd.daemon.backup import SEAL, Manifest, Progress, read_manifest, write_file
-from esperd.daemon.jobs_actor import blob_directory, checkpoint_directory
+from esperd.daemon.directories import blob_directory, checkpoint_directory
 from esperd.daemon.lock import prepare_state_directory, state_locked
 from esperd.daemon.state import DATABASES, RESTORING, database_path
 from esperd.errors import Conflict, StoreFailed

@@ -9,7 +9,7 @@ import msgspec
 
 from esperd.daemon import references
 from esperd.daemon.backup import Progress
-from esperd.daemon.jobs_actor import blob_directory, checkpoint_directory
+from esperd.daemon.directories import blob_directory, checkpoint_directory
 from esperd.daemon.references import Reference
 from esperd.daemon.state import DATABASES, QUARANTINE, RESTORING, StateDatabase, database_path
 from esperd.errors import NothingToShow, StoreFailed

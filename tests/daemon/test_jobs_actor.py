@@ -19,8 +19,9 @@ from esperd.actors.system import ActorSystem
 from esperd.daemon import job_store
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.job_store import JobStore
-from esperd.daemon.jobs_actor import JobsActor, worker_name
+from esperd.daemon.jobs_actor import JobsActor
 from esperd.daemon.process import Status, _stop_at_once
+from esperd.daemon.worker_processes import worker_name
 from esperd.errors import Busy, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import ActorState, Terminated

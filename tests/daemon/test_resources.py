@@ -7,7 +7,7 @@ import pytest
 from daemon_jobs import job
 
 from esperd.config import Resources
-from esperd.daemon import job_store, jobs_actor
+from esperd.daemon import job_store, worker_processes
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.machine import Machine, measure, oom_kills
 from esperd.daemon.placement import allowance, need, never_fits, waits_for
@@ -70,9 +70,9 @@ def test_a_job_waits_for_what_those_that_run_take_by_declaration_or_measurement(
 
 def test_a_worker_that_the_daemon_killed_for_its_silence_was_not_out_of_memory(monkeypatch):
     def ended(reason, killed_before, killed):
-        monkeypatch.setattr(jobs_actor, "oom_kills", lambda: killed)
+        monkeypatch.setattr(worker_processes, "oom_kills", lambda: killed)
         gone = Terminated(actor="trainer/j1.1", generation=1, reason=reason, will_restart=False, status=-9)
-        return jobs_actor._out_of_memory(gone, killed_before)
+        return worker_processes.out_of_memory(gone, killed_before)
 
     assert "the kernel killed" in ended("was killed by SIGKILL", 3, 4)
     assert ended("was killed by SIGKILL", 4, 4) == ""
