@@ -32,7 +32,7 @@ FAULTS_A_JOB = 4
 VERSION = 1
 
 
-def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number: int) -> Iterator[dict]:
+def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number: int, until: float) -> Iterator[dict]:
     """Lines of a part.
 
     Args:
@@ -41,6 +41,7 @@ def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number
         wanted: how many faults each part has.
         quick: the short form.
         number: of faults that are known; they are not drawn again.
+        until: no job of a daemon is begun after this time of the monotonic clock.
     """
     rng = random.Random(1_000 + number)
     match part:
@@ -60,7 +61,7 @@ def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number
             )
             epochs = 12 if quick else EPOCHS
             yield from recovery_daemon.campaign(
-                scratch, faults=names, epochs=epochs, faults_a_job=FAULTS_A_JOB, seed=1_000 + number
+                scratch, faults=names, epochs=epochs, faults_a_job=FAULTS_A_JOB, seed=1_000 + number, until=until
             )
 
 
@@ -133,7 +134,7 @@ def main() -> None:
         if known >= wanted.get(part, 1):
             continue
         with tempfile.TemporaryDirectory(prefix="esperd-r-") as name:
-            for line in run(part, Path(name), wanted, quick=chosen.quick, number=known):
+            for line in run(part, Path(name), wanted, quick=chosen.quick, number=known, until=until):
                 told = {"version": VERSION, "commit": harness.commit(), **line}
                 lines.append(told)
                 print(json.dumps(told), file=sys.stderr, flush=True)
@@ -141,8 +142,6 @@ def main() -> None:
                     LINES.parent.mkdir(exist_ok=True)
                     with LINES.open("a", encoding="utf-8") as log:
                         log.write(json.dumps(told) + "\n")
-                if part == "daemon" and line["part"] == "job" and time.monotonic() > until:
-                    break
     found = harness.results(
         "recovery", figures(lines), quick=chosen.quick, settings={"faults": sum("fault" in line for line in lines)}
     )

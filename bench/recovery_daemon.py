@@ -25,9 +25,10 @@ from esperd_chaos.faults import FAULTS, Victim
 
 CONFIG = Config(
     jobs=Jobs(max_attempts=10_000, backoff_s=0.05, backoff_max_s=0.2),
-    workers=Workers(heartbeat_interval_s=0.3, heartbeat_timeout_s=4.0),
+    workers=Workers(start_timeout_s=60.0, heartbeat_interval_s=0.3, heartbeat_timeout_s=4.0),
 )
-"""A lost worker is replaced at once, a silent one after four seconds: what is measured is whether, not when."""
+"""A lost worker is replaced at once, a silent one after four seconds, one that was stopped before its first word after a minute: what
+is measured is whether, not when."""
 RECOVERY_S = 90.0
 """A fault that takes longer than this to be over counts as not recovered."""
 PROJECT = '''
@@ -88,7 +89,9 @@ def ending(handle: SyncJobHandle) -> str:
     return next(artifact.sha256 for artifact in handle.artifacts() if artifact.name.endswith("model.safetensors"))
 
 
-def campaign(scratch: Path, *, faults: list[str], epochs: int, faults_a_job: int, seed: int) -> Iterator[dict[str, Any]]:
+def campaign(
+    scratch: Path, *, faults: list[str], epochs: int, faults_a_job: int, seed: int, until: float = float("inf")
+) -> Iterator[dict[str, Any]]:
     """Inject faults, a few a job; a line a fault, one a job and one at the end.
 
     Args:
@@ -97,6 +100,7 @@ def campaign(scratch: Path, *, faults: list[str], epochs: int, faults_a_job: int
         epochs: of each job.
         faults_a_job: how often a job is hurt.
         seed: draws when, and what.
+        until: no job is begun after this time of the monotonic clock.
     """
     rng = random.Random(seed)
     names = iter(faults)
@@ -108,7 +112,7 @@ def campaign(scratch: Path, *, faults: list[str], epochs: int, faults_a_job: int
             undisturbed.wait()
             reference = ending(undisturbed)
         number = 0
-        while left:
+        while left and time.monotonic() < until:
             number += 1
             with daemon.sync_client() as esper:
                 submitted = esper.submit(wanted, idempotency_key=f"job {number}").id
