@@ -27,8 +27,8 @@ CONFIG = Config(
     jobs=Jobs(max_attempts=10_000, backoff_s=0.05, backoff_max_s=0.2),
     workers=Workers(start_timeout_s=60.0, heartbeat_interval_s=0.3, heartbeat_timeout_s=4.0),
 )
-"""A lost worker is replaced at once, a silent one after four seconds, one that was stopped before its first word after a minute: what
-is measured is whether, not when."""
+"""A lost worker is replaced at once, a silent one after four seconds, one that never spoke after a minute: what is
+measured is whether, not when."""
 RECOVERY_S = 90.0
 """A fault that takes longer than this to be over counts as not recovered."""
 PROJECT = '''
