@@ -129,6 +129,7 @@ class Service:
         """Tell the manager that the daemon ends."""
         standing = await self._standing()
         await self._notifier.stopping(status_line(standing._replace(note=self._note)))
+        self._notifier.send(EXTEND_TIMEOUT_USEC=int(EXTENSION_S * 1e6))
 
     def dump(self, system: ActorSystem) -> None:
         """Write down what the daemon is at."""

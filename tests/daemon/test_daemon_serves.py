@@ -398,7 +398,7 @@ def test_dead_letters_are_listed_shown_delivered_again_and_dropped(daemon, capsy
     told("dead-letters", "retry", number, code=4)  # the jobs actor knows no such job, and the letter stays
     assert told("dead-letters", "drop", number)["dropped"] == 1
     told("dead-letters", "show", number, code=4)
-    assert told("dead-letters", "drop", "--all")["dropped"] == len(letters) - 1
+    assert told("dead-letters", "drop", "--all")["dropped"] >= len(letters) - 1  # a list shows a hundred at most
 
 
 class Greeting(Message, frozen=True, kw_only=True):

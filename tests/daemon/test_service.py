@@ -20,6 +20,7 @@ from daemon_jobs import job
 from esperd.actors.clock import SystemClock
 from esperd.actors.system import ActorSystem
 from esperd.cli.settings import as_toml
+from esperd.client import Client
 from esperd.config import Config, Jobs
 from esperd.daemon.notify import Notifier, Standing
 from esperd.daemon.service import Service
@@ -112,8 +113,8 @@ async def test_a_service_manager_hears_the_truth_from_ready_to_the_end(tmp_path)
         assert "; jobs: 0 running, 0 queued" in (await manager.hear(READY="1"))["STATUS"]
         assert any("EXTEND_TIMEOUT_USEC" in heard for heard in manager.heard)
         file = daemon.runtime_directory / "esperd.toml"
-        async with daemon.client() as esper:
-            await esper.submit(job())
+        async with Client(daemon.endpoint, patience_s=0.0) as esper:
+            await esper.submit(job(host_options={"delay_s": 25.0}))  # so that it is not drained at once
             await manager.hear(STATUS="; jobs: 1 running, 0 queued")
 
             # The watchdog is fed while the daemon lives, and not while its loop stands still.
