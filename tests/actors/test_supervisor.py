@@ -296,7 +296,8 @@ class AnyStory(RuleBasedStateMachine):
                     self.told_to_stop.add(name)
                 case NotifyWatchers(name, _, _, will_restart):
                     child = self.machine.child(name)
-                    assert child is None or (child.phase is Phase.WAITING) or not will_restart
+                    # Whose wait was over before the last of the others had stopped is started in the same breath.
+                    assert child is None or child.phase in (Phase.WAITING, Phase.STARTING) or not will_restart
                 case Escalate(name, _):
                     recent = [at for at in self.crashes[name] if self.now - at <= self.limits.within_s]
                     assert len(recent) > self.limits.max_restarts, "escalated too early"
