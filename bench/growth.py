@@ -71,7 +71,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
         arms["h2"].append((f"pick:{strategy}",))
         if strategy != "first_arm":  # choosing by lot costs nothing
             arms["h2"].append((f"continued:{strategy}", f"pick:{strategy}"))
-    arms["ablations"] = [(name,) for name in (*growth_plan.ABLATIONS, *growth_plan.LATER_ABLATIONS)]
+    arms["ablations"] = [(name,) for name in (*growth_plan.LATER_ABLATIONS, *growth_plan.ABLATIONS)]
     return [
         *(Task(part, rng_seed, HOST) for part in parts),
         *(Task(part, rng_seed, arm, (HOST, *needs)) for part in parts for arm, *needs in arms[part]),

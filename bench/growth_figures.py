@@ -44,18 +44,17 @@ def continued(lines: lab.Lines) -> str:
     return max(arms, key=lambda arm: sum(by_arm[arm][seed]["gate_accuracy"] for seed in common))
 
 
-def differences(lines: lab.Lines, part: str, arm: str, other: str, figure: str = "audit_accuracy", of: str = "") -> list[float]:
+def differences(lines: lab.Lines, part: str, arm: str, other: str, figure: str = "audit_accuracy") -> list[float]:
     """Paired differences in points, by RNG seed; where an arm was run on several kinds of processor, those of one.
 
     Args:
         lines: known.
-        part: of ``arm``.
+        part: of both.
         arm: minuend.
         other: subtrahend.
         figure: of the lines.
-        of: part of ``other``; empty: the same.
     """
-    mine, theirs = _ran(lines, part=part, arm=arm), _ran(lines, part=of or part, arm=other)
+    mine, theirs = _ran(lines, part=part, arm=arm), _ran(lines, part=part, arm=other)
     pairs: dict[int, tuple[bool, float]] = {}
     for one, two in itertools.product(mine, theirs):
         seed, same = one["rng_seed"], one["processor"] == two["processor"]
@@ -303,10 +302,10 @@ def _calibrating(lines: lab.Lines) -> list[str]:
 
 
 def _ablating(lines: lab.Lines) -> list[str]:
-    names = sorted({line["arm"] for line in _ran(lines, part="ablations")})
-    told = ["", "Ablations: points of audit accuracy, changed minus grown [95 % BCa]"] if names else []
+    names = sorted({line["arm"] for line in _ran(lines, part="ablations")} - {"host", growth_plan.UNCHANGED})
+    told = ["", "Ablations: points of audit accuracy, changed minus unchanged [95 % BCa]"] if names else []
     for name in names:
-        values = differences(lines, "ablations", name, "grown", of="h1")
+        values = differences(lines, "ablations", name, growth_plan.UNCHANGED)
         if values:
             mean, low, high = interval(values)
             told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}")

@@ -76,12 +76,14 @@ ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
     "nursery_4": (policy(nursery=4), growth()),
 }
 """``grown`` with one thing changed."""
+UNCHANGED = "unchanged"
 LATER_ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
+    UNCHANGED: (policy(), growth()),
     "plateau": (policy(trigger="plateau"), growth()),
     "born_random": (policy(), growth()),
 }
 """Registered when the first lines of version 2 were known, so they are outside the protocol's digest; each line says what was
-changed. ``born_random``: a seed's last layer is drawn as torch draws it, where it is zero otherwise.
+changed. ``unchanged``: ``grown`` once more, on the processor that the others run on. ``born_random``: a seed's last layer is drawn as torch draws it, where it is zero otherwise.
 """
 BORN_RANDOM = "born_random"
 
