@@ -38,7 +38,7 @@ FROM_GROWN = ("scratch_total", "scratch_marginal", "wide_parameters", "wide_flop
 HOST = "host"
 LAST = (*FROM_GROWN, "continued_0.05")
 """What is run when the primary contrast is known."""
-PARTS = ("h1", "h2", "ablations")
+PARTS = ("h1", "h2", "ablations", "strategies")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Task:
 
 def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[Task]:
     """Everything that one RNG seed runs, the longest chains first."""
-    arms: dict[str, list[tuple[str, ...]]] = {"h1": [], "h2": [], "ablations": []}  # each with what it starts from
+    arms: dict[str, list[tuple[str, ...]]] = {}  # each with what it starts from
     arms["h1"] = [
         ("grown",),
         *((arm, "grown") for arm in plan.get("from_grown", FROM_GROWN)),
@@ -72,6 +72,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
         if strategy != "first_arm":  # choosing by lot costs nothing
             arms["h2"].append((f"continued:{strategy}", f"pick:{strategy}"))
     arms["ablations"] = [(name,) for name in (*growth_plan.LATER_ABLATIONS, *growth_plan.ABLATIONS)]
+    arms["strategies"] = [(name,) for name in growth_plan.STRATEGIES]
     return [
         *(Task(part, rng_seed, HOST) for part in parts),
         *(Task(part, rng_seed, arm, (HOST, *needs)) for part in parts for arm, *needs in arms[part]),
@@ -143,7 +144,8 @@ def _choose(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], n
 
 
 def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
-    policy, growth = {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS}[task.arm]
+    changes = growth_plan.STRATEGIES if task.part == "strategies" else {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS}
+    policy, growth = changes[task.arm]
     born_random = task.arm == growth_plan.BORN_RANDOM
     line = improving.grow(data, host, task.rng_seed, plan, policy, growth, born_random=born_random)
     return {**line, "settings": [growth_plan.changed(part) for part in (policy, growth)]}
@@ -153,7 +155,7 @@ def _line_of_host(host: nn.Module, data: lab.Data) -> dict[str, Any]:
     return {"gate_accuracy": measure(GrowingNetwork(host, ()), lab.in_order(data.gate), lab.loss, lab.accuracy).mean_metric}
 
 
-_WORK: dict[str, Callable[..., dict[str, Any]]] = {"h1": _improve, "h2": _choose, "ablations": _ablate}
+_WORK: dict[str, Callable[..., dict[str, Any]]] = {"h1": _improve, "h2": _choose, "ablations": _ablate, "strategies": _ablate}
 
 
 # --- in the bench --------------------------------------------------------------------------------------------------------

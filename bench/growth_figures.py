@@ -44,22 +44,22 @@ def continued(lines: lab.Lines) -> str:
     return max(arms, key=lambda arm: sum(by_arm[arm][seed]["gate_accuracy"] for seed in common))
 
 
-def differences(lines: lab.Lines, part: str, arm: str, other: str, figure: str = "audit_accuracy") -> list[float]:
+def differences(lines: lab.Lines, part: str, arm: str, other: str, of: str = "") -> list[float]:
     """Paired differences in points, by RNG seed; where an arm was run on several kinds of processor, those of one.
 
     Args:
         lines: known.
-        part: of both.
+        part: of ``arm``.
         arm: minuend.
         other: subtrahend.
-        figure: of the lines.
+        of: part of ``other``; empty: the same.
     """
-    mine, theirs = _ran(lines, part=part, arm=arm), _ran(lines, part=part, arm=other)
+    mine, theirs = _ran(lines, part=part, arm=arm), _ran(lines, part=of or part, arm=other)
     pairs: dict[int, tuple[bool, float]] = {}
     for one, two in itertools.product(mine, theirs):
         seed, same = one["rng_seed"], one["processor"] == two["processor"]
         if seed == two["rng_seed"] and (seed not in pairs or same > pairs[seed][0]):
-            pairs[seed] = (same, POINTS * (one[figure] - two[figure]))
+            pairs[seed] = (same, POINTS * (one["audit_accuracy"] - two["audit_accuracy"]))
     return [pairs[seed][1] for seed in sorted(pairs)]
 
 
@@ -137,25 +137,22 @@ def _arm_epochs(lines: lab.Lines) -> float:
     return float(lines.protocol["plan"]["h2"]["arm_epochs"])
 
 
-def effectiveness(chosen: dict[str, dict[int, dict[str, float]]], strategy: str, other: str) -> tuple[float, float, float]:
+def effectiveness(gains: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
     """Mean gain of a strategy over another's, minus 1, with the 95 % percentile bootstrap interval of that ratio of means, over
-    RNG seeds.
+    RNG seeds (paired).
     """
-    seeds = sorted(chosen[strategy])
-    mine = torch.tensor([chosen[strategy][seed]["gain"] for seed in seeds], dtype=torch.float64)
-    theirs = torch.tensor([chosen[other][seed]["gain"] for seed in seeds], dtype=torch.float64)
-    picks = torch.randint(len(seeds), (10_000, len(seeds)), generator=torch.Generator().manual_seed(0))
+    mine, theirs = (torch.tensor(values, dtype=torch.float64) for values in (gains, others))
+    picks = torch.randint(len(gains), (10_000, len(gains)), generator=torch.Generator().manual_seed(0))
     ratios = (mine[picks].mean(1) / theirs[picks].mean(1) - 1).sort().values
     return float(mine.mean() / theirs.mean() - 1), float(ratios[249]), float(ratios[9749])
 
 
-def better_by(chosen: dict[str, dict[int, dict[str, float]]], strategy: str, other: str) -> tuple[float, float, float, str]:
-    """How much better a strategy chooses, with its interval: the ratio of gains minus 1, or the difference in points where the
-    other's gain is too small for a ratio; and the unit.
+def better_by(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float, str]:
+    """How much better a strategy chooses, from what it and another one gain by RNG seed, with its interval: the ratio of gains
+    minus 1, or the difference in points where the other's gain is too small for a ratio; and the unit.
     """
-    mine, theirs = ([chosen[name][seed]["gain"] for seed in sorted(chosen[strategy])] for name in (strategy, other))
     if statistics.fmean(theirs) > SMALLEST_GAIN:
-        return *effectiveness(chosen, strategy, other), "ratio - 1"
+        return *effectiveness(mine, theirs), "ratio - 1"
     return *interval([one - two for one, two in zip(mine, theirs, strict=True)]), "points"
 
 
@@ -205,9 +202,16 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         flops = [by["share"] for by in chosen[best].values()]
         found.append(_figure("h2_flops_share", statistics.fmean(flops), "share", "lower", flops, EXHAUSTIVE, 1.0, [1.0]))
         mine, fixed = ([by["gain"] for by in chosen[name].values()] for name in (best, "first_arm"))
-        _, lower, _, unit = better_by(chosen, best, "first_arm")
+        _, lower, _, unit = better_by(mine, fixed)
         mean = statistics.fmean(fixed)
         found.append(_figure("ae_over_fixed/lower95", lower, unit, "higher", mine, "first_arm", mean, fixed))
+    if _by_seed(lines, "strategies", "first_arm"):
+        gains = growing_by(lines)
+        mine = gains[PolicySettings().strategy]
+        for name in growth_plan.STRATEGIES:
+            _, lower, _, unit = better_by(mine, gains[name])
+            mean = statistics.fmean(gains[name])
+            found.append(_figure(f"growing_by_{name}/lower95", lower, unit, "higher", mine, name, mean, gains[name]))
     of_text = "text_" if "windows" in lines.protocol["plan"] else ""
     return [structs.replace(figure, name=of_text + figure.name) for figure in found if math.isfinite(figure.value)]
 
@@ -238,7 +242,9 @@ def tables(lines: lab.Lines) -> str:
     failed = [
         f"  failed: {line['part']} {line['arm']} of RNG seed {line['rng_seed']}: {line['failed']}" for line in _failed(lines)
     ]
-    return "\n".join([*_improving(lines), *_choosing(lines), *_calibrating(lines), *_ablating(lines), *failed])
+    return "\n".join(
+        [*_improving(lines), *_choosing(lines), *_calibrating(lines), *_growing_by(lines), *_ablating(lines), *failed]
+    )
 
 
 def _failed(lines: lab.Lines) -> list[dict]:
@@ -286,7 +292,7 @@ def _choosing(lines: lab.Lines) -> list[str]:
         told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(by_seed)}  {share:.0%} of the FLOPs")
     for name in MEASURING:
         for other in ("first_arm", "uniform"):
-            better, low, high, unit = better_by(chosen, name, other)
+            better, low, high, unit = better_by(*([by["gain"] for by in chosen[one].values()] for one in (name, other)))
             told.append(f"  adaptation effectiveness of {name} over {other}: {better:+.2f} [{low:+.2f}, {high:+.2f}] {unit}")
     return told
 
@@ -299,6 +305,31 @@ def _calibrating(lines: lab.Lines) -> list[str]:
     for name, (values, cost) in sorted(known.items(), key=lambda item: -statistics.fmean(item[1][0])):
         told.append(f"  {name:20} {statistics.fmean(values):+.2f} ({min(values):+.2f} to {max(values):+.2f})  {cost:.1f}")
     return told
+
+
+def growing_by(lines: lab.Lines) -> dict[str, list[float]]:
+    """By strategy: what growing by it gains over the host continued, in points, for RNG seeds that all of them were run for."""
+    told, base = (*growth_plan.STRATEGIES,), continued(lines)
+    runs = [_by_seed(lines, "h1", "grown"), *(_by_seed(lines, "strategies", name) for name in told), _by_seed(lines, "h1", base)]
+    seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs)))
+    names, against = (PolicySettings().strategy, *told), runs[-1]
+    return {
+        name: [POINTS * (by_seed[seed]["audit_accuracy"] - against[seed]["audit_accuracy"]) for seed in seeds]
+        for name, by_seed in zip(names, runs[:-1], strict=True)
+        if seeds
+    }
+
+
+def _growing_by(lines: lab.Lines) -> list[str]:
+    gains = growing_by(lines) if _by_seed(lines, "strategies", "first_arm") else {}
+    told = ["", "Growing by a strategy: gain over the host continued for the same FLOPs, points of audit accuracy [95 % BCa]"]
+    for name, values in gains.items():
+        mean, low, high = interval(values)
+        told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}")
+    for name in growth_plan.STRATEGIES if gains else ():
+        better, low, high, unit = better_by(gains[PolicySettings().strategy], gains[name])
+        told.append(f"  adaptation effectiveness over {name}: {better:+.2f} [{low:+.2f}, {high:+.2f}] {unit}")
+    return told if gains else []
 
 
 def _ablating(lines: lab.Lines) -> list[str]:

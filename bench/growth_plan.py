@@ -83,7 +83,15 @@ LATER_ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
     "born_random": (policy(), growth()),
 }
 """Registered when the first lines of version 2 were known, so they are outside the protocol's digest; each line says what was
-changed. ``unchanged``: ``grown`` once more, on the processor that the others run on. ``born_random``: a seed's last layer is drawn as torch draws it, where it is zero otherwise.
+changed. ``unchanged``: ``grown`` once more, on the processor that the others run on. ``born_random``: a seed's last layer is
+drawn as torch draws it, where it is zero otherwise.
+"""
+STRATEGIES: dict[str, tuple[PolicySettings, Growth]] = {
+    "first_arm": (policy(strategy="first_arm"), growth()),
+    "uniform": (policy(strategy="uniform"), growth()),
+}
+"""``grown`` by a strategy that measures nothing: over what it gains, choosing pays. Registered when the ablations of seven RNG
+seeds were known.
 """
 BORN_RANDOM = "born_random"
 

@@ -101,10 +101,15 @@ def test_a_choice_gains_what_its_arm_ends_with_over_the_host_that_got_as_much(li
     assert growth_figures.calibration(lines)["merit"] == ([pytest.approx(1.0)], 0.5)
 
 
+def gains(lines, *names):
+    chosen = growth_figures.choices(lines)
+    return [[chosen[name][seed]["gain"] for seed in sorted(chosen[name])] for name in names]
+
+
 def test_where_the_fixed_arm_gains_next_to_nothing_the_difference_is_told_in_points(lines):
     for rng_seed in range(10):
         choice(lines, rng_seed, (0.9, 1.0, 1.1), (0.57, 0.54, 0.502 + 0.0001 * rng_seed), PICKS)
-    better, low, high, unit = growth_figures.better_by(growth_figures.choices(lines), "gradient_merit", "first_arm")
+    better, low, high, unit = growth_figures.better_by(*gains(lines, "gradient_merit", "first_arm"))
     assert unit == "points"
     assert low < better < high
     assert better == pytest.approx(6.0 - 0.245)
@@ -126,11 +131,25 @@ def test_an_rng_seed_with_a_line_missing_says_nothing_yet(lines):
 def test_effectiveness_is_a_ratio_of_mean_gains(lines):
     for rng_seed in range(10):
         choice(lines, rng_seed, (0.9, 1.0, 1.1), (0.57, 0.54, 0.52 + 0.001 * rng_seed), PICKS)
-    ratio, low, high = growth_figures.effectiveness(growth_figures.choices(lines), "gradient_merit", "first_arm")
+    ratio, low, high = growth_figures.effectiveness(*gains(lines, "gradient_merit", "first_arm"))
     assert low < ratio < high
     assert ratio == pytest.approx(6.0 / 2.45 - 1)
     names = {figure.name for figure in growth_figures.figures(lines)}
     assert names == {"h2_gain_share", "h2_flops_share", "ae_over_fixed/lower95"}
+
+
+def test_growing_by_a_strategy_that_measures_nothing_is_what_choosing_is_measured_against(lines):
+    for rng_seed in range(8):
+        lines.add(line("continued_0.1", rng_seed, audit=0.50))
+        lines.add(line("grown", rng_seed, audit=0.56 + 0.001 * rng_seed))
+        lines.add(line("uniform", rng_seed, "strategies", audit=0.501))
+        lines.add(line("first_arm", rng_seed, "strategies", audit=0.52 + 0.001 * rng_seed))
+    lines.add(line("grown", 8, audit=0.90))
+    assert growth_figures.growing_by(lines)["first_arm"] == pytest.approx([2.0 + 0.1 * seed for seed in range(8)])
+    found = {figure.name: figure for figure in growth_figures.figures(lines)}
+    assert found["growing_by_first_arm/lower95"].unit == "ratio - 1"
+    assert 1.0 < found["growing_by_first_arm/lower95"].value < 6.35 / 2.35 - 1
+    assert found["growing_by_uniform/lower95"].unit == "points", "a gain of 0.1 points carries no ratio"
 
 
 def test_what_starts_from_a_host_is_run_again_on_another_kind_of_processor_unless_all_of_it_is_known(lines):

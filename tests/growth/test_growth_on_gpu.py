@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from contextlib import contextmanager, nullcontext
 
 import pytest
@@ -117,8 +118,9 @@ def same(one, other):
 @contextmanager
 def no_waiting():
     """Every call that makes the host wait for the device is an error inside."""
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # that the mode is a prototype, once a process
+            torch.cuda.set_sync_debug_mode("error")
         yield
     finally:
         torch.cuda.set_sync_debug_mode("default")
