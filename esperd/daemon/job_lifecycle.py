@@ -12,7 +12,11 @@ from typing import Literal, assert_never
 
 from esperd.config import Jobs
 from esperd.errors import Conflict, IllegalTransition
-from esperd.messages.jobs import JOB_TRANSITIONS, JobState, StopJob
+from esperd.messages.jobs import (
+    JOB_TRANSITIONS,
+    JobState,
+)
+from esperd.messages.leases import StopJob
 
 Wish = Literal["pause", "cancel"]
 

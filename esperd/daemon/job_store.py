@@ -34,7 +34,16 @@ from esperd.daemon.job_lifecycle import (
 from esperd.daemon.job_rows import info_of, not_found, row_of, standing_of
 from esperd.errors import Busy, Conflict, StoreFailed, WorkerFailed
 from esperd.messages.failures import Attempt
-from esperd.messages.jobs import FINAL_JOB_STATES, Artifact, Job, JobError, JobInfo, JobState, Peak, StopJob
+from esperd.messages.jobs import (
+    FINAL_JOB_STATES,
+    Artifact,
+    Job,
+    JobError,
+    JobInfo,
+    JobState,
+    Peak,
+)
+from esperd.messages.leases import StopJob
 from esperd.store.clock import Clock
 from esperd.store.database import Database
 

@@ -42,35 +42,37 @@ from esperd.messages.base import Done
 from esperd.messages.control import Terminated
 from esperd.messages.failures import AnalyseFailure, FailureAnalysis, RetryJob
 from esperd.messages.jobs import (
-    EXIT_NO_FAULT,
     FINAL_JOB_STATES,
     ArtifactChunk,
     ArtifactList,
     CancelJob,
-    CheckpointWritten,
-    DrainJobs,
     FetchArtifact,
     GetJob,
     Job,
-    JobBroken,
     JobError,
     JobInfo,
     JobList,
-    JobStarted,
     JobState,
-    JobStopped,
     JobSubmitted,
+    ListArtifacts,
+    ListJobs,
+    PauseJob,
+    ResumeJob,
+    SubmitJob,
+)
+from esperd.messages.leases import (
+    EXIT_NO_FAULT,
+    CheckpointWritten,
+    DrainJobs,
+    JobBroken,
+    JobStarted,
+    JobStopped,
     JobSucceeded,
     Lease,
     LeaseJobs,
     LetGoOfFailed,
-    ListArtifacts,
-    ListJobs,
-    PauseJob,
     ProveAlive,
-    ResumeJob,
     StopJob,
-    SubmitJob,
 )
 from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs

@@ -54,7 +54,11 @@ from esperd.daemon.worker_processes import WORKERS, worker_environment
 from esperd.errors import ActorUnavailable, AskTimeout, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
-from esperd.messages.jobs import DrainJobs, JobState, LetGoOfFailed
+from esperd.messages.jobs import JobState
+from esperd.messages.leases import (
+    DrainJobs,
+    LetGoOfFailed,
+)
 from esperd.plugins import load_plugins
 from esperd.policy.actor import PolicyActor
 from esperd.store.blobs import Blobs

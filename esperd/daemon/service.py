@@ -20,7 +20,7 @@ from esperd.daemon.dump import dump
 from esperd.daemon.notify import Notifier, Standing, feed_watchdog, status_line
 from esperd.daemon.reload import compare
 from esperd.errors import ConfigError, StoreFailed
-from esperd.messages.jobs import ProveAlive
+from esperd.messages.leases import ProveAlive
 from esperd.store.database import NO_ROOM
 
 TELL_S = 1.0

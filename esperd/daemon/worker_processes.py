@@ -10,7 +10,7 @@ from esperd.actors.process_cell import AND_KILLED
 from esperd.config import Config
 from esperd.daemon.machine import oom_kills
 from esperd.messages.control import Terminated
-from esperd.messages.jobs import EXIT_OUT_OF_MEMORY
+from esperd.messages.leases import EXIT_OUT_OF_MEMORY
 
 WORKERS = "trainer/"
 """What every worker's name begins with."""

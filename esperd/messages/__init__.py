@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Union
 
-from esperd.messages import control, dead_letters, failures, growth, jobs, kernels, overruling, policy, telemetry
+from esperd.messages import control, dead_letters, failures, growth, jobs, kernels, leases, overruling, policy, telemetry
 from esperd.messages.base import PROTOCOL_VERSION, Done, ErrorReply, Message, Reply, Value
 
 
@@ -33,6 +33,7 @@ __all__ = [
     "growth",
     "jobs",
     "kernels",
+    "leases",
     "overruling",
     "policy",
     "telemetry",

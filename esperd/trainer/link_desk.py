@@ -26,8 +26,12 @@ from esperd.errors import (
 )
 from esperd.messages.base import Done, Message, MessageT, Reply
 from esperd.messages.control import BreakerStatus, Stop
-from esperd.messages.jobs import CheckpointWritten, Lease, StopJob
 from esperd.messages.kernels import KernelKey, KernelProvided, ProvideKernel
+from esperd.messages.leases import (
+    CheckpointWritten,
+    Lease,
+    StopJob,
+)
 from esperd.messages.policy import Conclude, Decide, Decided
 from esperd.messages.telemetry import Body, BreakerChanged, NewEvent, Record
 from esperd.trainer.desk import StopReason

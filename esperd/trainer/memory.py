@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 from esperd.errors import OutOfMemory
-from esperd.messages.jobs import EXIT_OUT_OF_MEMORY, Peak
+from esperd.messages.jobs import Peak
+from esperd.messages.leases import EXIT_OUT_OF_MEMORY
 
 LOOK_S = 0.1
 """How often it is looked at; what is taken and given back between two looks is not seen. Chosen, not measured."""

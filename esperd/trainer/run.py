@@ -12,7 +12,7 @@ import structlog
 import torch
 
 from esperd import tracing
-from esperd.errors import EsperError, TrainingDiverged
+from esperd.errors import TrainingDiverged
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
 from esperd.growth.lifecycle import shortest_life
@@ -20,26 +20,24 @@ from esperd.growth.optimizer import set_learning_rate
 from esperd.growth.rollback import Snapshot
 from esperd.growth.slot_statistics import SlotWatch
 from esperd.growth.snapshot import Rebuild, restore, take, vacate
-from esperd.messages.evidence import EvidenceSnapshot
 from esperd.messages.jobs import Budget, Job
-from esperd.messages.policy import Arm, Conclude, Decide, Decided, Decision, Observation, SlotStatistics
+from esperd.messages.policy import Observation, SlotStatistics
 from esperd.messages.reports import Metrics, RefusedArm
-from esperd.messages.telemetry import Body, DecisionMade, EpochCompleted, EvidenceGiven, PolicyUnavailable
+from esperd.messages.telemetry import Body, EpochCompleted
 from esperd.plugins import Plugins
 from esperd.trainer import budget as budgets
 from esperd.trainer.budget import Schedule
 from esperd.trainer.checkpoint import RunState, restore_rng
 from esperd.trainer.data import Splits, epoch_order
+from esperd.trainer.decision_points import DecisionPoints
 from esperd.trainer.desk import Desk
 from esperd.trainer.guard import Guard, WentBack
 from esperd.trainer.headroom import headroom
 from esperd.trainer.kernel_source import KernelSource
-from esperd.trainer.offers import Offers
 from esperd.trainer.passes import Stopped, TrialSamples, batches_of, evaluation_batch
 from esperd.trainer.point import Point
-from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
-from esperd.trainer.stopwatch import ArmSeconds, seconds_share
-from esperd.trainer.unavailable import UNAVAILABLE, UnavailableArm, UnavailableArms
+from esperd.trainer.stopwatch import ArmSeconds
+from esperd.trainer.unavailable import UnavailableArm, UnavailableArms
 
 log = structlog.get_logger()
 
@@ -107,25 +105,14 @@ class Run:
     train_losses: list[float] = field(default_factory=list)
     gate_flops: list[float] = field(default_factory=list)
     """FLOPs spent when each gate loss was measured."""
-    """Forward seconds of a seed over the host's, by arm, as last measured; only where the job charges for them."""
-    policy_state: bytes = b""
-    refused: list[RefusedArm] = field(default_factory=list)
-    policy_unavailable: int = 0
     look: list[torch.Tensor] = field(default_factory=list)
     """Losses of the steps since the governor was last shown any."""
-    unavailable: UnavailableArms = field(default_factory=UnavailableArms)
     chance_loss: float | None = None
     traced_flops: float = 0.0
-    decision_points: int = 0
-    """Times the policy was asked. It never goes back, not even with the network: an answer belongs to one question."""
-    evidence: EvidenceSnapshot | None = None
-    """What the policy was given of other jobs' experience; None: nothing."""
 
     def __post_init__(self) -> None:
         self._started = self.clock()
         self._ended: float | None = None
-        self._scout: Scout | None = None
-        self._slot_statistics: tuple[SlotStatistics, ...] = ()
         self._point: Point | None = None
         self._left_point = False
         self.grower.steps_per_epoch = self.steps_per_epoch
@@ -134,8 +121,18 @@ class Run:
         self.grower.batches = self.samples
         if self.grows:
             self.grower.watch = SlotWatch(self.grower.network)
-            self._refuse_broken()
-        self.offers = Offers(self.grower, self.source, self.plugins, self.job, self.budget, self._formula_failed)
+        self.points = DecisionPoints(
+            job=self.job,
+            grower=self.grower,
+            desk=self.desk,
+            source=self.source,
+            plugins=self.plugins,
+            samples=self.samples,
+            budget=self.budget,
+            events=self.events,
+        )
+        if self.grows:
+            self.points.refuse_broken()
         self.guard: Guard[Cursor] = Guard(self.job.governor, self.chance_loss, self.grower, self.events.append)
 
     # --- where it stands -------------------------------------------------------------------------------------------------
@@ -192,7 +189,7 @@ class Run:
                     self._one_epoch()
             except WentBack as went:
                 self._go_on_from_cursor(went.cursor)
-        self._tell_outcomes()
+        self.points.conclude()
         self.grower.close()
         self._ended = self.clock()
 
@@ -284,144 +281,23 @@ class Run:
     # --- decisions -------------------------------------------------------------------------------------------------------
 
     def _decide(self, train_loss: float, measured: Measured) -> None:
-        """Ask the policy, carry out what it says, remember what was refused."""
-        self._scout = None
         watch = self.grower.watch
-        self._slot_statistics = () if watch is None else watch.read(self.grower.step)  # once: reading begins anew
-        for _ in range(MOST_ROUNDS):
-            decided = self._ask(train_loss, measured)
-            if decided is None:
-                return
-            asked = [decision for decision in decided.decisions if decision.action in SCOUTING]
-            for decision in decided.decisions:
-                if decision.action not in SCOUTING:
-                    self._carry_out(decision)
-            if not asked:
-                return
-            self._go_scouting(asked)
-        reason = f"the policy asked for measurements {MOST_ROUNDS} times at one decision point and decided nothing"
-        self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=reason))
+        statistics = () if watch is None else watch.read(self.grower.step)  # once: reading begins anew
+
+        def observe(points: DecisionPoints) -> Observation:
+            seen = self._observe(points, train_loss, measured, statistics)
+            self.guard.told.clear()
+            return seen
+
+        self.points.decide(observe)
 
     def _gate_pass_epochs(self, epoch_flops: float) -> float | None:
         cost = self.grower.ledger.cost("gate", self.grower.structure())
         return None if cost is None or not epoch_flops else cost * self.splits.gate.samples / epoch_flops
 
-    def _ask(self, train_loss: float, measured: Measured) -> Decided | None:
-        """Ask the policy; None when it cannot be reached."""
-        self.decision_points += 1
-        request = Decide(
-            job=self.desk.job_id,
-            point=self.decision_points,
-            rng_seed=self.job.rng_seed,
-            settings=self.job.policy,
-            observation=self._observe(train_loss, measured),
-            state=self.policy_state,
-        )
-        self.guard.told.clear()
-        try:
-            decided = self.desk.decide(request)
-        except EsperError as error:
-            self.policy_unavailable += 1
-            self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=f"{error.code}: {error}"))
-            return None
-        self.policy_state = decided.state
-        if decided.evidence is not None and decided.evidence != self.evidence:
-            self.evidence = decided.evidence
-            self.events.append(EvidenceGiven(epoch=self.grower.epoch, evidence=decided.evidence))
-        return decided
-
-    def _go_scouting(self, asked: list[Decision]) -> None:
-        """Measure what the policy wants to know of arms; it is asked again with what was found."""
-        self._scout = Scout(self.grower, self.samples)
-        refused = self._scout.measure(asked)
-        self.events.extend(self._scout.events)
-        epoch, point = self.grower.epoch, self.decision_points
-        self.events.extend(
-            DecisionMade(epoch=epoch, decision=decision, applied=False, refusal=reason, point=point)
-            for decision, reason in refused
-        )
-
-    def _tell_outcomes(self) -> None:
-        """Tell the policy of the seeds that its last decisions kept or culled. Where it cannot be told, later jobs know less."""
-        if not self.decision_points:
-            return
-        seeds = tuple(self.grower.outcomes)
-        ending = Conclude(job=self.desk.job_id, point=self.decision_points, epoch=self.grower.epoch, seeds=seeds)
-        try:
-            self.desk.conclude(ending)
-        except EsperError as error:
-            log.warning("the last seeds were not recorded", job=self.desk.job_id, code=error.code, error=str(error))
-
-    def _carry_out(self, decision: Decision) -> None:
-        refusal, by = "", "gate"
-        if decision.action == "wait":
-            if decision.arm is not None and not decision.proposes:
-                self._refuse(decision.arm, "policy", decision.reason)
-        else:
-            # What a plugin's blueprint, a missing kernel or a stale decision does wrong refuses this decision; training goes on.
-            try:
-                refusal = self._too_large(decision) or self.grower.apply(decision) or ""
-            except EsperError as error:
-                refusal = f"{error.code}: {error}"
-                by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
-            if decision.arm is not None:
-                self._settle(decision.arm, by, refusal)
-                self._time(decision.arm)
-        self.events.extend(self.source.loaded)
-        self.source.loaded.clear()
-        made = DecisionMade(
-            epoch=self.grower.epoch,
-            decision=decision,
-            applied=not refusal,
-            refusal=refusal,
-            point=self.decision_points,
-        )
-        self.events.append(made)
-
-    def _too_large(self, decision: Decision) -> str:
-        """Why a seed would break the parameter budget; empty when it would not. People may ask for what was not offered, and what
-        they approve may have been offered before another seed was grown.
-        """
-        if not decision.by or decision.action != "germinate" or decision.arm is None:
-            return ""
-        slot = self.grower.network.port(decision.arm.slot).record
-        price = self.offers.price(decision.arm, self.plugins.blueprints[decision.arm.blueprint], slot)
-        return "" if price is None else self.offers.over_budget(*price)
-
-    def _settle(self, arm: Arm, by: str, refusal: str) -> None:
-        """Remember how a germination went: what the daemon could not provide is no fault of the arm."""
-        if by == "unavailable":
-            self.unavailable.failed(arm, self.grower.epoch)
-        else:
-            self.unavailable.settled(arm)
-        if refusal:
-            self._refuse(arm, by, refusal)
-
-    def _time(self, arm: Arm) -> None:
-        """Measure how long a seed of this arm takes, where the job charges for it and one has come to live."""
-        if self.job.policy.rent_seconds == 0.0:
-            return
-        for seed in self.grower.network.port(arm.slot):
-            if seed.blueprint == arm.blueprint and seed.lives and (share := seconds_share(self.grower, seed)) is not None:
-                self.offers.seconds_shares[arm] = share
-
-    def _refuse(self, arm: Arm, by: str, reason: str) -> None:
-        """Remember a refusal; the same arm refused again by the same party keeps its latest reason only."""
-        self.refused = [r for r in self.refused if (r.slot, r.blueprint, r.by) != (arm.slot, arm.blueprint, by)]
-        self.refused.append(RefusedArm(slot=arm.slot, blueprint=arm.blueprint, epoch=self.grower.epoch, by=by, reason=reason))
-
-    def _formula_failed(self, arm: Arm, reason: str) -> None:
-        if not any((told.slot, told.blueprint, told.reason) == (arm.slot, arm.blueprint, reason) for told in self.refused):
-            self._refuse(arm, "gate", reason)
-
-    def _refuse_broken(self) -> None:
-        """Tell, once, of the arms that cannot be grown in this job because their blueprint does not import."""
-        for slot in self.grower.network.slots:
-            for blueprint, reason in self.source.broken.items():
-                if not self.source.unfit(blueprint, slot):
-                    self._refuse(Arm(slot=slot.slot, blueprint=blueprint), "gate", reason)
-
-    def _observe(self, train_loss: float, measured: Measured) -> Observation:
+    def _observe(
+        self, points: DecisionPoints, train_loss: float, measured: Measured, statistics: tuple[SlotStatistics, ...]
+    ) -> Observation:
         grower = self.grower
         epoch_flops = (grower.ledger.cost("train", grower.structure()) or 0.0) * self.splits.train.samples
         return Observation(
@@ -439,15 +315,15 @@ class Run:
             host_flops_per_sample=self.host_flops_per_sample,
             seeds=grower.records(),
             slots=grower.network.slots,
-            options=tuple(self.offers.options(self.unavailable)),
-            unavailable=self.unavailable.arms(),
-            merits=tuple(self._scout.merits) if self._scout else (),
-            trials=tuple(self._scout.trials) if self._scout else (),
+            options=tuple(points.offers.options(points.unavailable)),
+            unavailable=points.unavailable.arms(),
+            merits=tuple(points.scout.merits) if points.scout else (),
+            trials=tuple(points.scout.trials) if points.scout else (),
             train_losses=tuple(self.train_losses),
             steps_per_epoch=self.steps_per_epoch,
             gate_pass_epochs=self._gate_pass_epochs(epoch_flops),
             gate_flops=tuple(self.gate_flops),
-            slot_statistics=self._slot_statistics,
+            slot_statistics=statistics,
             headroom=headroom(self.device),
             rolled_back=tuple(self.guard.told),
         )
@@ -526,16 +402,18 @@ class Run:
             gate_losses=tuple(self.gate_losses),
             train_losses=tuple(self.train_losses),
             gate_flops=tuple(self.gate_flops),
-            seconds_shares=tuple(ArmSeconds(arm=arm, share=share) for arm, share in sorted(self.offers.seconds_shares.items())),
-            policy_state=self.policy_state,
-            refused=tuple(self.refused),
-            policy_unavailable=self.policy_unavailable,
-            unavailable=self.unavailable.entries(),
+            seconds_shares=tuple(
+                ArmSeconds(arm=arm, share=share) for arm, share in sorted(self.points.offers.seconds_shares.items())
+            ),
+            policy_state=self.points.policy_state,
+            refused=tuple(self.points.refused),
+            policy_unavailable=self.points.policy_unavailable,
+            unavailable=self.points.unavailable.entries(),
             watch=self.guard.watch,
-            decision_points=self.decision_points,
+            decision_points=self.points.asked,
             rolled_back=tuple(self.guard.told),
             look=len(self.look),
-            evidence=self.evidence,
+            evidence=self.points.evidence,
             slot_bytes=() if self.grower.watch is None else self.grower.watch.sample_bytes(),
         )
         if self.look:
@@ -571,16 +449,16 @@ class Run:
         self._started = self.clock()
         self.gate_losses = list(state.gate_losses)
         self.train_losses, self.gate_flops = list(state.train_losses), list(state.gate_flops)
-        self.offers.seconds_shares = {known.arm: known.share for known in state.seconds_shares}
+        self.points.offers.seconds_shares = {known.arm: known.share for known in state.seconds_shares}
         if self.grower.watch is not None:
             norms = tensors["run.slot_norms"].tolist() if "run.slot_norms" in tensors else None
             self.grower.watch.begin(self.grower.step - self.batch, norms, state.slot_bytes)
-        self.policy_state = state.policy_state
-        self.refused = list(state.refused)
-        self.policy_unavailable = state.policy_unavailable
-        self.unavailable = UnavailableArms(state.unavailable)
-        self.decision_points = state.decision_points
-        self.evidence = state.evidence
+        self.points.policy_state = state.policy_state
+        self.points.refused = list(state.refused)
+        self.points.policy_unavailable = state.policy_unavailable
+        self.points.unavailable = UnavailableArms(state.unavailable)
+        self.points.asked = state.decision_points
+        self.points.evidence = state.evidence
         self.guard.watch, self.guard.told = state.watch, list(state.rolled_back)
         self.look = list(moved["run.look"].unbind()) if state.look else []
 
@@ -594,9 +472,9 @@ class Run:
             gate_losses=tuple(self.gate_losses),
             train_losses=tuple(self.train_losses),
             gate_flops=tuple(self.gate_flops),
-            policy_state=self.policy_state,
-            refused=tuple(self.refused),
-            unavailable=self.unavailable.entries(),
+            policy_state=self.points.policy_state,
+            refused=tuple(self.points.refused),
+            unavailable=self.points.unavailable.entries(),
         )
 
     def _describe_point(self) -> None:
@@ -608,11 +486,11 @@ class Run:
     def _go_on_from_cursor(self, cursor: Cursor) -> None:
         self.batch, self.loss_samples, self.look = cursor.batch, cursor.loss_samples, []
         self.loss_sum = None if cursor.loss_sum is None else cursor.loss_sum.clone()
-        self.gate_losses, self.policy_state = list(cursor.gate_losses), cursor.policy_state
+        self.gate_losses, self.points.policy_state = list(cursor.gate_losses), cursor.policy_state
         self.train_losses, self.gate_flops = list(cursor.train_losses), list(cursor.gate_flops)
         if self.grower.watch is not None:
             self.grower.watch.begin(self.grower.step - self.batch)
-        self.refused, self.unavailable = list(cursor.refused), UnavailableArms(cursor.unavailable)
+        self.points.refused, self.points.unavailable = list(cursor.refused), UnavailableArms(cursor.unavailable)
 
 
 def _lives_with_the_model(name: str) -> bool:

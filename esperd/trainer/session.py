@@ -291,7 +291,7 @@ class Session:
 
     def _fault_met(self, run: Run) -> str:
         """What the daemon could not do for this job before it was resumed, and would have done in another run; empty: nothing."""
-        growth = self.finished.run if self.finished is not None else run
+        growth = self.finished.run if self.finished is not None else run.points
         for refused in growth.refused:
             if refused.by == "unavailable":
                 return f"the kernel of {refused.blueprint} at {refused.slot} could not be provided at epoch {refused.epoch}"
@@ -325,7 +325,7 @@ class Session:
                 "data_sha256": self.splits.fingerprint,
                 "audit_loss": metrics.loss,
                 "audit_metric": metrics.metric,
-                **({"evidence_sha256": run.evidence.sha256} if run.evidence is not None else {}),
+                **({"evidence_sha256": run.points.evidence.sha256} if run.points.evidence is not None else {}),
             },
             version=esperd.__version__,
         )
@@ -416,7 +416,7 @@ class Session:
     def _epoch_ended(self, run: Run) -> None:
         self._flush()
         # What the policy is told after a kernel was unavailable must not be heard by a run that knows nothing of it.
-        met_fault = any(refused.by == "unavailable" and refused.epoch == run.grower.epoch for refused in run.refused)
+        met_fault = any(refused.by == "unavailable" and refused.epoch == run.grower.epoch for refused in run.points.refused)
         if met_fault or self.clock() - self._last_checkpoint >= self.job.checkpoint_every_s:
             self._checkpoint(run)
 

@@ -25,10 +25,10 @@ from esperd.actors.threadlink import ThreadLink
 from esperd.config import Telemetry, load_config
 from esperd.errors import ConfigError, EsperError, OutOfMemory, StoreFailed
 from esperd.logs import configure_logging
-from esperd.messages.jobs import (
+from esperd.messages.jobs import JobError
+from esperd.messages.leases import (
     EXIT_NO_FAULT,
     JobBroken,
-    JobError,
     JobStarted,
     JobStopped,
     JobSucceeded,

@@ -17,7 +17,11 @@ from esperd.actors.threadlink import ThreadLink
 from esperd.errors import EsperError, JobNotFound
 from esperd.messages import Done, Reply
 from esperd.messages.control import ActorList, Heartbeat, ListActors, ListPlugins, Stop, Terminated
-from esperd.messages.jobs import GetJob, ListJobs, StopJob
+from esperd.messages.jobs import (
+    GetJob,
+    ListJobs,
+)
+from esperd.messages.leases import StopJob
 
 
 class Served(Actor):

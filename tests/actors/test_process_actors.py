@@ -40,7 +40,8 @@ from esperd.messages.control import (
     ListPlugins,
     Terminated,
 )
-from esperd.messages.jobs import GetJob, StopJob
+from esperd.messages.jobs import GetJob
+from esperd.messages.leases import StopJob
 
 PROGRAM = Path(__file__).with_name("process_program.py")
 NO_ACTORS = ActorList(actors=(), dead_letters={})

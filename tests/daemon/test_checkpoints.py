@@ -12,12 +12,14 @@ from esperd.errors import StoreFailed
 from esperd.messages.jobs import (
     Artifact,
     CancelJob,
+    JobState,
+    PauseJob,
+)
+from esperd.messages.leases import (
     CheckpointWritten,
     JobStarted,
-    JobState,
     JobStopped,
     JobSucceeded,
-    PauseJob,
 )
 from esperd.store.blobs import Blobs
 from esperd.testing import until

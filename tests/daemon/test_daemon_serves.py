@@ -29,7 +29,15 @@ from esperd.errors import InvalidJob, MalformedMessage, ProtocolMismatch
 from esperd.messages import PROTOCOL_VERSION, Done, ErrorReply
 from esperd.messages.base import Message
 from esperd.messages.control import ActorState, Hello, Welcome
-from esperd.messages.jobs import CheckpointWritten, JobInfo, JobState, JobSucceeded, ListJobs
+from esperd.messages.jobs import (
+    JobInfo,
+    JobState,
+    ListJobs,
+)
+from esperd.messages.leases import (
+    CheckpointWritten,
+    JobSucceeded,
+)
 from esperd.messages.telemetry import GetEvents, JobStateChanged, KernelLoaded
 from esperd.testing import children_of, until
 

@@ -21,7 +21,13 @@ from esperd.daemon.job_store import MIGRATIONS, JobStore
 from esperd.errors import IllegalTransition, NothingToShow
 from esperd.messages.control import Terminated
 from esperd.messages.failures import AnalyseFailure, Attempt, RetryJob
-from esperd.messages.jobs import Job, JobBroken, JobError, JobInfo, JobState
+from esperd.messages.jobs import (
+    Job,
+    JobError,
+    JobInfo,
+    JobState,
+)
+from esperd.messages.leases import JobBroken
 from esperd.store.database import Database
 from esperd.testing import running_daemon
 

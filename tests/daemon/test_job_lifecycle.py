@@ -28,7 +28,12 @@ from esperd.daemon.job_lifecycle import (
     backoff_s,
 )
 from esperd.errors import Conflict, IllegalTransition
-from esperd.messages.jobs import FINAL_JOB_STATES, JOB_TRANSITIONS, JobState, StopJob
+from esperd.messages.jobs import (
+    FINAL_JOB_STATES,
+    JOB_TRANSITIONS,
+    JobState,
+)
+from esperd.messages.leases import StopJob
 
 LIMITS = Jobs(max_attempts=3, backoff_s=2.0, backoff_max_s=5.0)
 

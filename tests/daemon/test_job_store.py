@@ -15,7 +15,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from esperd.config import Jobs
 from esperd.daemon.job_store import MIGRATIONS, JobStore
 from esperd.errors import Busy, Conflict, IllegalTransition, JobNotFound, StoreFailed
-from esperd.messages.jobs import Artifact, Budget, Job, JobError, JobState, StopJob
+from esperd.messages.jobs import (
+    Artifact,
+    Budget,
+    Job,
+    JobError,
+    JobState,
+)
+from esperd.messages.leases import StopJob
 from esperd.store.database import Database
 
 LIMITS = Jobs(max_queued=4, max_attempts=2, backoff_s=10.0)

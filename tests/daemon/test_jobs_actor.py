@@ -27,17 +27,19 @@ from esperd.messages.base import Done
 from esperd.messages.control import ActorState, Terminated
 from esperd.messages.jobs import (
     CancelJob,
-    DrainJobs,
     GetJob,
     Job,
-    JobStarted,
     JobState,
-    JobStopped,
-    Lease,
     PauseJob,
     ResumeJob,
-    StopJob,
     SubmitJob,
+)
+from esperd.messages.leases import (
+    DrainJobs,
+    JobStarted,
+    JobStopped,
+    Lease,
+    StopJob,
 )
 from esperd.messages.telemetry import Record
 from esperd.plugins import load_plugins

@@ -21,7 +21,10 @@ from esperd.errors import (
     StoreFailed,
 )
 from esperd.messages.base import Done
-from esperd.messages.jobs import CheckpointWritten, Lease
+from esperd.messages.leases import (
+    CheckpointWritten,
+    Lease,
+)
 from esperd.messages.policy import Conclude
 from esperd.messages.telemetry import BreakerChanged, CheckpointSaved, EpochCompleted, PolicyUnavailable, Record
 from esperd.store.blobs import Blobs

@@ -6,7 +6,7 @@ import desks
 import pytest
 import torch
 
-from esperd.messages.jobs import EXIT_OUT_OF_MEMORY
+from esperd.messages.leases import EXIT_OUT_OF_MEMORY
 from esperd.store.blobs import Blobs
 from esperd.trainer import memory
 from esperd.trainer.session import Session

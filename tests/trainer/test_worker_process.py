@@ -16,8 +16,16 @@ from esperd.actors.system import ActorSystem
 from esperd.errors import Conflict, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import Terminated
-from esperd.messages.jobs import EXIT_NO_FAULT, CheckpointWritten, JobBroken, JobStarted, JobStopped, JobSucceeded, Lease
 from esperd.messages.kernels import ProvideKernel
+from esperd.messages.leases import (
+    EXIT_NO_FAULT,
+    CheckpointWritten,
+    JobBroken,
+    JobStarted,
+    JobStopped,
+    JobSucceeded,
+    Lease,
+)
 from esperd.messages.policy import Decide
 from esperd.messages.reports import Report
 from esperd.messages.telemetry import EpochCompleted, Record
