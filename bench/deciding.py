@@ -17,6 +17,8 @@ from esperd.messages.policy import Arm, ArmMerit, ArmOption, ArmTrial, Decide, D
 from esperd.policy.trigger import with_signal
 from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
 
+SHOWN = ("always", "never", "periodic", "plateau")
+"""Triggers that need no more than gate losses and the epoch."""
 TRIGGERED = {trigger.name: trigger.fires for trigger in TRIGGERS}
 DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 
@@ -45,6 +47,12 @@ class Deciding:
     gate_losses: list[float] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     """What was decided, in words."""
+
+    def __post_init__(self) -> None:
+        if self.settings.stop_rule or self.settings.trigger not in SHOWN:
+            raise ValueError(
+                f"a bench shows the policy nothing that a stop rule or a trigger besides {', '.join(SHOWN)} could read"
+            )
 
     def __call__(self, grower: Grower, measured: Measured) -> None:
         """One decision point."""

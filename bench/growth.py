@@ -22,6 +22,7 @@ from typing import Any
 import choosing
 import growth_figures
 import growth_plan
+import growth_plots
 import harness
 import improving
 import incubation
@@ -64,7 +65,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
     arms["h1"] = [
         ("grown",),
         *((arm, "grown") for arm in plan.get("from_grown", FROM_GROWN)),
-        *((f"continued_{rate:g}",) for rate in plan["continued_rates"]),
+        *((f"continued_{rate:g}",) for rate in (*plan["continued_rates"], *plan.get("later_rates", ()))),
     ]
     arms["h2"] = [("scores",), *((f"arm:{arm}",) for arm in plan["arms"]), ("continued",)]
     for strategy in growth_plan.PICKING:
@@ -219,6 +220,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="arms that run side by side (default 1)")
     parser.add_argument("--part", choices=PARTS, action="append", help="run only this part; may be repeated")
     parser.add_argument("--summary", action="store_true", help="run nothing: sum up the lines that are known")
+    parser.add_argument("--plots", type=Path, help="write a picture of what is known there, for example growth.svg")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many seconds")
     chosen = harness.parsed(parser)
     data = lab.load(chosen.data)
@@ -226,6 +228,7 @@ def main() -> None:
     lines = lab.Lines(
         harness.REPOSITORY / "bench" / "results" / "growth.jsonl", growth_plan.protocol(data, plan), keep=not chosen.quick
     )
+    plan["later_rates"] = growth_plan.LATER_RATES.get(data.name, ())
     offered = plan.get("parts", PARTS)
     parts = tuple(chosen.part or (offered[:2] if chosen.quick else offered))
     if not set(parts) <= set(offered):
@@ -236,6 +239,8 @@ def main() -> None:
         run_all(wanted, lines, plan, chosen.data, workers=chosen.workers, until=time.time() + chosen.seconds)
     figures = growth_figures.figures(lines)
     print(growth_figures.tables(lines))
+    if chosen.plots is not None:
+        growth_plots.draw(lines, chosen.plots)
     if chosen.json is not None:
         settings = {"data": data.name, "rng_seeds": chosen.repeats, "protocol": lines.digest}
         harness.write(harness.results("growth", figures, quick=chosen.quick, settings=settings), chosen.json)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import growth_plan
 import harness
@@ -91,15 +91,24 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 # --- choosing ------------------------------------------------------------------------------------------------------------
 
 
-def complete_choices(lines: lab.Lines) -> list[int]:
-    """RNG seeds of which every arm and every pick is known."""
+def _chosen_lines(lines: lab.Lines) -> dict[int, dict[str, dict]]:
+    """By RNG seed, the lines of every arm and every pick, all of one kind of processor; without the seeds that lack some."""
     picks = [f"{kind}:{name}" for name in growth_plan.PICKING for kind in ("pick", "continued")]
     arms = [f"arm:{arm}" for arm in lines.protocol["plan"]["arms"]]
     wanted = {"scores", "continued", *arms, *picks} - {"continued:first_arm"}
-    known: dict[int, set[str]] = {}
+    known: dict[tuple[int, str], dict[str, dict]] = {}
     for line in _ran(lines, part="h2"):
-        known.setdefault(line["rng_seed"], set()).add(line["arm"])
-    return sorted(seed for seed, told in known.items() if wanted <= told)
+        known.setdefault((line["rng_seed"], line["processor"]), {})[line["arm"]] = line
+    found: dict[int, dict[str, dict]] = {}
+    for (seed, _), told in sorted(known.items()):
+        if wanted <= set(told):
+            found.setdefault(seed, told)
+    return found
+
+
+def complete_choices(lines: lab.Lines) -> list[int]:
+    """RNG seeds of which every arm and every pick is known, from one kind of processor."""
+    return list(_chosen_lines(lines))
 
 
 def choices(lines: lab.Lines) -> dict[str, dict[int, dict[str, float]]]:
@@ -107,8 +116,7 @@ def choices(lines: lab.Lines) -> dict[str, dict[int, dict[str, float]]]:
     points), and the FLOPs of choosing and training over those of training every arm.
     """
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for seed in complete_choices(lines):
-        of = {line["arm"]: line for line in _ran(lines, part="h2", rng_seed=seed)}
+    for seed, of in _chosen_lines(lines).items():
         arms = {name.removeprefix("arm:"): line for name, line in of.items() if name.startswith("arm:")}
         base, budget = of["continued"]["audit_accuracy"], _arm_epochs(lines)
         every = budget * len(arms)
@@ -138,13 +146,33 @@ def _arm_epochs(lines: lab.Lines) -> float:
 
 
 def effectiveness(gains: Sequence[float], others: Sequence[float]) -> tuple[float, float, float]:
-    """Mean gain of a strategy over another's, minus 1, with the 95 % percentile bootstrap interval of that ratio of means, over
-    RNG seeds (paired).
+    """Mean gain of a strategy over another's, minus 1, with its 95 % interval: every ratio r for which the BCa interval of
+    ``gain - (1 + r) other`` over RNG seeds holds 0 (Fieller's way, 1954). A bootstrap of the ratio itself changes its sign where
+    the other's gain is drawn near 0. Infinite where the other may gain nothing, and of fewer than eight RNG seeds.
     """
-    mine, theirs = (torch.tensor(values, dtype=torch.float64) for values in (gains, others))
-    picks = torch.randint(len(gains), (10_000, len(gains)), generator=torch.Generator().manual_seed(0))
-    ratios = (mine[picks].mean(1) / theirs[picks].mean(1) - 1).sort().values
-    return float(mine.mean() / theirs.mean() - 1), float(ratios[249]), float(ratios[9749])
+    mean = statistics.fmean(gains) / statistics.fmean(others) - 1
+    _, least, most = interval(others)
+    if least <= 0 <= most:
+        return mean, -math.inf, math.inf
+
+    def excluded(ratio: float) -> bool:
+        _, low, high = interval([one - (1 + ratio) * two for one, two in zip(gains, others, strict=True)])
+        return not low <= 0 <= high
+
+    return mean, _edge(excluded, mean, -1), _edge(excluded, mean, +1)
+
+
+def _edge(excluded: Callable[[float], bool], inside: float, direction: int) -> float:
+    """Where what is excluded begins, to a thousandth; infinite when not within 64 of what is not."""
+    outside = inside + 0.25 * direction
+    while not excluded(outside):
+        if abs(outside - inside) > 64:
+            return direction * math.inf
+        inside, outside = outside, outside + 2 * (outside - inside)
+    while abs(outside - inside) > 1e-3:
+        middle = (inside + outside) / 2
+        inside, outside = (inside, middle) if excluded(middle) else (middle, outside)
+    return inside
 
 
 def better_by(mine: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float, str]:
@@ -167,8 +195,7 @@ def calibration(lines: lab.Lines) -> dict[str, tuple[list[float], float]]:
     host-epochs.
     """
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for seed in complete_choices(lines):
-        of = {line["arm"]: line for line in _ran(lines, part="h2", rng_seed=seed)}
+    for of in _chosen_lines(lines).values():
         brought = {name.removeprefix("arm:"): -line["gate_loss"] for name, line in of.items() if name.startswith("arm:")}
         scores, costs = dict(of["scores"]["scores"]), dict(of["scores"]["costs"])
         scores["contribution"] = {name: of[f"arm:{name}"]["contribution"] for name in brought}
@@ -205,8 +232,7 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         _, lower, _, unit = better_by(mine, fixed)
         mean = statistics.fmean(fixed)
         found.append(_figure("ae_over_fixed/lower95", lower, unit, "higher", mine, "first_arm", mean, fixed))
-    if _by_seed(lines, "strategies", "first_arm"):
-        gains = growing_by(lines)
+    if gains := growing_by(lines):
         mine = gains[PolicySettings().strategy]
         for name in growth_plan.STRATEGIES:
             _, lower, _, unit = better_by(mine, gains[name])
@@ -308,7 +334,11 @@ def _calibrating(lines: lab.Lines) -> list[str]:
 
 
 def growing_by(lines: lab.Lines) -> dict[str, list[float]]:
-    """By strategy: what growing by it gains over the host continued, in points, for RNG seeds that all of them were run for."""
+    """By strategy: what growing by it gains over the host continued, in points, for RNG seeds that all of them were run for;
+    empty when there is none.
+    """
+    if not _ran(lines, part="strategies", arm="first_arm"):
+        return {}
     told, base = (*growth_plan.STRATEGIES,), continued(lines)
     runs = [_by_seed(lines, "h1", "grown"), *(_by_seed(lines, "strategies", name) for name in told), _by_seed(lines, "h1", base)]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs)))
@@ -321,7 +351,7 @@ def growing_by(lines: lab.Lines) -> dict[str, list[float]]:
 
 
 def _growing_by(lines: lab.Lines) -> list[str]:
-    gains = growing_by(lines) if _by_seed(lines, "strategies", "first_arm") else {}
+    gains = growing_by(lines)
     told = ["", "Growing by a strategy: gain over the host continued for the same FLOPs, points of audit accuracy [95 % BCa]"]
     for name, values in gains.items():
         mean, low, high = interval(values)

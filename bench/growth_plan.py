@@ -95,6 +95,11 @@ seeds were known.
 """
 BORN_RANDOM = "born_random"
 
+LATER_RATES: dict[str, tuple[float, ...]] = {"cifar10_16x16": (0.2,)}
+"""More rates for the host continued, by data: the better of the two in the plan is the upper end of that grid. Registered when H1
+was known.
+"""
+
 
 def plan_of(data: lab.Data, *, quick: bool) -> dict[str, Any]:
     """Budgets for a data set, and its arms."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ sys.path.append(str(ROOT / "bench"))
 import growth  # noqa: E402 - found where the line above says
 import growth_figures  # noqa: E402
 import growth_plan  # noqa: E402
+import growth_plots  # noqa: E402
 import harness  # noqa: E402
 import lab  # noqa: E402
 
@@ -122,6 +124,24 @@ def test_a_run_that_failed_is_told_and_counts_for_nothing(lines):
     assert "failed: h1 scratch_total of RNG seed 0: TrainingDiverged" in growth_figures.tables(lines)
 
 
+def test_an_rng_seed_counts_only_where_one_kind_of_processor_ran_all_of_it(lines):
+    choice(lines, 0, (0.9, 1.0, 1.1), (0.56, 0.54, 0.52), PICKS)
+    known = [told for told in lines.lines if told["arm"] != "arm:a"]
+    for told in known:
+        lines.add({**told, "rng_seed": 1, "processor": "another"})
+    lines.add({**lines.of(arm="arm:a")[0], "rng_seed": 1})
+    assert growth_figures.complete_choices(lines) == [0]
+
+
+def test_a_picture_of_what_is_known(lines, tmp_path):
+    for rng_seed in range(8):
+        choice(lines, rng_seed, (0.9, 1.0, 1.1), (0.57, 0.54, 0.52 + 0.001 * rng_seed), PICKS)
+        lines.add(line("grown", rng_seed, audit=0.6))
+        lines.add(line("continued_0.1", rng_seed, audit=0.58 + 0.001 * rng_seed))
+    growth_plots.draw(lines, tmp_path / "growth.svg")
+    assert "host continued, rate 0.1 (n=8)" in (tmp_path / "growth.svg").read_text(encoding="utf-8")
+
+
 def test_an_rng_seed_with_a_line_missing_says_nothing_yet(lines):
     choice(lines, 0, (0.9, 1.0, 1.1), (0.56, 0.54, 0.52), PICKS)
     lines.add(line("arm:a", 1, "h2"))
@@ -134,6 +154,14 @@ def test_effectiveness_is_a_ratio_of_mean_gains(lines):
     ratio, low, high = growth_figures.effectiveness(*gains(lines, "gradient_merit", "first_arm"))
     assert low < ratio < high
     assert ratio == pytest.approx(6.0 / 2.45 - 1)
+    few = growth_figures.effectiveness([6.0] * 7, [2.0] * 7)
+    assert few == (pytest.approx(2.0), -math.inf, math.inf), "of fewer than eight nothing is known"
+    drowned = growth_figures.effectiveness(
+        [1.0 + 0.1 * seed for seed in range(10)], [(-1) ** seed * 5.0 + 0.4 for seed in range(10)]
+    )
+    assert drowned[1:] == (-math.inf, math.inf), (
+        "where the other may have gained nothing at all, nothing can be said of a ratio to it"
+    )
     names = {figure.name for figure in growth_figures.figures(lines)}
     assert names == {"h2_gain_share", "h2_flops_share", "ae_over_fixed/lower95"}
 
