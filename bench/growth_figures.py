@@ -91,7 +91,7 @@ def holm(p_values: dict[str, float]) -> dict[str, float]:
 # --- choosing ------------------------------------------------------------------------------------------------------------
 
 
-def _chosen_lines(lines: lab.Lines) -> dict[int, dict[str, dict]]:
+def chosen_lines(lines: lab.Lines) -> dict[int, dict[str, dict]]:
     """By RNG seed, the lines of every arm and every pick, all of one kind of processor; without the seeds that lack some."""
     picks = [f"{kind}:{name}" for name in growth_plan.PICKING for kind in ("pick", "continued")]
     arms = [f"arm:{arm}" for arm in lines.protocol["plan"]["arms"]]
@@ -108,7 +108,7 @@ def _chosen_lines(lines: lab.Lines) -> dict[int, dict[str, dict]]:
 
 def complete_choices(lines: lab.Lines) -> list[int]:
     """RNG seeds of which every arm and every pick is known, from one kind of processor."""
-    return list(_chosen_lines(lines))
+    return list(chosen_lines(lines))
 
 
 def choices(lines: lab.Lines) -> dict[str, dict[int, dict[str, float]]]:
@@ -116,7 +116,7 @@ def choices(lines: lab.Lines) -> dict[str, dict[int, dict[str, float]]]:
     points), and the FLOPs of choosing and training over those of training every arm.
     """
     found: dict[str, dict[int, dict[str, float]]] = {}
-    for seed, of in _chosen_lines(lines).items():
+    for seed, of in chosen_lines(lines).items():
         arms = {name.removeprefix("arm:"): line for name, line in of.items() if name.startswith("arm:")}
         base, budget = of["continued"]["audit_accuracy"], _arm_epochs(lines)
         every = budget * len(arms)
@@ -195,7 +195,7 @@ def calibration(lines: lab.Lines) -> dict[str, tuple[list[float], float]]:
     host-epochs.
     """
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for of in _chosen_lines(lines).values():
+    for of in chosen_lines(lines).values():
         brought = {name.removeprefix("arm:"): -line["gate_loss"] for name, line in of.items() if name.startswith("arm:")}
         scores, costs = dict(of["scores"]["scores"]), dict(of["scores"]["costs"])
         scores["contribution"] = {name: of[f"arm:{name}"]["contribution"] for name in brought}

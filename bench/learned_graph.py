@@ -54,8 +54,7 @@ class Record:
 def records(lines: lab.Lines) -> dict[int, Record]:
     """Read the lines of H2 of the RNG seeds that are complete."""
     found = {}
-    for seed in growth_figures.complete_choices(lines):
-        of = {line["arm"]: line for line in lines.of(part="h2", rng_seed=seed) if "failed" not in line}
+    for seed, of in growth_figures.chosen_lines(lines).items():
         told = [of[f"arm:{arm}"] for arm in lines.protocol["plan"]["arms"]]
         found[seed] = Record(of, [line["gate_loss"] for line in told], [line["audit_accuracy"] for line in told])
     return found
