@@ -10,7 +10,7 @@ from small_growth import batches as batches_of_epoch
 
 from esperd.growth.streams import Streams
 from esperd.messages.growth import COOLDOWN_STAGES, Stage
-from esperd.messages.policy import Headroom
+from esperd.messages.policy import Arm, Decided, Decision, Headroom
 from esperd.messages.telemetry import DecisionMade, EpochCompleted, StageChanged, TrainingStarted
 from esperd.store.blobs import Blobs
 from esperd.trainer import run as runs
@@ -113,6 +113,24 @@ def test_the_seconds_of_an_arm_are_known_once_a_seed_of_it_lives_and_not_before(
     assert grown
     assert all(known[arm] > 0.0 for arm in known if (arm.slot, arm.blueprint) in grown)
     assert None in known.values(), "an arm that never lived has no measured price"
+
+
+class Mistyping(desks.InProcessDesk):
+    """Its first answer names a slot that is not there."""
+
+    def decide(self, request):
+        arm = Arm(slot="nowhere", blueprint="norm")
+        made = Decision(action="germinate", arm=arm, reason="a slip of the pen", by="ada")
+        return Decided(decisions=(made if request.point == 1 else Decision(action="wait", reason="done"),), state=b"")
+
+
+def test_a_mistyped_slot_is_refused_where_seconds_are_charged_and_the_job_goes_on(blobs):
+    short = desks.growing_job(policy={"strategy": "never", "rent_seconds": 0.001}, budget={"epochs": 2})
+    first, last = desks.train(short, blobs, Mistyping()).desk.of(DecisionMade)
+    assert not first.applied
+    assert "invalid_slot" in first.refusal
+    assert "nowhere" in first.refusal
+    assert last.applied
 
 
 def test_seconds_are_not_measured_where_nobody_charges_for_them(ended):
