@@ -31,6 +31,7 @@ from esperd.trainer.checkpoint import RunState, restore_rng
 from esperd.trainer.data import Splits, epoch_order
 from esperd.trainer.decision_points import DecisionPoints
 from esperd.trainer.desk import Desk
+from esperd.trainer.epoch_cost import gate_cost, training_cost
 from esperd.trainer.guard import Guard, WentBack
 from esperd.trainer.headroom import headroom
 from esperd.trainer.kernel_source import KernelSource
@@ -291,15 +292,16 @@ class Run:
 
         self.points.decide(observe)
 
-    def _gate_pass_epochs(self, epoch_flops: float) -> float | None:
-        cost = self.grower.ledger.cost("gate", self.grower.structure())
+    def _gate_pass_epochs(self, epoch_flops: float | None) -> float | None:
+        cost = gate_cost(self.grower)
         return None if cost is None or not epoch_flops else cost * self.splits.gate.samples / epoch_flops
 
     def _observe(
         self, points: DecisionPoints, train_loss: float, measured: Measured, statistics: tuple[SlotStatistics, ...]
     ) -> Observation:
         grower = self.grower
-        epoch_flops = (grower.ledger.cost("train", grower.structure()) or 0.0) * self.splits.train.samples
+        cost = training_cost(grower)
+        epoch_flops = None if cost is None else cost * self.splits.train.samples
         return Observation(
             epoch=grower.epoch,
             progress=self.progress,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import desks
 import pytest
 import torch
-from small_growth import Kernels, germinate, grower, same, steps, tensors_of
+from small_growth import GATE, Kernels, germinate, grower, same, steps, tensors_of
 from small_growth import batches as batches_of_epoch
 
 from esperd.growth.streams import Streams
@@ -14,6 +14,7 @@ from esperd.messages.policy import Arm, Decided, Decision, Headroom
 from esperd.messages.telemetry import DecisionMade, EpochCompleted, StageChanged, TrainingStarted
 from esperd.store.blobs import Blobs
 from esperd.trainer import run as runs
+from esperd.trainer.epoch_cost import gate_cost, training_cost
 from esperd.trainer.stopwatch import seconds_share
 
 
@@ -99,6 +100,34 @@ def test_seeds_that_live_count_for_the_budget_of_flops_per_sample(blobs, ended):
         taken = sum(each.flops_per_sample for each in seen.seeds if each.stage not in COOLDOWN_STAGES)
         offered = [option.flops_per_sample for option in seen.options if option.available]
         assert all(seen.host_flops_per_sample + taken + more <= limit for more in offered)
+
+
+def test_the_budget_says_how_much_it_allows_also_of_a_network_that_was_never_trained_as_it_is(blobs, ended):
+    short = {"incubation_epochs": 1, "blending_epochs": 1, "shadowing_epochs": 1, "probation_epochs": 1, "embargo_epochs": 0}
+    asked = desks.growing_job(
+        growth=short,
+        policy={"strategy": "uniform", "nursery": 2, "rent_parameters": 0.001, "latest_germination": 1.0},
+        budget={"flops": ended.report.grown.training_flops},
+    )
+    told = desks.train(asked, blobs).desk
+    assert any(change.after is Stage.BLENDING for change in told.of(StageChanged)), "a seed that is heard from here on"
+    assert None not in {seen.epochs_left for seen in told.observations}
+    assert None not in {seen.gate_pass_epochs for seen in told.observations}
+
+
+def test_a_network_that_was_never_trained_as_it_is_costs_what_it_will_be_counted_to_cost():
+    grown = grower(incubation="joint", dropout=0.0)
+    assert training_cost(grown) is None
+    assert gate_cost(grown) is None
+    steps(grown, batches_of_epoch(0))
+    grown.measure([GATE])
+    grown.network.train()
+    assert grown.apply(germinate("conv_light", "first")) is None
+    assert grown.ledger.cost("train", grown.structure()) is None
+    estimated = training_cost(grown), gate_cost(grown)
+    steps(grown, batches_of_epoch(1))
+    grown.measure([GATE])
+    assert estimated == (grown.ledger.cost("train", "first#0"), grown.ledger.cost("gate", "first#0"))
 
 
 # --- seconds -----------------------------------------------------------------------------------------------------------------
