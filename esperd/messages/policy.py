@@ -207,6 +207,9 @@ class Observation(Value, frozen=True, kw_only=True):
     """FLOPs of one pass of the network over the gate split, in epochs of training it; None: not told."""
     gate_flops: tuple[float, ...] = ()
     """Training FLOPs spent, everything charged, when each of :attr:`gate_losses` was measured."""
+    trial_flops: tuple[float, ...] = ()
+    """Those of :attr:`gate_flops` that went into copies of the network: gradient merits, contests and controlled trials. Fewer
+    than there are losses, of the latest, where the job was begun by an esperd that did not count them."""
     slot_statistics: tuple[SlotStatistics, ...] = ()
     """One for each slot that was sampled; empty where none could be."""
     headroom: Headroom | None = None
