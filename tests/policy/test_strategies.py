@@ -31,7 +31,7 @@ from esperd.errors import CheckpointRejected, UnknownName
 from esperd.messages.growth import LIVE_STAGES, Stage
 from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings
 from esperd.policy.rent import rent
-from esperd.policy.state import decode_state
+from esperd.policy.state import ArmStatistics, BanditState, decode_state
 
 EVERY = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 GROWING = {name: decide for name, decide in EVERY.items() if name != "never"}
@@ -203,7 +203,8 @@ def test_merits_count_for_a_tenth_of_the_job_and_are_measured_anew_then():
     assert {decision.action for decision in soon.decisions} == {"germinate"}
     again = EVERY["gradient_merit"](request(all_arms(epoch=10, epochs_left=35.0), state=first.state))
     assert {decision.action for decision in again.decisions} == {"gauge"}
-    assert {decision.arm for decision in again.decisions} == set(ARMS)
+    refused = germinated(first)[0].arm  # no seed came of it: that does not pay
+    assert {decision.arm for decision in again.decisions} == set(ARMS) - {refused}
 
 
 def test_an_arm_that_could_not_be_gauged_is_not_grown():
@@ -213,6 +214,18 @@ def test_an_arm_that_could_not_be_gauged_is_not_grown():
     (decision,) = EVERY["gradient_merit"](told).decisions
     assert (decision.action, decision.arm is None) == ("wait", False)
     assert "it does not build" in decision.reason
+
+
+def test_arms_that_will_not_be_grown_are_not_gauged():
+    one, failed, dear = option("s1", "conv"), option("s2", "gate"), option("s3", "wide", parameters=50_000)
+    known = (ArmStatistics(arm=failed.arm, pulls=2, total=-0.02, squares=2e-4),)
+    seen = observation(options=(one, failed, dear))
+    first = EVERY["gradient_merit"](request(seen, state=BanditState(arms=known).encode()))
+    assert [(made.action, made.arm) for made in first.decisions] == [("gauge", one.arm)]
+    nothing = msgspec.structs.replace(seen, options=(failed, dear))
+    (told,) = EVERY["gradient_merit"](request(nothing, state=BanditState(arms=known).encode())).decisions
+    assert (told.action, told.arm) == ("wait", failed.arm)
+    assert "does not pay: mean reward -0.0100 over 2 tries" in told.reason
 
 
 def contest(worth, **policy):
