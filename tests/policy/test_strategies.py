@@ -290,6 +290,25 @@ def test_who_does_not_beat_training_on_after_rent_is_not_grown():
     assert "beat training on by" in decision.reason
 
 
+def after_a_contest(worth, known=()):
+    """What is decided when arms went so far: (length of their last round, what they brought in it)."""
+    trials = tuple(ArmTrial(arm=arm, epochs=length, trial=contested(loss), epoch=5) for arm, (length, loss) in worth.items())
+    state = BanditState(arms=known, trials=tuple(sorted(trials, key=lambda trial: trial.arm)))
+    return EVERY["successive_halving"](request(all_arms(), state=state.encode())).decisions[-1]
+
+
+def test_who_lost_to_arms_that_brought_nothing_in_the_end_is_not_grown():
+    lost = {ARMS[2]: (1.0, 0.03), ARMS[3]: (1.0, 0.02)}
+    refuted = after_a_contest({ARMS[0]: (2.0, -0.02), ARMS[1]: (2.0, -0.03), **lost})
+    assert (refuted.action, refuted.arm) == ("wait", ARMS[0])
+    assert after_a_contest({ARMS[0]: (2.0, 0.02), ARMS[1]: (2.0, -0.03), **lost}).arm == ARMS[0]
+    failed = ArmStatistics(arm=ARMS[0], pulls=1, total=-0.01, squares=1e-4)
+    later = after_a_contest({ARMS[0]: (2.0, 0.02), ARMS[1]: (2.0, -0.03), **lost}, (failed,))
+    assert later.action == "wait", "the winner's seed was culled since"
+    paid = ArmStatistics(arm=ARMS[0], pulls=1, total=0.01, squares=1e-4)
+    assert after_a_contest({ARMS[0]: (2.0, 0.02), ARMS[1]: (2.0, -0.03), **lost}, (paid,)).action == "germinate"
+
+
 def test_there_is_one_contest_a_job_and_growth_follows_its_order():
     _, _, answer = contest(worth_of, contenders=8)
     left = observation(options=tuple(option(arm.slot, arm.blueprint) for arm in ARMS[:-1]), epoch=6)
