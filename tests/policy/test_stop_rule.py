@@ -22,11 +22,11 @@ def state(*, mean=0.05, pulls=2):
     return BanditState(arms=(known,)).encode()
 
 
-def decided(losses, *, stop_rule=True, remembered=None, strategy="ucb", **seen):
+def decided(losses, *, stop_rule=True, remembered=None, strategy="ucb", min_share=0.0, **seen):
     flops = tuple(EPOCH * n for n in range(1, len(losses) + 1))
     seen = {"gate_flops": flops, "epochs_left": 40.0, **seen}
     told = observation(gate_losses=tuple(losses), gate_loss=losses[-1], **seen)
-    policy = PolicySettings(strategy=strategy, stop_rule=stop_rule, exploration=0.0)
+    policy = PolicySettings(strategy=strategy, stop_rule=stop_rule, exploration=0.0, min_share=min_share)
     return DECIDE[strategy](request(told, policy=policy, state=remembered or state())).decisions[-1]
 
 
@@ -51,6 +51,17 @@ def test_growth_ends_where_training_on_saves_more_per_flop():
 def test_the_rule_is_off_unless_asked_for():
     assert not PolicySettings().stop_rule
     assert decided(falling(0.1), stop_rule=False).action == "germinate"
+
+
+def test_the_least_that_is_explored_is_no_reason_to_grow_where_growth_ends():
+    """``min_share`` says what is grown first, not that anything is."""
+    due = {"options": (option(), option("s2", "gate")), "remembered": state(pulls=4), "min_share": 1.0}
+    grown = decided(falling(0.074), **due)
+    assert (grown.action, grown.arm) == ("germinate", Arm(slot="s2", blueprint="gate"))
+    assert "due by min_share" in grown.reason
+    stopped = decided(falling(0.076), **due)
+    assert stopped.action == "wait"
+    assert stopped.reason.startswith("stop rule:")
 
 
 def test_the_rule_is_asked_anew_at_each_point():
