@@ -29,7 +29,7 @@ from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
 from esperd.errors import CheckpointRejected, UnknownName
 from esperd.messages.growth import LIVE_STAGES, Stage
-from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings
+from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings, SlotStatistics
 from esperd.policy.rent import rent
 from esperd.policy.state import ArmStatistics, BanditState, decode_state
 
@@ -411,6 +411,47 @@ def test_a_context_tells_what_an_arm_never_tried_is_like():
     state, untried = after("contextual", *good, *bad), [arm for arm in ARMS if arm.slot == "s3"]
     for rng_seed in range(10):
         assert chosen("contextual", state=state, arms=untried, rng_seed=rng_seed, exploration=0.0).blueprint == "wide"
+
+
+def measured_at(**gradients):
+    return tuple(SlotStatistics(slot=slot, gradient=norm, steps=4) for slot, norm in gradients.items())
+
+
+def test_a_context_tells_what_gradients_at_slots_went_with_and_unknown_ones_say_nothing():
+    """Seeds paid where the gradient was larger. Norms fall while a job trains, so what counts is where a slot's stands."""
+    state = b""
+    for number in range(12):
+        slot, norms = ("s1", {"s1": 4.0, "s2": 1.0}) if number % 2 else ("s2", {"s1": 4.0, "s2": 1.0})
+        if number % 4 > 1:  # depth and width say nothing
+            norms = {"s1": norms["s2"], "s2": norms["s1"]}
+        reward = 0.05 if norms[slot] == 4.0 else 0.01
+        ended = seed(f"{slot}#{number}", stage=Stage.FOSSILIZED, blueprint="conv", measured=contribution(reward))
+        told = observation(seeds=(ended,), options=(), slot_statistics=measured_at(**norms))
+        state = EVERY["contextual"](request(told, state=state)).state
+
+    def score(**gradients):
+        seen = observation(options=(option("s3"),), slot_statistics=measured_at(**gradients))
+        (decision,) = EVERY["contextual"](request(seen, state=state, policy=PolicySettings(exploration=0.0))).decisions
+        return decision.score
+
+    large, small = score(s1=0.01, s2=0.01, s3=0.04), score(s1=0.04, s2=0.04, s3=0.01)
+    assert small + 0.01 < score(s1=0.02, s2=0.02, s3=0.02) < large - 0.01
+    unknown = score()
+    assert small < unknown < large
+    assert unknown == score(s3=0.04) == score(s1=0.04, s2=0.01, s3=None) == score(s1=0.04, s2=0.01, s3=0.0)
+
+
+def test_a_state_that_knew_no_gradients_is_read_and_an_older_one_is_refused():
+    state = msgspec.msgpack.decode(after("contextual", *ONCE_EACH))
+    for known in state["tries"]:
+        del known["circumstances"]["gradient"]
+    state["version"] = 4
+    read = decode_state(msgspec.msgpack.encode(state))
+    assert {known.circumstances.gradient for known in read.tries} == {None}
+    assert read.encode() == after("contextual", *ONCE_EACH), "it goes on as one of this version"
+    state["version"] = 3
+    with pytest.raises(CheckpointRejected, match="version 3, this esperd knows 4 and 5"):
+        decode_state(msgspec.msgpack.encode(state))
 
 
 def test_an_arm_never_tried_is_not_declined_for_what_others_earned():
