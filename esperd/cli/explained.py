@@ -14,7 +14,7 @@ from esperd.messages.jobs import DEFAULT_METRICS, JobInfo
 from esperd.messages.overruling import LoggedDecision
 from esperd.messages.policy import Alternative, Arm, Decision, Observation, PolicySettings
 from esperd.messages.telemetry import DecisionMade, Event, StageChanged, TrainingStarted
-from esperd.policy.rent import rent
+from esperd.policy.rent import rent, seconds_share_of
 from esperd.policy.state import decode_state
 from esperd.report import numbers
 from esperd.report.attribution import effect
@@ -251,7 +251,8 @@ class Explained:
             option = options.get(arm)
             price = None
             if option is not None and asked is not None:
-                price = rent(option.parameters, option.flops_per_sample, asked.observation, asked.settings)
+                size, share = (option.parameters, option.flops_per_sample), option.seconds_share
+                price = rent(*size, asked.observation, asked.settings, share)
             rows.append(
                 (
                     arm.slot,
@@ -296,7 +297,8 @@ def _seeds_grid(seen: Observation, settings: PolicySettings) -> Grid:
 
 
 def _seed_row(record: SeedRecord, seen: Observation, settings: PolicySettings) -> tuple[str | Cell, ...]:
-    price = rent(record.parameters, record.flops_per_sample, seen, settings)
+    share = seconds_share_of(Arm(slot=record.slot, blueprint=record.blueprint), seen)
+    price = rent(record.parameters, record.flops_per_sample, seen, settings, share)
     stage = Cell(str(record.stage), STAGE_STYLES[record.stage])
     return record.seed, record.blueprint, stage, f"{record.alpha:.2f}", numbers.loss(price), effect(record.contribution)
 

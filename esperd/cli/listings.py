@@ -157,7 +157,8 @@ def kernels_line(listed: KernelList) -> str:
 
 
 def evidence_grid(listed: EvidenceList) -> Grid:
-    """What tries of seeds came to."""
+    """What tries of seeds came to; how long they take where a job measured it."""
+    timed = any(row.seconds_share is not None for row in listed.rows)
     return Grid(
         "",
         (
@@ -173,14 +174,16 @@ def evidence_grid(listed: EvidenceList) -> Grid:
             Column("reward", "right"),
             Column("parameters", "right"),
             Column("per sample", "right"),
+            *((Column("time / host", "right"),) if timed else ()),
             Column("newest"),
         ),
-        [_evidence_row(row) for row in listed.rows],
+        [_evidence_row(row, timed=timed) for row in listed.rows],
         empty="nothing is known yet: it is recorded when a seed of a job ends",
     )
 
 
-def _evidence_row(row: EvidenceRow) -> tuple[str, ...]:
+def _evidence_row(row: EvidenceRow, *, timed: bool) -> tuple[str, ...]:
+    time = numbers.UNKNOWN if row.seconds_share is None else f"{row.seconds_share:.1%}"
     return (
         row.blueprint,
         row.topology or numbers.UNKNOWN,
@@ -194,6 +197,7 @@ def _evidence_row(row: EvidenceRow) -> tuple[str, ...]:
         numbers.signed(row.reward),
         _range([numbers.count(value) for value in row.parameters]),
         _range([numbers.flops(value) for value in row.flops_per_sample]),
+        *((time,) if timed else ()),
         _when(row.newest),
     )
 

@@ -87,7 +87,8 @@ def with_candidate(grower: Grower, arm: Arm) -> tuple[Grower, Seed]:
         The fork, whose ledger holds what growing cost, and the seed in it.
 
     Raises:
-        NotGrown: gate G0 or G1 refuses it, or it does not build, or its probe fails.
+        NotGrown: gate G0 or G1 refuses it, or it does not build, or its probe fails. Nobody gets this fork, so what it spent
+            is charged to the grower.
         InvalidModel: the network cannot be copied.
     """
     twin = contender(grower)
@@ -95,10 +96,21 @@ def with_candidate(grower: Grower, arm: Arm) -> tuple[Grower, Seed]:
     try:
         refusal = twin.apply(Decision(action="germinate", arm=arm, reason="a candidate in a fork"))
     except EsperError as error:
+        charge_fork(grower, twin)
         raise NotGrown(f"{error.code}: {error}") from error
     if refusal:
+        charge_fork(grower, twin)
         raise NotGrown(refusal)
     return twin, twin.network.seed(name)
+
+
+def charge_fork(grower: Grower, twin: Grower) -> None:
+    """Charge what a fork spent to its original, once, when nothing more will run in it.
+
+    What work costs stays the fork's own knowledge: another contender's seed, or the one that is grown in the end, may have the
+    same name and another cost.
+    """
+    grower.ledger.spent["trial"] += twin.ledger.total
 
 
 def contender(grower: Grower) -> Grower:

@@ -19,7 +19,7 @@ from typing import Literal
 
 import torch
 
-from esperd.growth.candidate import NotGrown, contender, with_candidate
+from esperd.growth.candidate import NotGrown, charge_fork, contender, with_candidate
 from esperd.growth.contribution import Measured, measure
 from esperd.growth.grower import Grower
 from esperd.growth.interval import mean_interval
@@ -104,15 +104,11 @@ def contest(
 
 @contextmanager
 def _charged(grower: Grower, twin: Grower) -> Iterator[None]:
-    """What a fork spends is charged to its original, also when it fails.
-
-    What work costs stays the fork's own knowledge: another contender's seed, or the one that is grown in the end, may have the
-    same name and another cost.
-    """
+    """What a fork spends is charged to its original, also when it fails."""
     try:
         yield
     finally:
-        grower.ledger.spent["trial"] += twin.ledger.total
+        charge_fork(grower, twin)
 
 
 def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: int, flops: float) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from esperd.growth.candidate import NotGrown, with_newborn
+from esperd.growth.candidate import NotGrown, charge_fork, with_newborn
 from esperd.growth.grower import Grower
 from esperd.growth.incubation import SecondPass, lookahead_gradients
 from esperd.growth.network import Seed
@@ -45,12 +45,14 @@ def gradient_merit(grower: Grower, arm: Arm, train: Callable[[], Iterator[Batch]
     twin, seed = with_newborn(grower, arm)
     parameters = list(seed.parameters())
     sums = [torch.zeros_like(parameter) for parameter in parameters]
-    with forked(start.device, start):
-        for inputs, targets in itertools.islice(train(), batches):
-            for total, gradient in zip(sums, _gradients(twin, seed, inputs, targets), strict=True):
-                if gradient is not None:
-                    total += gradient
-    grower.ledger.spent["trial"] += twin.ledger.total
+    try:
+        with forked(start.device, start):
+            for inputs, targets in itertools.islice(train(), batches):
+                for total, gradient in zip(sums, _gradients(twin, seed, inputs, targets), strict=True):
+                    if gradient is not None:
+                        total += gradient
+    finally:  # a pass may raise after others that did not
+        charge_fork(grower, twin)
     twin.ranks.average(sums)
     norm = torch.stack([total.double().norm() for total in sums]).norm() / batches
     return float(twin.ranks.first(f"the merit of {arm.blueprint} at {arm.slot}", float(norm)))

@@ -33,6 +33,9 @@ class TriedSeed(Value, frozen=True, kw_only=True):
     gradient_ratio: float | None = None
     activation_bytes: float | None = None
     """What its module keeps for the backward pass, for one sample; measured as it germinated."""
+    seconds_share: float | None = None
+    """Its forward seconds over the host's, measured as it germinated; of one that was refused, those of the arm's seed before it.
+    Measured where the job charges for seconds."""
     parameters: int
     flops_per_sample: float
     reward: float | None
@@ -105,6 +108,8 @@ class EvidenceRow(Value, frozen=True, kw_only=True):
     """Mean of those that were measured, as in the two below."""
     gradient_ratio: float | None
     activation_bytes: float | None
+    seconds_share: float | None = None
+    """Mean of the forward seconds over the host's that were measured."""
     parameters: tuple[int, int]
     """Fewest and most."""
     flops_per_sample: tuple[float, float]

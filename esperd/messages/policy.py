@@ -179,7 +179,8 @@ class Observation(Value, frozen=True, kw_only=True):
     progress: float
     """Share of the budget that is spent, 0 to 1 (the largest share over the budget's limits)."""
     epochs_left: float | None
-    """Epochs the budget still allows at the current cost; None when only seconds bound the job."""
+    """Epochs the budget still allows at the current cost, which is estimated where the network has not been trained as it is:
+    seeds may have changed stages since. None when only seconds bound the job."""
     shortest_life_epochs: int
     """Epochs a seed needs from germination to a first verdict."""
     train_loss: float
@@ -206,6 +207,9 @@ class Observation(Value, frozen=True, kw_only=True):
     """FLOPs of one pass of the network over the gate split, in epochs of training it; None: not told."""
     gate_flops: tuple[float, ...] = ()
     """Training FLOPs spent, everything charged, when each of :attr:`gate_losses` was measured."""
+    trial_flops: tuple[float, ...] = ()
+    """Those of :attr:`gate_flops` that went into copies of the network: gradient merits, contests and controlled trials. Fewer
+    than there are losses, of the latest, where the job was begun by an esperd that did not count them."""
     slot_statistics: tuple[SlotStatistics, ...] = ()
     """One for each slot that was sampled; empty where none could be."""
     headroom: Headroom | None = None

@@ -99,6 +99,11 @@ def available_arms(
     return [_recorded(option, known.get(option.arm), observation, settings, evidence) for option in options]
 
 
+def affordable(found: RankedArm, observation: Observation) -> bool:
+    """Whether a gain could cover its rent, as far as is known; one that was tried is judged by what it brought."""
+    return bool(found.pulls) or not 0.0 < observation.gate_loss < found.rent
+
+
 def by_score(ranked: Iterable[RankedArm], rng_seed: int) -> list[RankedArm]:
     """Those without a score first, then the highest score, then the fewest tries; what remains equal as the job lists it."""
     return sorted(

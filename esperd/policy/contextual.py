@@ -90,6 +90,9 @@ def _circumstances(found: RankedArm, request: Decide) -> Circumstances:
 
 
 def _features(arm: Arm, where: Circumstances, blueprints: Sequence[str]) -> Vector:
-    """One number a feature, each between 0 and 1: the ridge weighs them alike."""
+    """One number a feature, each between 0 and 1, or around 0 and within 1 of it: the ridge weighs them alike. A gradient that is
+    not known moves nothing, and is told apart from one that is as large as everywhere.
+    """
     own = [float(arm.blueprint == blueprint) for blueprint in blueprints]
-    return np.array([where.depth, where.width, where.parameters, where.flops, where.progress, *own])
+    gradient = [0.0, 0.0] if where.gradient is None else [where.gradient, 1.0]
+    return np.array([where.depth, where.width, where.parameters, where.flops, where.progress, *gradient, *own])

@@ -44,6 +44,7 @@ def _row(tried: list[TriedSeed]) -> EvidenceRow:
         incubation_loss=_mean(one.incubation_loss for one in tried),
         gradient_ratio=_mean(one.gradient_ratio for one in tried),
         activation_bytes=_mean(one.activation_bytes for one in tried),
+        seconds_share=_mean(one.seconds_share for one in tried),
         parameters=(min(one.parameters for one in tried), max(one.parameters for one in tried)),
         flops_per_sample=(min(one.flops_per_sample for one in tried), max(one.flops_per_sample for one in tried)),
         newest=newest.recorded_at,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from esperd.messages.policy import Arm, ArmMerit, Decide, Decided, Decision
+from esperd.messages.policy import Arm, ArmMerit, Decide, Decided, Decision, Observation
 from esperd.policy import pipeline
-from esperd.policy.arms import RankedArm, Selection, by_score
+from esperd.policy.arms import RankedArm, Selection, affordable, by_score
 from esperd.policy.state import BanditState
 from esperd.policy.wording import gauge
 
@@ -21,17 +21,21 @@ def decide(request: Decide) -> Decided:
 
 
 def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
-    """Every available arm is gauged when one is to be grown; what was gauged counts for :data:`LASTS` of the job.
+    """Every available arm that may be grown is gauged when one is to be; what was gauged counts for :data:`LASTS` of the job.
 
-    An arm whose seeds did not pay is not grown again, however large its gradient.
+    An arm whose seeds did not pay is not grown again, however large its gradient, and one whose rent no gain could cover is not
+    grown at all: nothing is spent on their gradients.
     """
+    out = [_out(found, request.observation) for found in available]
+    open_to = [found for found, judged in zip(available, out, strict=True) if judged is None]
     fresh = fresh_merits(request, state)
-    unknown = [found for found in available if found.arm not in fresh]
+    unknown = [found for found in open_to if found.arm not in fresh]
     if unknown:
         return Selection(ranked=available, measure=gauge_all(request, unknown))
-    ranked = [_gauged(found, fresh, len(available)) for found in available]
+    ranked = [_gauged(found, fresh, len(open_to)) for found in open_to]
     known = [found for found in ranked if found.pays]
     failed = [found for found in ranked if not found.pays]
+    failed = [*failed, *(judged for judged in out if judged is not None)]
     return Selection(ranked=[*by_score(known, request.rng_seed), *failed], promise="has a gradient merit of")
 
 
@@ -56,13 +60,20 @@ def fresh_merits(request: Decide, state: BanditState) -> dict[Arm, ArmMerit]:
     return {merit.arm: merit for merit in state.merits if observation.epoch - merit.epoch <= lasts}
 
 
+def _out(found: RankedArm, observation: Observation) -> RankedArm | None:
+    """The arm, with the reason why it is not grown whatever its gradient; None where there is none."""
+    if found.expected is not None and found.expected <= 0.0:
+        why = f"does not pay: mean reward {found.expected:.4f} over {found.known}"
+        return replace(found, pays=False, why=why)
+    if not affordable(found, observation):
+        return replace(found, pays=False, why=f"costs more than the whole gate loss of {observation.gate_loss:.4f}")
+    return None
+
+
 def _gauged(found: RankedArm, merits: dict[Arm, ArmMerit], count: int) -> RankedArm:
     merit = merits[found.arm]
     if merit.norm is None:
         return replace(found, pays=False, why=f"could not be gauged: {merit.why_not}")
-    if found.expected is not None and found.expected <= 0.0:
-        why = f"does not pay: mean reward {found.expected:.4f} over {found.known}"
-        return replace(found, pays=False, why=why)
     over = f"{merit.batches} batch" if merit.batches == 1 else f"{merit.batches} batches"
-    why = f"largest gradient merit of {count} available arms: {merit.norm:.4g} over {over}"
+    why = f"largest gradient merit of {count} arms that may be grown: {merit.norm:.4g} over {over}"
     return replace(found, score=merit.norm, why=why)

@@ -10,7 +10,7 @@ import msgspec
 from esperd.messages.growth import Stage
 from esperd.messages.policy import Decide, Decided, Decision, Observation, PolicySettings
 from esperd.policy import wording
-from esperd.policy.arms import RankedArm, Select, Selection, available_arms
+from esperd.policy.arms import RankedArm, Select, Selection, affordable, available_arms
 from esperd.policy.circumstances import circumstances_of
 from esperd.policy.credit import observe
 from esperd.policy.judge import judge
@@ -80,27 +80,22 @@ def _grow(
         return waiting
     selection = select(request, state, available)
     if selection.measure:
-        if any(_affordable(found, observation) for found in available):
+        if any(affordable(found, observation) for found in available):
             return selection
         # whatever was measured, none of them would be grown
         return wording.decline_price(sorted(available, key=lambda found: found.arm), observation.gate_loss)
     selection = starving_first(selection, state, observation, settings)
     ranked = selection.ranked
-    affordable = [found for found in ranked if _affordable(found, observation)]
-    if not affordable:
+    payable = [found for found in ranked if affordable(found, observation)]
+    if not payable:
         return wording.decline_price(ranked, observation.gate_loss)
-    if stopped := stop(request, state, selection, affordable):
+    if stopped := stop(request, state, selection, payable):
         return stopped
-    chosen = [found for found in affordable if found.pays][: settings.nursery]
+    chosen = [found for found in payable if found.pays][: settings.nursery]
     if not chosen:
-        return wording.decline_promise(affordable[0], selection)
+        return wording.decline_promise(payable[0], selection)
     screening = f"point {request.point}" if len(chosen) > 1 else ""
     return [(found, wording.germinate(found, ranked, screening)) for found in chosen]
-
-
-def _affordable(found: RankedArm, observation: Observation) -> bool:
-    """Whether a gain could cover its rent, as far as is known; one that was tried is judged by what it brought."""
-    return bool(found.pulls) or not 0.0 < observation.gate_loss < found.rent
 
 
 def _ask(found: RankedArm, observation: Observation) -> AskedArm:

@@ -7,11 +7,13 @@ import msgspec
 from esperd.errors import CheckpointRejected
 from esperd.messages.policy import Arm, ArmMerit, ArmTrial
 
-STATE_VERSION = 4
+STATE_VERSION = 5
+READABLE = (4, STATE_VERSION)
+"""Versions that are read. 4 did not know gradients at slots: of its tries they stay unknown."""
 
 
 class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
-    """Where and when an arm was tried, as the observation told it. Every number lies between 0 and 1."""
+    """Where and when an arm was tried, as the observation told it. Every number lies between 0 and 1, but for ``gradient``."""
 
     depth: float
     """Place of the slot among the job's, in the order of the host: 1/n for the first of n, 1 for the last."""
@@ -23,6 +25,9 @@ class Circumstances(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the seed in the forward FLOPs of host and seed together."""
     progress: float
     """Share of the budget that was spent."""
+    gradient: float | None = None
+    """Logarithm of the loss's gradient at the slot, against those at all slots that were measured: half its distance from their
+    mean in standard deviations, -1 to 1. None: not measured, or nowhere else."""
 
 
 class ArmStatistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,7 +99,7 @@ def decode_state(data: bytes) -> BanditState:
     """Read a state; empty bytes are the state of a new job.
 
     Raises:
-        CheckpointRejected: when the bytes are not a state of this version.
+        CheckpointRejected: when the bytes are not a state of a version in :data:`READABLE`.
     """
     if not data:
         return BanditState()
@@ -102,8 +107,9 @@ def decode_state(data: bytes) -> BanditState:
         state = msgspec.msgpack.decode(data, type=BanditState)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise CheckpointRejected(f"the policy's state cannot be read: {error}", size_bytes=len(data)) from error
-    if state.version != STATE_VERSION:
+    if state.version not in READABLE:
         raise CheckpointRejected(
-            f"the policy's state has version {state.version}, this esperd knows {STATE_VERSION}", version=state.version
+            f"the policy's state has version {state.version}, this esperd knows {' and '.join(map(str, READABLE))}",
+            version=state.version,
         )
-    return state
+    return msgspec.structs.replace(state, version=STATE_VERSION)

@@ -76,17 +76,18 @@ def stop(request: Decide, state: BanditState, selection: Selection, affordable: 
 
 
 def training_gain(observation: Observation, window: int) -> float | None:
-    """Loss that training saves per FLOP: the Theil-Sen slope (Sen 1968) of the latest gate losses over the FLOPs spent, which
-    one bad gate pass in a window of five does not move far. Negative while the loss rises; None below three losses.
+    """Loss that training saves per FLOP: the Theil-Sen slope (Sen 1968) of the latest gate losses over :func:`trained_flops`,
+    which one bad gate pass in a window of five does not move far. Negative while the loss rises; None below three losses.
 
     Args:
         observation: gate losses and FLOPs; both are compared from their latest.
         window: losses to look at.
     """
-    known = min(len(observation.gate_losses), len(observation.gate_flops), window)
+    trained = trained_flops(observation)
+    known = min(len(observation.gate_losses), len(trained), window)
     if known < FEWEST_LOSSES:
         return None
-    points = list(zip(observation.gate_flops[-known:], observation.gate_losses[-known:], strict=True))
+    points = list(zip(trained[-known:], observation.gate_losses[-known:], strict=True))
     slopes = [
         (after[1] - before[1]) / (after[0] - before[0]) for before, after in combinations(points, 2) if after[0] > before[0]
     ]
@@ -107,7 +108,7 @@ def last_gain(observation: Observation, window: int) -> float | None:
     now, epoch = training_gain(observation, window), epoch_flops(observation)
     if now is None or epoch is None or observation.epochs_left is None:
         return None
-    spent = observation.gate_flops[-1]
+    spent = trained_flops(observation)[-1]
     return now * spent / (spent + observation.epochs_left * epoch)
 
 
@@ -134,7 +135,18 @@ def expectations(observation: Observation, state: BanditState, arms: Sequence[Ra
 
 
 def epoch_flops(observation: Observation) -> float | None:
-    """FLOPs from the last gate measurement but one to the last; None before the second."""
-    if len(observation.gate_flops) < 2:
-        return None
-    return observation.gate_flops[-1] - observation.gate_flops[-2]
+    """FLOPs of the network itself from the last gate measurement but one to the last; None before the second."""
+    trained = trained_flops(observation)
+    return trained[-1] - trained[-2] if len(trained) >= 2 else None
+
+
+def trained_flops(observation: Observation) -> tuple[float, ...]:
+    """FLOPs spent on the network itself when each of the latest gate losses was measured. What arms took that were measured in
+    copies of it after one epoch is spent when the next one ends, and is no part of what an epoch costs, nor of what lowered
+    the loss. Of a trainer that does not tell it (an older one), nothing was taken.
+    """
+    known = min(len(observation.trial_flops), len(observation.gate_flops))
+    if not known:
+        return observation.gate_flops
+    both = zip(observation.gate_flops[-known:], observation.trial_flops[-known:], strict=True)
+    return tuple(spent - tried for spent, tried in both)

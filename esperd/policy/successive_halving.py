@@ -14,6 +14,7 @@ from esperd.policy import pipeline
 from esperd.policy.arms import RankedArm, Selection, by_score
 from esperd.policy.gradient_merit import fresh_merits, gauge_all
 from esperd.policy.lots import listing
+from esperd.policy.rent import rent
 from esperd.policy.state import BanditState
 from esperd.policy.wording import compete
 
@@ -27,7 +28,10 @@ def decide(request: Decide) -> Decided:
 
 
 def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
-    """Gauge, let compete, then grow in the order of the contest. There is one contest a job: it takes its share of the budget."""
+    """Gauge, let compete, then grow in the order of the contest. There is one contest a job: it takes its share of the budget.
+
+    Where none of the arms of its last round paid, those that lost to them in shorter ones are not grown either.
+    """
     trials = {tried.arm: tried for tried in state.trials}
     if not trials:
         return _first_round(request, state, available)
@@ -36,6 +40,8 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
         length = 2 * max(tried.epochs for tried in trials.values())
         return Selection(ranked=available, measure=[compete(found, length, len(running)) for found in running])
     told = [_placed(found, trials) for found in available]
+    if not _final_paid(trials, request, state):
+        told = [_refuted(found, trials) for found in told]
     known = sorted(
         (found for found in told if found.arm in trials),
         key=lambda found: (-trials[found.arm].epochs, -(found.score or 0.0), listing(request.rng_seed, found.arm)),
@@ -113,6 +119,34 @@ def _next_round(trials: dict[Arm, ArmTrial], available: Sequence[RankedArm]) -> 
 def _gain(found: RankedArm, tried: ArmTrial) -> float | None:
     """Loss that it saved beyond training on, after rent."""
     return None if tried.trial is None else tried.trial.loss - found.rent
+
+
+def _final_paid(trials: dict[Arm, ArmTrial], request: Decide, state: BanditState) -> bool:
+    """Whether an arm of the last round paid: by what became of its seeds where it was grown since, else by what it saved in that
+    round, after rent as far as it is offered still.
+    """
+    longest = max(tried.epochs for tried in trials.values())
+    means = {entry.arm: entry.total / entry.pulls for entry in state.arms}
+    prices = {
+        option.arm: rent(option.parameters, option.flops_per_sample, request.observation, request.settings, option.seconds_share)
+        for option in request.observation.options
+    }
+
+    def worth(tried: ArmTrial) -> float:
+        if tried.arm in means or tried.trial is None:
+            return means.get(tried.arm, 0.0)
+        return tried.trial.loss - prices.get(tried.arm, 0.0)
+
+    return any(worth(tried) > 0.0 for tried in trials.values() if tried.epochs == longest)
+
+
+def _refuted(found: RankedArm, trials: dict[Arm, ArmTrial]) -> RankedArm:
+    """An arm that lost to arms of which none paid in the end; one that was grown since is judged by what became of its seeds."""
+    longest = max(tried.epochs for tried in trials.values())
+    if found.mean is not None or found.arm not in trials or trials[found.arm].epochs == longest:
+        return found
+    why = f"lost to arms of which none paid after {longest:.2g} epochs"
+    return replace(found, score=None, pays=False, why=why)
 
 
 def _placed(found: RankedArm, trials: dict[Arm, ArmTrial]) -> RankedArm:

@@ -14,7 +14,7 @@ from esperd.messages.growth import LIVE_STAGES, SeedRecord, Stage
 from esperd.messages.policy import Arm, Conclude, Decide, Decided, Observation, PolicySettings
 from esperd.policy.circumstances import circumstances_of
 from esperd.policy.credit import reward
-from esperd.policy.rent import rent
+from esperd.policy.rent import rent, seconds_share_of
 from esperd.policy.state import Circumstances
 
 
@@ -27,6 +27,8 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     parameters: int
     flops_per_sample: float
     rent: float
+    seconds_share: float | None = None
+    """Forward seconds of a seed of the arm over the host's, as far as the rent charges for them; None: not measured."""
     gate_loss: float
     epoch: int
 
@@ -103,7 +105,7 @@ def follow(book: Book, request: Decide, answer: Decided, at: float) -> tuple[Boo
         if record.seed not in known:
             arm = Arm(slot=record.slot, blueprint=record.blueprint)
             arrived.add(arm)
-            known[record.seed] = asked.get(arm) or _begun(arm, record.parameters, record.flops_per_sample, observation, settings)
+            known[record.seed] = _arrived(record, asked.get(arm), observation, settings)
         if record.stage in LIVE_STAGES:
             living.append(Living(begun=known[record.seed], record=record))
         else:
@@ -161,16 +163,27 @@ def _asked(request: Decide, answer: Decided) -> tuple[Begun, ...]:
 
 def _begun(arm: Arm, parameters: int, flops_per_sample: float, observation: Observation, settings: PolicySettings) -> Begun:
     slot = next((record for record in observation.slots if record.slot == arm.slot), None)
+    seconds_share = seconds_share_of(arm, observation)
     return Begun(
         arm=arm,
         topology=None if slot is None else slot.topology,
         circumstances=circumstances_of(arm.slot, parameters, flops_per_sample, observation),
         parameters=parameters,
         flops_per_sample=flops_per_sample,
-        rent=rent(parameters, flops_per_sample, observation, settings),
+        rent=rent(parameters, flops_per_sample, observation, settings, seconds_share),
+        seconds_share=seconds_share,
         gate_loss=observation.gate_loss,
         epoch=observation.epoch,
     )
+
+
+def _arrived(record: SeedRecord, asked: Begun | None, observation: Observation, settings: PolicySettings) -> Begun:
+    """The try of a seed that is reported for the first time. Its price is of now, as its arm is credited: how long a seed takes
+    is measured when it germinates.
+    """
+    arm = Arm(slot=record.slot, blueprint=record.blueprint)
+    now = _begun(arm, record.parameters, record.flops_per_sample, observation, settings)
+    return now if asked is None else msgspec.structs.replace(asked, rent=now.rent, seconds_share=now.seconds_share)
 
 
 def _tried(
@@ -191,6 +204,7 @@ def _tried(
         flops_per_sample=begun.flops_per_sample,
         reward=-begun.rent,
         rent=begun.rent,
+        seconds_share=begun.seconds_share,
         gate_loss=begun.gate_loss,
         begun_epoch=begun.epoch,
         ended_epoch=epoch,

@@ -48,6 +48,9 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     train_losses: tuple[float, ...] = ()
     gate_flops: tuple[float, ...] = ()
     """FLOPs spent when each gate loss was measured."""
+    trial_flops: tuple[float, ...] = ()
+    """Those of them that went into networks nobody trains on; fewer entries where an older esperd began, which did not count
+    them: of the latest losses."""
     seconds_shares: tuple[ArmSeconds, ...] = ()
     policy_state: bytes
     refused: tuple[RefusedArm, ...]

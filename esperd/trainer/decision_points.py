@@ -148,7 +148,8 @@ class DecisionPoints:
                 by = "unavailable" if isinstance(error, UNAVAILABLE) else "gate"
             if decision.arm is not None:
                 self._settle(decision.arm, by, refusal)
-                self._time(decision.arm)
+                if decision.action == "germinate" and not refusal:  # nothing else has a seed of this arm come to live
+                    self._time(decision.arm)
         self.events.extend(self.source.loaded)
         self.source.loaded.clear()
         made = DecisionMade(

@@ -31,6 +31,7 @@ from esperd.trainer.checkpoint import RunState, restore_rng
 from esperd.trainer.data import Splits, epoch_order
 from esperd.trainer.decision_points import DecisionPoints
 from esperd.trainer.desk import Desk
+from esperd.trainer.epoch_cost import gate_cost, training_cost
 from esperd.trainer.guard import Guard, WentBack
 from esperd.trainer.headroom import headroom
 from esperd.trainer.kernel_source import KernelSource
@@ -52,6 +53,7 @@ class Cursor:
     gate_losses: tuple[float, ...]
     train_losses: tuple[float, ...]
     gate_flops: tuple[float, ...]
+    trial_flops: tuple[float, ...]
     policy_state: bytes
     refused: tuple[RefusedArm, ...]
     unavailable: tuple[UnavailableArm, ...]
@@ -105,6 +107,8 @@ class Run:
     train_losses: list[float] = field(default_factory=list)
     gate_flops: list[float] = field(default_factory=list)
     """FLOPs spent when each gate loss was measured."""
+    trial_flops: list[float] = field(default_factory=list)
+    """Those of them that went into networks nobody trains on."""
     look: list[torch.Tensor] = field(default_factory=list)
     """Losses of the steps since the governor was last shown any."""
     chance_loss: float | None = None
@@ -203,6 +207,7 @@ class Run:
         heard = self._heard()
         self.train_losses.append(train_loss)
         self.gate_flops.append(self.grower.ledger.total)
+        self.trial_flops.append(self.grower.ledger.spent["trial"])
         self.grower.end_epoch()
         if self.grows:
             with tracing.span("trainer decide"):
@@ -291,15 +296,16 @@ class Run:
 
         self.points.decide(observe)
 
-    def _gate_pass_epochs(self, epoch_flops: float) -> float | None:
-        cost = self.grower.ledger.cost("gate", self.grower.structure())
+    def _gate_pass_epochs(self, epoch_flops: float | None) -> float | None:
+        cost = gate_cost(self.grower)
         return None if cost is None or not epoch_flops else cost * self.splits.gate.samples / epoch_flops
 
     def _observe(
         self, points: DecisionPoints, train_loss: float, measured: Measured, statistics: tuple[SlotStatistics, ...]
     ) -> Observation:
         grower = self.grower
-        epoch_flops = (grower.ledger.cost("train", grower.structure()) or 0.0) * self.splits.train.samples
+        cost = training_cost(grower)
+        epoch_flops = None if cost is None else cost * self.splits.train.samples
         return Observation(
             epoch=grower.epoch,
             progress=self.progress,
@@ -323,6 +329,7 @@ class Run:
             steps_per_epoch=self.steps_per_epoch,
             gate_pass_epochs=self._gate_pass_epochs(epoch_flops),
             gate_flops=tuple(self.gate_flops),
+            trial_flops=tuple(self.trial_flops),
             slot_statistics=statistics,
             headroom=headroom(self.device),
             rolled_back=tuple(self.guard.told),
@@ -402,6 +409,7 @@ class Run:
             gate_losses=tuple(self.gate_losses),
             train_losses=tuple(self.train_losses),
             gate_flops=tuple(self.gate_flops),
+            trial_flops=tuple(self.trial_flops),
             seconds_shares=tuple(
                 ArmSeconds(arm=arm, share=share) for arm, share in sorted(self.points.offers.seconds_shares.items())
             ),
@@ -449,6 +457,7 @@ class Run:
         self._started = self.clock()
         self.gate_losses = list(state.gate_losses)
         self.train_losses, self.gate_flops = list(state.train_losses), list(state.gate_flops)
+        self.trial_flops = list(state.trial_flops)
         self.points.offers.seconds_shares = {known.arm: known.share for known in state.seconds_shares}
         if self.grower.watch is not None:
             norms = tensors["run.slot_norms"].tolist() if "run.slot_norms" in tensors else None
@@ -472,6 +481,7 @@ class Run:
             gate_losses=tuple(self.gate_losses),
             train_losses=tuple(self.train_losses),
             gate_flops=tuple(self.gate_flops),
+            trial_flops=tuple(self.trial_flops),
             policy_state=self.points.policy_state,
             refused=tuple(self.points.refused),
             unavailable=self.points.unavailable.entries(),
@@ -488,6 +498,7 @@ class Run:
         self.loss_sum = None if cursor.loss_sum is None else cursor.loss_sum.clone()
         self.gate_losses, self.points.policy_state = list(cursor.gate_losses), cursor.policy_state
         self.train_losses, self.gate_flops = list(cursor.train_losses), list(cursor.gate_flops)
+        self.trial_flops = list(cursor.trial_flops)
         if self.grower.watch is not None:
             self.grower.watch.begin(self.grower.step - self.batch)
         self.points.refused, self.points.unavailable = list(cursor.refused), UnavailableArms(cursor.unavailable)

@@ -12,7 +12,7 @@ from scripted_daemon import ScriptedDaemon
 from esperd.builtins.strategies import STRATEGIES
 from esperd.cli.client import esper
 from esperd.cli.exit_codes import run
-from esperd.cli.explained import outcome_cell, points_of
+from esperd.cli.explained import Explained, outcome_cell, points_of
 from esperd.cli.lines import describe
 from esperd.client import user_name
 from esperd.declarations import resolve
@@ -205,6 +205,17 @@ def test_a_point_is_explained_with_reasons_numbers_alternatives_and_what_became_
     for arm in (Arm(slot="s1", blueprint="conv"), Arm(slot="s2", blueprint="gate")):
         assert any(line.split()[:2] == [arm.slot, arm.blueprint] for line in out.splitlines())
     assert "1 more arm could not be grown: the slot is taken." in words
+
+
+def test_the_rent_that_is_shown_charges_for_seconds(daemon):
+    timed = tuple(msgspec.structs.replace(made, seconds_share=0.5) for made in (option("s1", "conv"), option("s3", "conv")))
+    settings = PolicySettings(strategy="ucb", rent_parameters=0.0, rent_flops=0.0, rent_seconds=0.1)
+    asked = request(msgspec.structs.replace(ASKED.observation, options=timed), policy=settings, point=2)
+    point = LoggedDecision(point=2, decided_at=0.0, request=asked, answer=UCB(asked), said=())
+    grids = {grid.title: grid for grid in Explained(daemon.info(), point, EVENTS).grids()}
+    for title, rows in (("Seeds", 1), ("Arms", 2)):
+        place = [column.title for column in grids[title].columns].index("rent")
+        assert [row[place] for row in grids[title].rows] == ["0.0500"] * rows
 
 
 def test_a_point_that_only_measured_says_so_and_a_contest_is_told_arm_by_arm():

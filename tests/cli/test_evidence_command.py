@@ -15,6 +15,7 @@ from scripted_daemon import EVIDENCE, ScriptedDaemon
 from esperd.cli.client import esper
 from esperd.cli.exit_codes import BAD_INPUT, run
 from esperd.cli.lines import describe
+from esperd.cli.listings import evidence_grid
 from esperd.messages.evidence import EvidenceForgotten, EvidenceList, EvidenceSnapshot, ForgetEvidence, ListEvidence
 from esperd.messages.telemetry import EvidenceGiven
 
@@ -57,6 +58,16 @@ def test_the_listing_tells_tries_contribution_and_price_and_what_is_unknown_is_n
     ):
         assert told in known
     assert refused.split()[1:3] == ["–", "–"]  # noqa: RUF001 - a dash, as tables write it
+
+
+def test_the_time_of_seeds_is_told_where_a_job_measured_it():
+    assert "time / host" not in evidence_grid(EVIDENCE).plain()
+    known, refused = EVIDENCE.rows
+    listed = EvidenceList(rows=(msgspec.structs.replace(known, seconds_share=0.125), refused))
+    head, timed, untimed = evidence_grid(listed).plain().splitlines()
+    assert "time / host" in head
+    assert "12.5%" in timed
+    assert "12.5%" not in untimed
 
 
 def test_it_is_narrowed_by_blueprint_and_job_and_told_as_json(daemon, capsys):

@@ -120,6 +120,27 @@ def test_an_arm_that_cannot_be_grown_is_told_with_the_reason_and_the_others_comp
             gradient_merit(grown, Arm(slot="first", blueprint=blueprint), train, batches=1)
 
 
+def test_what_an_arm_cost_that_came_to_nothing_is_charged():
+    grown = started(source=Arms())
+    before = grown.ledger.spent["trial"]
+    held(grown, ())
+    nobody = grown.ledger.spent["trial"] - before
+    held(grown, (Arm(slot="first", blueprint="deaf"),))
+    assert grown.ledger.spent["trial"] - before > 2 * nobody, "a gate refused what its probe showed, and the probe has passes"
+
+    def breaking():
+        inputs, targets = next(train())
+        yield inputs, targets
+        yield inputs[:, :, :0], targets
+
+    before = grown.ledger.spent["trial"]
+    gradient_merit(grown, ARMS[0], train, batches=1)
+    one = grown.ledger.spent["trial"] - before
+    with pytest.raises(NotGrown, match="its pass raised"):
+        gradient_merit(grown, ARMS[0], breaking, batches=2)
+    assert grown.ledger.spent["trial"] - before == 2 * one > 0.0, "the batch before it was paid for"
+
+
 def test_an_arm_whose_slot_is_taken_does_not_compete():
     grown = started()
     grown.apply(germinate("conv_light", "first"))

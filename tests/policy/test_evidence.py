@@ -16,10 +16,13 @@ from esperd.messages.policy import Arm, Conclude, Decided, Decision, PolicySetti
 from esperd.messages.reports import SeedOutcome
 from esperd.plugins import Plugins
 from esperd.policy.actor import PolicyActor
+from esperd.policy.credit import observe
 from esperd.policy.decision_log import MIGRATIONS
 from esperd.policy.evidence import MOST_KEPT, EvidenceStore
+from esperd.policy.evidence_rows import rows_of
 from esperd.policy.precedents import HALF_LIFE_TRIES, MOST_PRIOR_TRIES, gain_of, precedents_of, prior_of, third_of
 from esperd.policy.rent import rent
+from esperd.policy.state import BanditState
 from esperd.policy.tracking import Book, conclude, decode_book, follow
 from esperd.store.database import Database
 
@@ -84,6 +87,33 @@ def test_a_try_is_told_once_when_it_ends_with_the_loss_that_it_began_with():
     assert (told.incubation_loss, told.gradient_ratio) == (0.4, 0.7)
     assert told.reward == pytest.approx(0.05 - RENT)
     assert gain_of(told) == pytest.approx(0.05 / 0.6)
+
+
+def test_a_try_is_told_with_the_seconds_it_was_charged_for_as_its_arm_is_credited_with_them():
+    """They are measured as the seed germinates: when it was asked for, nobody knew them."""
+    policy, timed = PolicySettings(rent_seconds=0.1), (msgspec.structs.replace(option(), seconds_share=0.5),)
+    kept = seed("s1#1", stage=Stage.FOSSILIZED, measured=contribution(0.2))
+    pages = (
+        (observation(), GERMINATE),
+        (observation(options=timed, seeds=(seed("s1#1", stage=Stage.TRAINING),)), WAIT),
+        (observation(options=timed, seeds=(kept,)), GERMINATE),
+        (observation(options=timed, seeds=(kept,)), WAIT),
+    )
+    book, state, told = Book(), BanditState(), []
+    for point, (seen, answer) in enumerate(pages, start=1):
+        book, ended = follow(book, request(seen, point=point, policy=policy), answer, at=7.0)
+        told.extend(ended)
+        state = observe(state, seen, policy)
+    (fossil, refused), price = told, RENT + 0.1 * 0.5
+    assert (fossil.seconds_share, fossil.rent) == (0.5, price)
+    assert [fossil.reward] == [entry.reward for entry in state.tries]
+    assert (refused.outcome, refused.seconds_share, refused.reward) == ("refused", 0.5, -price)
+    assert rows_of(told)[0].seconds_share == 0.5
+    (untimed,) = followed((observation(), GERMINATE), (observation(), WAIT))
+    assert (untimed.seconds_share, untimed.rent, rows_of([untimed])[0].seconds_share) == (None, RENT, None)
+    older = msgspec.to_builtins(fossil)
+    del older["seconds_share"]  # as an older esperd kept it
+    assert msgspec.convert(older, TriedSeed) == msgspec.structs.replace(fossil, seconds_share=None)
 
 
 def test_a_culled_seed_keeps_what_was_measured_of_it_and_earned_nothing():

@@ -10,7 +10,7 @@ from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
 from esperd.messages.policy import Arm, PolicySettings
 from esperd.policy.state import ArmStatistics, BanditState
-from esperd.policy.stop_rule import training_gain
+from esperd.policy.stop_rule import epoch_flops, training_gain
 
 DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 EPOCH = 1e6
@@ -22,10 +22,11 @@ def state(*, mean=0.05, pulls=2):
     return BanditState(arms=(known,)).encode()
 
 
-def decided(losses, *, stop_rule=True, remembered=None, strategy="ucb", **seen):
+def decided(losses, *, stop_rule=True, remembered=None, strategy="ucb", min_share=0.0, **seen):
     flops = tuple(EPOCH * n for n in range(1, len(losses) + 1))
-    told = observation(gate_losses=tuple(losses), gate_flops=flops, gate_loss=losses[-1], **{"epochs_left": 40.0, **seen})
-    policy = PolicySettings(strategy=strategy, stop_rule=stop_rule, exploration=0.0)
+    seen = {"gate_flops": flops, "epochs_left": 40.0, **seen}
+    told = observation(gate_losses=tuple(losses), gate_loss=losses[-1], **seen)
+    policy = PolicySettings(strategy=strategy, stop_rule=stop_rule, exploration=0.0, min_share=min_share)
     return DECIDE[strategy](request(told, policy=policy, state=remembered or state())).decisions[-1]
 
 
@@ -50,6 +51,17 @@ def test_growth_ends_where_training_on_saves_more_per_flop():
 def test_the_rule_is_off_unless_asked_for():
     assert not PolicySettings().stop_rule
     assert decided(falling(0.1), stop_rule=False).action == "germinate"
+
+
+def test_the_least_that_is_explored_is_no_reason_to_grow_where_growth_ends():
+    """``min_share`` says what is grown first, not that anything is."""
+    due = {"options": (option(), option("s2", "gate")), "remembered": state(pulls=4), "min_share": 1.0}
+    grown = decided(falling(0.074), **due)
+    assert (grown.action, grown.arm) == ("germinate", Arm(slot="s2", blueprint="gate"))
+    assert "due by min_share" in grown.reason
+    stopped = decided(falling(0.076), **due)
+    assert stopped.action == "wait"
+    assert stopped.reason.startswith("stop rule:")
 
 
 def test_the_rule_is_asked_anew_at_each_point():
@@ -98,3 +110,19 @@ def test_one_bad_gate_pass_does_not_move_the_slope():
 def test_losses_without_their_flops_give_no_slope():
     assert training_gain(observation(gate_losses=(1.0, 0.9, 0.8, 0.7)), 5) is None
     assert training_gain(observation(gate_losses=(1.0, 0.9, 0.8), gate_flops=(1.0, 1.0, 1.0)), 5) is None
+
+
+@pytest.mark.parametrize("scouted", [(2, 6), (7,)], ids=["twice", "before the latest loss"])
+def test_what_arms_took_that_were_measured_is_no_part_of_what_an_epoch_costs(scouted):
+    """A contest after epoch n is spent when the gate loss of epoch n + 1 is measured."""
+    losses = falling(0.076)
+    tried = [10 * EPOCH * sum(epoch < number for epoch in scouted) for number in range(1, 9)]
+    spent = tuple(EPOCH * number + more for number, more in zip(range(1, 9), tried, strict=True))
+    told = observation(gate_losses=tuple(losses), gate_flops=spent, trial_flops=tuple(tried))
+    assert epoch_flops(told) == EPOCH
+    assert training_gain(told, 5) == pytest.approx(0.076 / EPOCH)
+    assert decided(losses, gate_flops=spent, trial_flops=tuple(tried)) == decided(losses)
+    untold = msgspec.structs.replace(told, trial_flops=())
+    assert epoch_flops(untold) == (11 * EPOCH if 7 in scouted else EPOCH), "an older esperd did not tell: all of it counts"
+    late = msgspec.structs.replace(told, trial_flops=tuple(tried[-3:]))
+    assert epoch_flops(late) == EPOCH, "known of the latest losses only"

@@ -29,9 +29,9 @@ from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
 from esperd.errors import CheckpointRejected, UnknownName
 from esperd.messages.growth import LIVE_STAGES, Stage
-from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings
+from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings, SlotStatistics
 from esperd.policy.rent import rent
-from esperd.policy.state import decode_state
+from esperd.policy.state import ArmStatistics, BanditState, decode_state
 
 EVERY = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 GROWING = {name: decide for name, decide in EVERY.items() if name != "never"}
@@ -203,7 +203,8 @@ def test_merits_count_for_a_tenth_of_the_job_and_are_measured_anew_then():
     assert {decision.action for decision in soon.decisions} == {"germinate"}
     again = EVERY["gradient_merit"](request(all_arms(epoch=10, epochs_left=35.0), state=first.state))
     assert {decision.action for decision in again.decisions} == {"gauge"}
-    assert {decision.arm for decision in again.decisions} == set(ARMS)
+    refused = germinated(first)[0].arm  # no seed came of it: that does not pay
+    assert {decision.arm for decision in again.decisions} == set(ARMS) - {refused}
 
 
 def test_an_arm_that_could_not_be_gauged_is_not_grown():
@@ -213,6 +214,18 @@ def test_an_arm_that_could_not_be_gauged_is_not_grown():
     (decision,) = EVERY["gradient_merit"](told).decisions
     assert (decision.action, decision.arm is None) == ("wait", False)
     assert "it does not build" in decision.reason
+
+
+def test_arms_that_will_not_be_grown_are_not_gauged():
+    one, failed, dear = option("s1", "conv"), option("s2", "gate"), option("s3", "wide", parameters=50_000)
+    known = (ArmStatistics(arm=failed.arm, pulls=2, total=-0.02, squares=2e-4),)
+    seen = observation(options=(one, failed, dear))
+    first = EVERY["gradient_merit"](request(seen, state=BanditState(arms=known).encode()))
+    assert [(made.action, made.arm) for made in first.decisions] == [("gauge", one.arm)]
+    nothing = msgspec.structs.replace(seen, options=(failed, dear))
+    (told,) = EVERY["gradient_merit"](request(nothing, state=BanditState(arms=known).encode())).decisions
+    assert (told.action, told.arm) == ("wait", failed.arm)
+    assert "does not pay: mean reward -0.0100 over 2 tries" in told.reason
 
 
 def contest(worth, **policy):
@@ -275,6 +288,25 @@ def test_who_does_not_beat_training_on_after_rent_is_not_grown():
     (decision,) = answer.decisions
     assert decision.action == "wait"
     assert "beat training on by" in decision.reason
+
+
+def after_a_contest(worth, known=()):
+    """What is decided when arms went so far: (length of their last round, what they brought in it)."""
+    trials = tuple(ArmTrial(arm=arm, epochs=length, trial=contested(loss), epoch=5) for arm, (length, loss) in worth.items())
+    state = BanditState(arms=known, trials=tuple(sorted(trials, key=lambda trial: trial.arm)))
+    return EVERY["successive_halving"](request(all_arms(), state=state.encode())).decisions[-1]
+
+
+def test_who_lost_to_arms_that_brought_nothing_in_the_end_is_not_grown():
+    lost = {ARMS[2]: (1.0, 0.03), ARMS[3]: (1.0, 0.02)}
+    refuted = after_a_contest({ARMS[0]: (2.0, -0.02), ARMS[1]: (2.0, -0.03), **lost})
+    assert (refuted.action, refuted.arm) == ("wait", ARMS[0])
+    assert after_a_contest({ARMS[0]: (2.0, 0.02), ARMS[1]: (2.0, -0.03), **lost}).arm == ARMS[0]
+    failed = ArmStatistics(arm=ARMS[0], pulls=1, total=-0.01, squares=1e-4)
+    later = after_a_contest({ARMS[0]: (2.0, 0.02), ARMS[1]: (2.0, -0.03), **lost}, (failed,))
+    assert later.action == "wait", "the winner's seed was culled since"
+    paid = ArmStatistics(arm=ARMS[0], pulls=1, total=0.01, squares=1e-4)
+    assert after_a_contest({ARMS[0]: (2.0, 0.02), ARMS[1]: (2.0, -0.03), **lost}, (paid,)).action == "germinate"
 
 
 def test_there_is_one_contest_a_job_and_growth_follows_its_order():
@@ -379,6 +411,47 @@ def test_a_context_tells_what_an_arm_never_tried_is_like():
     state, untried = after("contextual", *good, *bad), [arm for arm in ARMS if arm.slot == "s3"]
     for rng_seed in range(10):
         assert chosen("contextual", state=state, arms=untried, rng_seed=rng_seed, exploration=0.0).blueprint == "wide"
+
+
+def measured_at(**gradients):
+    return tuple(SlotStatistics(slot=slot, gradient=norm, steps=4) for slot, norm in gradients.items())
+
+
+def test_a_context_tells_what_gradients_at_slots_went_with_and_unknown_ones_say_nothing():
+    """Seeds paid where the gradient was larger. Norms fall while a job trains, so what counts is where a slot's stands."""
+    state = b""
+    for number in range(12):
+        slot, norms = ("s1", {"s1": 4.0, "s2": 1.0}) if number % 2 else ("s2", {"s1": 4.0, "s2": 1.0})
+        if number % 4 > 1:  # depth and width say nothing
+            norms = {"s1": norms["s2"], "s2": norms["s1"]}
+        reward = 0.05 if norms[slot] == 4.0 else 0.01
+        ended = seed(f"{slot}#{number}", stage=Stage.FOSSILIZED, blueprint="conv", measured=contribution(reward))
+        told = observation(seeds=(ended,), options=(), slot_statistics=measured_at(**norms))
+        state = EVERY["contextual"](request(told, state=state)).state
+
+    def score(**gradients):
+        seen = observation(options=(option("s3"),), slot_statistics=measured_at(**gradients))
+        (decision,) = EVERY["contextual"](request(seen, state=state, policy=PolicySettings(exploration=0.0))).decisions
+        return decision.score
+
+    large, small = score(s1=0.01, s2=0.01, s3=0.04), score(s1=0.04, s2=0.04, s3=0.01)
+    assert small + 0.01 < score(s1=0.02, s2=0.02, s3=0.02) < large - 0.01
+    unknown = score()
+    assert small < unknown < large
+    assert unknown == score(s3=0.04) == score(s1=0.04, s2=0.01, s3=None) == score(s1=0.04, s2=0.01, s3=0.0)
+
+
+def test_a_state_that_knew_no_gradients_is_read_and_an_older_one_is_refused():
+    state = msgspec.msgpack.decode(after("contextual", *ONCE_EACH))
+    for known in state["tries"]:
+        del known["circumstances"]["gradient"]
+    state["version"] = 4
+    read = decode_state(msgspec.msgpack.encode(state))
+    assert {known.circumstances.gradient for known in read.tries} == {None}
+    assert read.encode() == after("contextual", *ONCE_EACH), "it goes on as one of this version"
+    state["version"] = 3
+    with pytest.raises(CheckpointRejected, match="version 3, this esperd knows 4 and 5"):
+        decode_state(msgspec.msgpack.encode(state))
 
 
 def test_an_arm_never_tried_is_not_declined_for_what_others_earned():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import desks
 import pytest
 
@@ -58,7 +60,11 @@ def test_every_available_arm_is_gauged_and_the_largest_gradient_is_grown(gauged)
 
 
 def test_measuring_is_charged_and_no_kernel_is_asked_for(gauged):
-    assert gauged.report.flops["trial"] > 0.0
+    tried = gauged.desk.observations[-1].trial_flops
+    when = {body.epoch for body in gauged.desk.of(ArmGauged)}
+    grows = {epoch for epoch, (before, after) in enumerate(itertools.pairwise(tried), start=1) if after > before}
+    assert grows == when - {len(tried)}, "what was measured after an epoch is spent when the next one ends"
+    assert gauged.report.flops["trial"] >= tried[-1] > 0.0
     grown = {body.decision.arm.blueprint for body in gauged.desk.of(DecisionMade) if body.decision.action == "germinate"}
     assert gauged.desk.kernels_of == grown
 
@@ -87,6 +93,7 @@ def test_a_job_that_measures_first_ends_bit_identical_when_it_is_stopped(blobs, 
         stopped = desks.train_until(job("gradient_merit"), blobs, in_epoch(epochs), resume_from=checkpoint)
         checkpoint = stopped.checkpoints[-1][0]
     resumed = desks.train(job("gradient_merit"), blobs, resume_from=checkpoint)
+    assert resumed.desk.observations[-1].trial_flops == gauged.desk.observations[-1].trial_flops
     assert resumed.files["model.safetensors"] == gauged.files["model.safetensors"]
 
 

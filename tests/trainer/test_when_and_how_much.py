@@ -5,15 +5,16 @@ from __future__ import annotations
 import desks
 import pytest
 import torch
-from small_growth import Kernels, germinate, grower, same, steps, tensors_of
+from small_growth import GATE, Kernels, germinate, grower, same, steps, tensors_of
 from small_growth import batches as batches_of_epoch
 
 from esperd.growth.streams import Streams
 from esperd.messages.growth import COOLDOWN_STAGES, Stage
-from esperd.messages.policy import Headroom
+from esperd.messages.policy import Arm, Decided, Decision, Headroom
 from esperd.messages.telemetry import DecisionMade, EpochCompleted, StageChanged, TrainingStarted
 from esperd.store.blobs import Blobs
 from esperd.trainer import run as runs
+from esperd.trainer.epoch_cost import gate_cost, training_cost
 from esperd.trainer.stopwatch import seconds_share
 
 
@@ -101,6 +102,34 @@ def test_seeds_that_live_count_for_the_budget_of_flops_per_sample(blobs, ended):
         assert all(seen.host_flops_per_sample + taken + more <= limit for more in offered)
 
 
+def test_the_budget_says_how_much_it_allows_also_of_a_network_that_was_never_trained_as_it_is(blobs, ended):
+    short = {"incubation_epochs": 1, "blending_epochs": 1, "shadowing_epochs": 1, "probation_epochs": 1, "embargo_epochs": 0}
+    asked = desks.growing_job(
+        growth=short,
+        policy={"strategy": "uniform", "nursery": 2, "rent_parameters": 0.001, "latest_germination": 1.0},
+        budget={"flops": ended.report.grown.training_flops},
+    )
+    told = desks.train(asked, blobs).desk
+    assert any(change.after is Stage.BLENDING for change in told.of(StageChanged)), "a seed that is heard from here on"
+    assert None not in {seen.epochs_left for seen in told.observations}
+    assert None not in {seen.gate_pass_epochs for seen in told.observations}
+
+
+def test_a_network_that_was_never_trained_as_it_is_costs_what_it_will_be_counted_to_cost():
+    grown = grower(incubation="joint", dropout=0.0)
+    assert training_cost(grown) is None
+    assert gate_cost(grown) is None
+    steps(grown, batches_of_epoch(0))
+    grown.measure([GATE])
+    grown.network.train()
+    assert grown.apply(germinate("conv_light", "first")) is None
+    assert grown.ledger.cost("train", grown.structure()) is None
+    estimated = training_cost(grown), gate_cost(grown)
+    steps(grown, batches_of_epoch(1))
+    grown.measure([GATE])
+    assert estimated == (grown.ledger.cost("train", "first#0"), grown.ledger.cost("gate", "first#0"))
+
+
 # --- seconds -----------------------------------------------------------------------------------------------------------------
 
 
@@ -113,6 +142,24 @@ def test_the_seconds_of_an_arm_are_known_once_a_seed_of_it_lives_and_not_before(
     assert grown
     assert all(known[arm] > 0.0 for arm in known if (arm.slot, arm.blueprint) in grown)
     assert None in known.values(), "an arm that never lived has no measured price"
+
+
+class Mistyping(desks.InProcessDesk):
+    """Its first answer names a slot that is not there."""
+
+    def decide(self, request):
+        arm = Arm(slot="nowhere", blueprint="norm")
+        made = Decision(action="germinate", arm=arm, reason="a slip of the pen", by="ada")
+        return Decided(decisions=(made if request.point == 1 else Decision(action="wait", reason="done"),), state=b"")
+
+
+def test_a_mistyped_slot_is_refused_where_seconds_are_charged_and_the_job_goes_on(blobs):
+    short = desks.growing_job(policy={"strategy": "never", "rent_seconds": 0.001}, budget={"epochs": 2})
+    first, last = desks.train(short, blobs, Mistyping()).desk.of(DecisionMade)
+    assert not first.applied
+    assert "invalid_slot" in first.refusal
+    assert "nowhere" in first.refusal
+    assert last.applied
 
 
 def test_seconds_are_not_measured_where_nobody_charges_for_them(ended):
