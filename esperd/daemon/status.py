@@ -21,6 +21,8 @@ class DaemonStatus(Value, frozen=True, kw_only=True):
     ready: bool
     reasons: tuple[str, ...]
     """Why it is not ready; empty when it is."""
+    disk: str
+    """How the disk of the state directory stands: ``ok``, ``low``, ``full`` or ``failing``."""
     loop_lag_s: float | None
     """How late its event loop ran a timer, as measured last; None before the first second is over."""
     actors: tuple[ActorStatus, ...]
@@ -38,6 +40,7 @@ def status_of(
     actors: ActorList,
     *,
     reasons: Sequence[str],
+    disk: str,
     up_s: float,
     requests: Mapping[str, int],
 ) -> DaemonStatus:
@@ -47,6 +50,7 @@ def status_of(
         metrics: knows jobs and lag.
         actors: dead letters and breakers, too.
         reasons: why the daemon is not ready.
+        disk: how the disk of the state directory stands.
         up_s: seconds since it was ready to serve.
         requests: counts by result.
     """
@@ -56,6 +60,7 @@ def status_of(
         up_s=up_s,
         ready=not reasons,
         reasons=tuple(reasons),
+        disk=str(disk),
         loop_lag_s=metrics.loop_lag_s,
         actors=actors.actors,
         dead_letters=actors.dead_letters,
