@@ -43,7 +43,7 @@ def jobs_grid(jobs: Sequence[JobInfo]) -> Grid:
             Column("memory", "right"),
             Column("host"),
             Column("data"),
-            Column("error or wait", widest=50),
+            Column("error, wait or GPU", widest=50),
         ),
         [
             (
@@ -57,7 +57,7 @@ def jobs_grid(jobs: Sequence[JobInfo]) -> Grid:
                 numbers.size(job.peak.memory_bytes),
                 job.job.host,
                 job.job.data,
-                job.error.message if job.error else job.waits_for,
+                job.error.message if job.error else job.waits_for or job.card,
             )
             for job in jobs
         ],

@@ -273,6 +273,7 @@ class _Daemon:
                     disk=parts.space.level,
                     up_s=self._clock.monotonic() - began,
                     requests=server.statistics()._asdict(),
+                    cards=self._jobs.cards() if self._jobs is not None else (),
                 )
 
             app = build_app(self._metrics, self._status.not_ready, status)

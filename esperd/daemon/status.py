@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 import esperd
+from esperd.daemon.cards import CardStatus
 from esperd.messages.base import Value
 from esperd.messages.control import ActorList, ActorStatus
 from esperd.telemetry.metrics import Metrics
@@ -31,6 +32,8 @@ class DaemonStatus(Value, frozen=True, kw_only=True):
     """How many are in each state that any is in."""
     requests: dict[str, int]
     """Of clients, by what became of them."""
+    cards: tuple[CardStatus, ...]
+    """GPUs that jobs may use, with the jobs on each."""
     breakers: dict[str, str]
     """State by name; empty where nothing has a breaker."""
 
@@ -43,6 +46,7 @@ def status_of(
     disk: str,
     up_s: float,
     requests: Mapping[str, int],
+    cards: tuple[CardStatus, ...] = (),
 ) -> DaemonStatus:
     """Put together what others know.
 
@@ -53,6 +57,7 @@ def status_of(
         disk: how the disk of the state directory stands.
         up_s: seconds since it was ready to serve.
         requests: counts by result.
+        cards: GPUs.
     """
     return DaemonStatus(
         version=esperd.__version__,
@@ -66,5 +71,6 @@ def status_of(
         dead_letters=actors.dead_letters,
         jobs=metrics.jobs_by_state(),
         requests=dict(requests),
+        cards=cards,
         breakers={breaker.service: str(breaker.state) for breaker in actors.breakers},
     )
