@@ -99,8 +99,14 @@ def actors_grid(listed: ActorList) -> Grid:
 
 
 def breakers_line(listed: ActorList) -> str:
-    """Circuit breakers and where they stand."""
-    return f"breakers: {', '.join(map(_breaker, listed.breakers)) or 'none'}"
+    """Circuit breakers and where they stand: every one of the daemon, and those of workers that leave a service alone."""
+    theirs = [
+        f"{actor.name}: {_breaker(found)}"
+        for actor in listed.actors
+        for found in actor.breakers
+        if found.state is not BreakerState.CLOSED
+    ]
+    return f"breakers: {', '.join([*map(_breaker, listed.breakers), *theirs]) or 'none'}"
 
 
 def _breaker(found: BreakerStatus) -> str:

@@ -35,7 +35,7 @@ class DaemonStatus(Value, frozen=True, kw_only=True):
     cards: tuple[CardStatus, ...]
     """GPUs that jobs may use, with the jobs on each."""
     breakers: dict[str, str]
-    """State by name; empty where nothing has a breaker."""
+    """State by name; a worker's is called by the worker and the service: ``trainer/j1.1/policy``."""
 
 
 def status_of(
@@ -72,5 +72,6 @@ def status_of(
         jobs=metrics.jobs_by_state(),
         requests=dict(requests),
         cards=cards,
-        breakers={breaker.service: str(breaker.state) for breaker in actors.breakers},
+        breakers={breaker.service: str(breaker.state) for breaker in actors.breakers}
+        | {f"{actor.name}/{found.service}": str(found.state) for actor in actors.actors for found in actor.breakers},
     )
