@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,7 @@ class Place:
             "NAME": lambda: "somebody",
             "PID": lambda: str(daemon.pid),
             "BACKUP": self._backup,
-            "DIR": lambda: str(folder / "backup"),
+            "DIR": lambda: tempfile.mkdtemp(dir=folder),
         }
 
     def _backup(self) -> str:
