@@ -100,6 +100,7 @@ class Resources(Section, frozen=True, kw_only=True):
     cores: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
     """A job takes as many as it has ``threads``."""
     gpu_memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Of each card."""
 
 
 class Workers(Section, frozen=True, kw_only=True):

@@ -26,6 +26,7 @@ from esperd.actors.supervisor import STOPPED
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, Busy, EsperError, HandlerFailed
 from esperd.messages import Message, Reply
+from esperd.messages.control import BreakerStatus
 
 
 class Post(Protocol):
@@ -108,6 +109,11 @@ class Cell(ABC):
     def step(self) -> int | None:
         """Its step counter; None when it has none."""
         return None
+
+    @property
+    def breakers(self) -> tuple[BreakerStatus, ...]:
+        """Circuit breakers in a process of its own; those of the daemon's process belong to nobody."""
+        return ()
 
     def prepare(self) -> None:
         """Forget what was meant for the last incarnation. Before :meth:`live`, and before a :meth:`stop` of the next one."""

@@ -23,7 +23,7 @@ from esperd.actors.sockets import bind_router
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, Busy, Conflict, EsperError, MalformedMessage
 from esperd.messages import Done, Message, Reply
-from esperd.messages.control import Heartbeat, HeartbeatReceived, Ready
+from esperd.messages.control import BreakerStatus, Heartbeat, HeartbeatReceived, Ready
 
 SEND_AGAIN_S = 0.02
 """Pause before another attempt to send to a peer whose queue is full; chosen, not measured."""
@@ -47,6 +47,7 @@ class Peer:
         self.pid: int | None = None
         """As it says itself, in Ready: the spawned process may be a wrapper around it."""
         self.step: int | None = None
+        self.breakers: tuple[BreakerStatus, ...] = ()
         self.heard_at = now
         self.inbox: Mailbox[Received] = Mailbox(f"messages from {incarnation.actor}")
         self.asks: dict[int, Envelope] = {}
@@ -197,7 +198,7 @@ class Hub:
                     await self._answer_now(identity, head.id, Done())
                     peer.ready.set()
                 case Heartbeat() if head.to == SUPERVISOR and head.kind is Kind.TELL:
-                    peer.step = message.step
+                    peer.step, peer.breakers = message.step, message.breakers
                     beat = self._codec.head(Kind.TELL, UNKNOWN_ID, to=peer.name, sender=SUPERVISOR)
                     await self._try_send(identity, self._codec.encode(beat, HeartbeatReceived()))
                 case Reply() if head.kind is Kind.REPLY:

@@ -29,7 +29,7 @@ from esperd.actors.sockets import connect_dealer, unreachable
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, MalformedMessage
 from esperd.messages import ErrorReply, Message, Reply
-from esperd.messages.control import Heartbeat, HeartbeatReceived, Ready, Stop
+from esperd.messages.control import BreakerStatus, Heartbeat, HeartbeatReceived, Ready, Stop
 
 Handler = Callable[[Message], Awaitable[Reply | None]]
 """Takes one message at a time, in order, unless it is said to take some beside the others. For an ask: what it returns or raises
@@ -42,6 +42,15 @@ FLUSH_TIMEOUT_S = 2.0
 """How long a leaving process waits to hear that what it told was passed on; chosen, not measured."""
 
 log = structlog.get_logger(__name__)
+
+
+Breakers = Callable[[], tuple[BreakerStatus, ...]]
+"""Returns the circuit breakers that heartbeats carry."""
+
+
+def no_breakers() -> tuple[BreakerStatus, ...]:
+    """Of a process that has none."""
+    return ()
 
 
 def _no_steps() -> int | None:
@@ -67,6 +76,7 @@ class Link:
         incarnation: who this process is.
         handler: called for every ask and tell, except for the link's own conversation (Stop, heartbeats, replies).
         step: read at every heartbeat.
+        breakers: likewise.
         accepts: whether the handler can take a message; a tell that it cannot take is logged and dropped.
         beside: whether an ask is answered beside those behind it; the handler bounds how many.
         codec: message types and protocol version.
@@ -79,6 +89,7 @@ class Link:
         handler: Handler,
         *,
         step: Step = _no_steps,
+        breakers: Breakers = no_breakers,
         accepts: Callable[[Message], bool] = _accept_all,
         beside: Callable[[Message], bool] = _none,
         codec: Codec | None = None,
@@ -93,6 +104,7 @@ class Link:
         """Set when the link has ended, for whatever reason."""
         self._handler = handler
         self._step = step
+        self._breakers = breakers
         self._accepts = accepts
         self._beside = beside
         self._codec = codec or Codec()
@@ -226,7 +238,7 @@ class Link:
         """Return once the daemon has passed on everything that was told: before it hears that this process ended."""
         if self.daemon_lost.is_set():
             return
-        last = Heartbeat(actor=self.name, generation=self.generation, step=self._step())
+        last = self._heartbeat()
         try:
             await self.ask(SUPERVISOR, last, FLUSH_TIMEOUT_S)
         except EsperError as error:
@@ -305,10 +317,13 @@ class Link:
             frames = self._codec.encode(head, error_reply(error, actor=self.name, message=answer))
         await self._send(frames)
 
+    def _heartbeat(self) -> Heartbeat:
+        return Heartbeat(actor=self.name, generation=self.generation, step=self._step(), breakers=self._breakers())
+
     async def _beat(self, socket: Channel) -> None:
         head = self._codec.head(Kind.TELL, UNKNOWN_ID, to=SUPERVISOR, sender=self.name)
         while not self.daemon_lost.is_set():
-            beat = Heartbeat(actor=self.name, generation=self.generation, step=self._step())
+            beat = self._heartbeat()
             try:
                 socket.send_now(self._codec.encode(head, beat))
             except zmq.Again:

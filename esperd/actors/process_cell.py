@@ -23,7 +23,7 @@ from esperd.actors.supervisor import STOPPED
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, MalformedMessage, WorkerFailed
 from esperd.messages import Done, Reply
-from esperd.messages.control import Heartbeat, Stop, Watch
+from esperd.messages.control import BreakerStatus, Heartbeat, Stop, Watch
 
 TERM_GRACE_S = 2.0
 """From SIGTERM to SIGKILL, after the actor's own grace has passed; chosen, not measured."""
@@ -67,6 +67,11 @@ class ProcessCell(Cell):
     def step(self) -> int | None:
         """As of its last heartbeat."""
         return self._peer.step if self._peer is not None else None
+
+    @property
+    def breakers(self) -> tuple[BreakerStatus, ...]:
+        """As of its last heartbeat."""
+        return self._peer.breakers if self._peer is not None else ()
 
     async def _live(self, generation: int, started: Callable[[], None]) -> End:
         incarnation = Incarnation(

@@ -6,7 +6,9 @@ sequence numbers, so a watcher sees the hole and fetches what it missed from the
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import math
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from types import TracebackType
@@ -22,11 +24,13 @@ from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
 from esperd.actors.sockets import is_remote, open_socket, require_known_transport, require_listener, unreachable
 from esperd.actors.tasks import open_task_group
-from esperd.errors import MalformedMessage
+from esperd.errors import EsperError, MalformedMessage
 
 HIGH_WATER_MARK = 10_000
 """Publications queued per watcher before it starts to lose some."""
 SUBSCRIBE_TIMEOUT_S = 10.0
+REFUSED_LOOK_S = 0.5
+"""After this much silence a remote watcher looks whether it is still let in; chosen, not measured."""
 
 TERMINATOR = b"\x00"
 """Ends every topic on the wire: ZeroMQ matches prefixes, and ``job-1`` must not match ``job-10``."""
@@ -128,6 +132,9 @@ class Subscriber:
         self._security = security
         self._socket: zmq.asyncio.Socket | None = None
         self._early: list[tuple[str, bytes]] = []
+        self._handshake: Handshake | None = None
+        self._watcher: asyncio.Task[None] | None = None
+        self._refusal: EsperError | None = None
 
     async def open(self) -> None:
         """Connect and wait until the subscription is in force.
@@ -147,23 +154,41 @@ class Subscriber:
                 socket.subscribe(topic)
             if self._security is not None:
                 secure_client(socket, self._security)
-            handshake = Handshake(socket, self.endpoint, self._security) if is_remote(self.endpoint) else None
+            if is_remote(self.endpoint):
+                self._handshake = Handshake(socket, self.endpoint, self._security)
             socket.connect(self.endpoint)
-            if handshake is not None:
-                with contextlib.closing(handshake):
-                    await handshake.settled(self._timeout_s)
+            if self._handshake is not None:
+                await self._handshake.settled(self._timeout_s)
             await self._hear(socket, echo)
             socket.unsubscribe(echo)
         except BaseException:
-            socket.close(linger=0)
+            self._leave(socket)
             raise
         self._socket = socket
+        if self._handshake is not None:
+            self._watcher = asyncio.create_task(self._watch(self._handshake), name=f"handshakes with {self.endpoint}")
 
     async def close(self) -> None:
         """Disconnect. Safe to call twice."""
-        if self._socket is not None:
-            self._socket.close(linger=0)
-            self._socket = None
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.cancel()
+            with anyio.CancelScope(shield=True):  # it reads a socket that is closed next
+                await asyncio.wait([watcher])
+        socket, self._socket = self._socket, None
+        if socket is not None:
+            self._leave(socket)
+
+    def _leave(self, socket: zmq.asyncio.Socket) -> None:
+        handshake, self._handshake = self._handshake, None
+        if handshake is not None:
+            handshake.close()  # before its socket
+        socket.close(linger=0)
+
+    async def _watch(self, handshake: Handshake) -> None:
+        """A publisher that disconnects its watchers lets in again who still may: notice when that is not us any more."""
+        while self._refusal is None:
+            self._refusal = await handshake.next()
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -180,13 +205,18 @@ class Subscriber:
 
         Raises:
             StopAsyncIteration: when the subscriber was closed.
+            AuthenticationFailed: when a remote publisher does not let this client in any more.
         """
         if self._early:
             return self._early.pop(0)
+        look_s = math.inf if self._handshake is None else REFUSED_LOOK_S
         while self._socket is not None:
-            topic, *payload = await self._socket.recv_multipart()
-            if not topic.startswith(ECHO) and len(payload) == 1:
-                return topic.removesuffix(TERMINATOR).decode(errors="replace"), payload[0]
+            if self._refusal is not None:
+                raise self._refusal
+            with anyio.move_on_after(look_s):
+                topic, *payload = await self._socket.recv_multipart()
+                if not topic.startswith(ECHO) and len(payload) == 1:
+                    return topic.removesuffix(TERMINATOR).decode(errors="replace"), payload[0]
         raise StopAsyncIteration
 
     async def _hear(self, socket: zmq.asyncio.Socket, echo: bytes) -> None:

@@ -198,6 +198,7 @@ class ActorSystem:
                     handled=cell.handled,
                     step=cell.step,
                     last_error=child.last_error,
+                    breakers=cell.breakers,
                 )
             )
         return tuple(found)

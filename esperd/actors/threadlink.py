@@ -16,7 +16,7 @@ import anyio
 from esperd.actors.actor import ASK_TIMEOUT_S
 from esperd.actors.codec import Codec
 from esperd.actors.incarnation import Incarnation
-from esperd.actors.link import Link, Step
+from esperd.actors.link import Breakers, Link, Step, no_breakers
 from esperd.actors.sockets import unreachable
 from esperd.errors import DaemonUnreachable
 from esperd.messages import Done, Message, Reply
@@ -37,18 +37,25 @@ class ThreadLink:
 
     Args:
         step: read at every heartbeat, from the link's thread.
+        breakers: likewise.
         environment: variables a daemon sets; None: ``os.environ``.
         codec: message types and protocol version.
     """
 
     def __init__(
-        self, *, step: Step = _no_steps, environment: Mapping[str, str] | None = None, codec: Codec | None = None
+        self,
+        *,
+        step: Step = _no_steps,
+        breakers: Breakers = no_breakers,
+        environment: Mapping[str, str] | None = None,
+        codec: Codec | None = None,
     ) -> None:
         self.incarnation = Incarnation.from_environment(environment)
         self.received: queue.SimpleQueue[Message] = queue.SimpleQueue()
         """What this process was told, oldest first. Poll with ``get_nowait``, or wait with ``get(timeout=...)``."""
         self._codec = codec
         self._step = step
+        self._breakers = breakers
         self._daemon_lost = threading.Event()
         self._closed = threading.Event()
         self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -160,7 +167,7 @@ class ThreadLink:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
-        async with Link(self.incarnation, self._receive, step=self._step, codec=self._codec) as link:
+        async with Link(self.incarnation, self._receive, step=self._step, breakers=self._breakers, codec=self._codec) as link:
             self._link = link
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pass_on_stop, link)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +13,9 @@ from esperd.cli.database import db
 from esperd.cli.exit_codes import run
 from esperd.cli.options import Options, output_options
 from esperd.cli.service import install_service
+
+if TYPE_CHECKING:
+    from esperd.config import Config
 
 _options = click.make_pass_decorator(Options)
 
@@ -32,7 +36,7 @@ def run_command(config_file: Path | None, state_dir: Path | None) -> int:
     config = load(config_file, state_dir)
     from esperd.daemon.process import run_daemon
 
-    return run_daemon(config, lambda: load(config_file, state_dir))
+    return run_daemon(config, lambda: _checked(load(config_file, state_dir)))
 
 
 @esperd.group()
@@ -49,16 +53,29 @@ def config() -> None:
 def check_config(options: Options, config_file: Path | None, state_dir: Path | None) -> None:
     """Say whether the configuration is right. Exit code 2 when it is not."""
     from esperd.cli.output import Output
-    from esperd.config import endpoint
 
-    config = load(config_file, state_dir)
-    for name in ("control", "workers", "events"):  # a socket path may be too long
-        endpoint(config.runtime_directory, name)
+    _checked(load(config_file, state_dir))
     output = Output(options)
     if output.as_json:
         output.json({"ok": True, "config": str(config_file) if config_file else None})
     else:
         output.line(f"{config_file or 'configuration'} is right")
+
+
+def _checked(config: Config) -> Config:
+    """A configuration that a daemon could start with, as far as it can be told without starting one.
+
+    Raises:
+        ConfigError: a socket's path is too long, or ``[network]`` asks for what is refused.
+    """
+    from esperd.config import endpoint
+    from esperd.daemon.remote import endpoints
+
+    for name in ("control", "workers", "events"):
+        endpoint(config.runtime_directory, name)
+    if config.network.listen:
+        endpoints(config.network)
+    return config
 
 
 @config.command(name="show")

@@ -49,23 +49,32 @@ def check(options: Options, config_file: Path | None, state_dir: Path | None) ->
 @db.command(name="backup")
 @click.argument("target", type=DIRECTORY, metavar="DIR")
 @click.option("--copy", is_flag=True, help="Copy blobs also where a second name for the same file would do.")
+@click.option("--with-keys", is_flag=True, help="Also the keys of the network, the daemon's secret one with them.")
 @config_option
 @state_option
 @output_options
 @_options
-def backup(options: Options, target: Path, config_file: Path | None, state_dir: Path | None, *, copy: bool) -> int | None:
-    """Write everything a daemon keeps into DIR, which is made. The daemon may run on."""
+def backup(
+    options: Options, target: Path, config_file: Path | None, state_dir: Path | None, *, copy: bool, with_keys: bool
+) -> int | None:
+    """Write everything a daemon keeps into DIR, which is made; keys of the network only when asked. The daemon may run on."""
     from esperd.cli.output import Output
-    from esperd.daemon.backup import back_up
+    from esperd.daemon.backup import KEYS, back_up
 
     output = Output(options)
+    state = load(config_file, state_dir).state_directory
     with _progress(output) as progress:
-        manifest = back_up(load(config_file, state_dir).state_directory, target, progress, copy=copy)
+        manifest = back_up(state, target, progress, copy=copy, with_keys=with_keys)
     size = sum(file.size_bytes for file in manifest.files)
     if output.as_json:
-        output.json({"directory": str(target), "files": len(manifest.files), "bytes": size, "missing": manifest.missing})
+        told = {"directory": str(target), "files": len(manifest.files), "bytes": size, "missing": manifest.missing}
+        output.json(told | {"keys": manifest.keys})
     else:
         output.line(f"backed up {len(manifest.files)} files, {size:,} bytes, into {target}")
+        if manifest.keys is not None:
+            output.line(f"{len(manifest.keys)} of them are keys of the network: keep the backup as secret as they are")
+        elif (state / KEYS).exists():
+            output.line("keys of the network are not in it; --with-keys takes them", style="yellow")
         for missing in manifest.missing:
             output.line(f"missing or damaged in the state directory: {missing}", style="red")
     return FAILED if manifest.missing else None

@@ -43,7 +43,7 @@ def jobs_grid(jobs: Sequence[JobInfo]) -> Grid:
             Column("memory", "right"),
             Column("host"),
             Column("data"),
-            Column("error or wait", widest=50),
+            Column("error, wait or GPU", widest=50),
         ),
         [
             (
@@ -57,7 +57,7 @@ def jobs_grid(jobs: Sequence[JobInfo]) -> Grid:
                 numbers.size(job.peak.memory_bytes),
                 job.job.host,
                 job.job.data,
-                job.error.message if job.error else job.waits_for,
+                job.error.message if job.error else job.waits_for or job.card,
             )
             for job in jobs
         ],
@@ -99,8 +99,14 @@ def actors_grid(listed: ActorList) -> Grid:
 
 
 def breakers_line(listed: ActorList) -> str:
-    """Circuit breakers and where they stand."""
-    return f"breakers: {', '.join(map(_breaker, listed.breakers)) or 'none'}"
+    """Circuit breakers and where they stand: every one of the daemon, and those of workers that leave a service alone."""
+    theirs = [
+        f"{actor.name}: {_breaker(found)}"
+        for actor in listed.actors
+        for found in actor.breakers
+        if found.state is not BreakerState.CLOSED
+    ]
+    return f"breakers: {', '.join([*map(_breaker, listed.breakers), *theirs]) or 'none'}"
 
 
 def _breaker(found: BreakerStatus) -> str:

@@ -25,7 +25,11 @@ from esperd.store.blobs import Blobs
 from esperd.store.filesystem import Filesystem, RealFilesystem
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+FORMATS_READ = frozenset({1, 2})
+"""The first knew no keys of the network."""
+KEYS = "keys"
+"""Directory of the network's keys in a state directory."""
 SEAL = "seal.key"
 TRIES = 10
 """Copies of the jobs' database until no checkpoint it names was replaced meanwhile; chosen, not measured."""
@@ -55,10 +59,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[BackupFile, ...]
     missing: tuple[str, ...] = ()
     """Files that rows refer to and that the state directory lacked, or had damaged."""
+    keys: tuple[str, ...] | None = None
+    """Those of ``files`` that are keys of the network; None: they were not asked for, and are not in it."""
 
 
 def back_up(
-    state: Path, target: Path, progress: Progress, *, copy: bool = False, filesystem: Filesystem | None = None
+    state: Path,
+    target: Path,
+    progress: Progress,
+    *,
+    copy: bool = False,
+    with_keys: bool = False,
+    filesystem: Filesystem | None = None,
 ) -> Manifest:
     """Write a backup.
 
@@ -67,6 +79,7 @@ def back_up(
         target: made; must not exist, or be empty.
         progress: told how far it is.
         copy: copy blobs even where a second name for the same file would do (same file system).
+        with_keys: also the daemon's own secret key, and who is allowed: whoever reads the backup can then pass for the daemon.
         filesystem: the disk; tests pass one that fails.
 
     Raises:
@@ -81,7 +94,7 @@ def back_up(
         raise NothingToShow(f"{state} holds no state of esperd; name another with --state-dir", path=str(state))
     try:
         return _Backup(state, target, progress, copy=copy, filesystem=filesystem or RealFilesystem()).write(
-            [database.name for database in present]
+            [database.name for database in present], with_keys=with_keys
         )
     except OSError as error:
         raise StoreFailed(f"the backup {target} could not be written: {error}", path=str(target)) from error
@@ -97,7 +110,7 @@ class _Backup:
         self._files: dict[str, BackupFile] = {}
         self._damaged: list[str] = []
 
-    def write(self, databases: list[str]) -> Manifest:
+    def write(self, databases: list[str], *, with_keys: bool) -> Manifest:
         self._filesystem.make_directory(self._target, 0o700)
         missing = self._jobs_with_checkpoints() if "jobs" in databases else []
         for name in databases:
@@ -107,6 +120,7 @@ class _Backup:
         missing += [wanted for wanted in self._wanted_blobs(databases) if wanted not in self._files]
         if (self._state / SEAL).exists():
             self._written(SEAL, (self._state / SEAL).read_bytes())
+        keys = self._keys() if with_keys else None
         manifest = Manifest(
             format=FORMAT,
             esperd=esperd.__version__,
@@ -114,6 +128,7 @@ class _Backup:
             versions={name: self._version(name) for name in databases},
             files=tuple(self._files[path] for path in sorted(self._files)),
             missing=tuple(sorted({*missing, *self._damaged})),
+            keys=keys,
         )
         self._finish(msgspec.json.format(msgspec.json.encode(manifest)))
         return manifest
@@ -175,6 +190,21 @@ class _Backup:
             self._files.pop(relative, None)
             self._damaged.append(relative)
 
+    def _keys(self) -> tuple[str, ...]:
+        """Copy the keys of the network, never under a second name: a file is theirs alone. Returns their paths."""
+        taken = []
+        for source in sorted((self._state / KEYS).rglob("*")):
+            relative = str(source.relative_to(self._state))
+            if source.is_symlink() or not source.is_file() or source.name.startswith("."):  # one that is being written
+                continue
+            self._filesystem.make_directory((self._target / relative).parent, 0o700)
+            try:
+                self._written(relative, self._filesystem.read(source))
+            except FileNotFoundError:  # revoked meanwhile
+                continue
+            taken.append(relative)
+        return tuple(taken)
+
     def _linked(self, source: Path, target: Path) -> bool:
         """Give the file a second name; False where that is not possible, as between two file systems."""
         try:
@@ -233,8 +263,9 @@ def read_manifest(backup: Path) -> Manifest:
         raise StoreFailed(f"{backup} is no backup: it has no {MANIFEST}, so it was cut short or never begun") from error
     except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise StoreFailed(f"{backup / MANIFEST} cannot be read: {error}", path=str(backup)) from error
-    if manifest.format != FORMAT:
-        raise StoreFailed(f"{backup} has format {manifest.format}; this esperd reads {FORMAT}", path=str(backup))
+    if manifest.format not in FORMATS_READ:
+        read = ", ".join(map(str, sorted(FORMATS_READ)))
+        raise StoreFailed(f"{backup} has format {manifest.format}; this esperd reads {read}", path=str(backup))
     return manifest
 
 

@@ -19,11 +19,13 @@ from esperd.actors.spec import ProcessSpec
 from esperd.config import Config
 from esperd.daemon.admission import check_job
 from esperd.daemon.announcer import Announcer
+from esperd.daemon.cards import CardStatus
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.failure import analyse
 from esperd.daemon.job_store import DONE_FOR_GOOD, Asked, JobStore, LeasedJob
 from esperd.daemon.machine import Machine, measure, oom_kills
-from esperd.daemon.placement import NOT_KNOWN, Need, allowance, need, never_fits, waits_for
+from esperd.daemon.placement import NOT_KNOWN, Need, need, never_fits
+from esperd.daemon.placing import Placing
 from esperd.daemon.space import Space
 from esperd.daemon.usage import Usage
 from esperd.daemon.worker_processes import out_of_memory, worker_environment, worker_name
@@ -155,9 +157,7 @@ class JobsActor(Actor):
         self._stop_workers = stop_workers
         self._clock = clock
         self._space = space
-        self._machine = machine or measure()
-        self._waits: dict[str, str] = {}
-        self._wanted = NOT_KNOWN
+        self._placing = Placing(machine or measure(), clock.monotonic)
         self._held: dict[str, Held] = {}
         self._traces: dict[str, str] = {}
         """Span that an unfinished job was submitted in. Not kept beyond this incarnation: a job found at its start has none."""
@@ -254,7 +254,7 @@ class JobsActor(Actor):
         if self._draining:
             raise Busy("the daemon is shutting down; submit again when it is back", retry_after_s=5.0)
         check_job(message.job, self._plugins)
-        if lacking := never_fits(need(message.job), self._room):
+        if lacking := never_fits(need(message.job), self._placing.room(self.config.resources)):
             raise NeverFits(f"the job can never run on this machine; {lacking}; lower it, or raise [resources] of the daemon")
         self._require_room()
         submitted = await self._store.submit(message.job, message.idempotency_key)
@@ -276,9 +276,11 @@ class JobsActor(Actor):
         return self._waiting(await self._store.get(message.id))
 
     def _waiting(self, info: JobInfo) -> JobInfo:
-        """A job with what it waits for."""
-        waits = self._waits.get(info.id, "") if info.state is JobState.QUEUED else ""
-        return msgspec.structs.replace(info, waits_for=waits) if waits else info
+        """A job with what it waits for, or the card it runs on."""
+        if info.state is JobState.QUEUED:
+            return msgspec.structs.replace(info, waits_for=self._placing.waits_for(info.id))
+        held = self._held.get(worker_name(info.id, info.attempt))
+        return info if held is None else msgspec.structs.replace(info, card=self._placing.told(held.need.card))
 
     @handles(PauseJob)
     async def pause(self, message: PauseJob) -> JobInfo:
@@ -367,9 +369,11 @@ class JobsActor(Actor):
         while self._may_lease and len(self._held) < self.config.jobs.max_running:
             leased = await self._store.lease(self._clock.wall(), {"configuration": _digest(self.config)}, self._lacking)
             if leased is None:
+                if self._placing.look_is_due:
+                    self.context.start_soon(self._look_at_cards)
                 return
             name = worker_name(leased.info.id, leased.generation)
-            self._held[name] = Held(leased.info.id, leased.generation, need=self._wanted, oom_kills=oom_kills())
+            self._held[name] = Held(leased.info.id, leased.generation, need=self._placing.wanted, oom_kills=oom_kills())
             self._announce(leased.info)
             self.context.start_soon(self._start_traced, name, leased)
 
@@ -378,17 +382,19 @@ class JobsActor(Actor):
         with tracing.span("jobs lease", parent=self._traces.get(job, ""), job=job, attempt=leased.generation):
             await self._start(name, leased)
 
-    @property
-    def _room(self) -> Machine:
-        """What jobs may use together."""
-        return allowance(self._machine, self.config.resources)
-
     def _lacking(self, job_id: str, job: Job, expected: Usage) -> str:
-        """What the job at the head of the queue waits for; empty when it fits. Remembers what is set aside for it."""
-        self._wanted = need(job, expected.peak_memory_bytes, expected.peak_gpu_bytes)
-        lacks = waits_for(self._wanted, [held.need for held in self._held.values()], self._room)
-        self._waits = {job_id: lacks} if lacks else {}
-        return lacks
+        return self._placing.lacking(job_id, job, expected, self._set_aside(), self.config.resources)
+
+    def _set_aside(self) -> list[Need]:
+        return [held.need for held in self._held.values()]
+
+    async def _look_at_cards(self) -> None:
+        await self._placing.look(self._set_aside)
+        self._look()
+
+    def cards(self) -> tuple[CardStatus, ...]:
+        """Every GPU, with the jobs on it."""
+        return self._placing.cards({held.job_id: held.need for held in self._held.values()})
 
     async def _start(self, name: str, leased: LeasedJob) -> None:
         """Start a worker and hand it the lease. Runs beside the handlers: importing torch takes seconds."""
@@ -397,7 +403,7 @@ class JobsActor(Actor):
             name=name,
             # -P: what lies in the folder that the daemon was started from is not part of the user's environment.
             command=[job.python or sys.executable, "-P", "-m", "esperd.trainer.worker"],
-            environment=worker_environment(self.config, threads=job.threads),
+            environment=worker_environment(self.config, threads=job.threads, card=self._held[name].need.card),
             restart="temporary",
             grace_s=self.config.daemon.drain_timeout_s,
             start_timeout_s=self.config.workers.start_timeout_s,
@@ -526,6 +532,7 @@ class JobsActor(Actor):
                     self._announce(await self._record_end(held, held.gone))
                 except (Conflict, IllegalTransition, JobNotFound) as error:
                     log.warning("a worker ended after its lease", worker=name, error=str(error))
+            self._placing.freed(held.need)
             del self._held[name]
 
     async def _record_end(self, held: Held, gone: Terminated) -> JobInfo:

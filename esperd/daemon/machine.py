@@ -1,16 +1,14 @@
-"""What the machine has for jobs: memory and cores as far as this process may use them, and GPU memory where a driver tells."""
+"""What the machine has for jobs: memory and cores as far as this process may use them, and the GPUs that a driver tells of."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from esperd.daemon.cards import Card, ask_driver, looked_again
+
 CGROUPS = Path("/sys/fs/cgroup")
-GPU_PROBE_TIMEOUT_S = 5.0
-"""For ``nvidia-smi``; chosen, not measured."""
-MIB = 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +17,8 @@ class Machine:
 
     memory_bytes: int | None
     cores: float
-    gpu_memory_bytes: int | None
+    cards: tuple[Card, ...] = ()
+    """Each for itself. Empty: no driver tells of any."""
 
 
 def measure(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> Machine:
@@ -37,7 +36,7 @@ def measure(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"), meminfo
     return Machine(
         memory_bytes=min([*memory, *([] if total is None else [total])], default=None),
         cores=min([float(len(os.sched_getaffinity(0))), *cores]),
-        gpu_memory_bytes=_gpu_memory(),
+        cards=looked_again((), ask_driver(), ()),
     )
 
 
@@ -85,19 +84,3 @@ def _total(meminfo: Path) -> int | None:
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemTotal:")), None)
-
-
-def _gpu_memory() -> int | None:
-    """Memory of the first GPU, where jobs run (``cuda``); None where no driver answers. ``CUDA_VISIBLE_DEVICES`` may name another
-    one by its number.
-    """
-    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        told = subprocess.run(  # noqa: S603 - a fixed command
-            command, capture_output=True, text=True, timeout=GPU_PROBE_TIMEOUT_S, check=True
-        ).stdout
-        cards = [int(line) * MIB for line in told.split()]
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").partition(",")[0]
-        return cards[int(visible) if visible.isdigit() else 0]
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None

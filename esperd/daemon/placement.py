@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import msgspec
 
 from esperd.config import Resources
+from esperd.daemon.cards import Card
 from esperd.daemon.machine import Machine
 from esperd.messages.jobs import Job
 
@@ -21,18 +23,40 @@ class Need:
     memory_bytes: int | None
     cores: int
     gpu_memory_bytes: int | None
+    """Of one card."""
+    on_gpu: bool = False
+    card: str | None = None
+    """UUID of the card it was given; None: none, or not yet."""
 
 
 NOT_KNOWN = Need(memory_bytes=None, cores=1, gpu_memory_bytes=None)
 """Of a job that nobody has looked at."""
 
 
+class Placed(NamedTuple):
+    """Whether a job may start, and where."""
+
+    lacks: str
+    """What it waits for; empty when it fits."""
+    card: Card | None = None
+    """The GPU it gets; None: it needs none, or nobody knows of any."""
+
+
 def allowance(machine: Machine, configured: Resources) -> Machine:
-    """What jobs may use together: as configured, else all that the machine has."""
+    """What jobs may use together, and of each card: as configured, else all that the machine has.
+
+    A card that no driver tells of is one nevertheless where the configuration says how much memory it has.
+    """
+    limit = configured.gpu_memory_bytes
+    cards = machine.cards
+    if limit:
+        cards = tuple(replace(card, memory_bytes=min(card.memory_bytes or limit, limit)) for card in cards) or (
+            Card(uuid="", memory_bytes=limit),
+        )
     return Machine(
         memory_bytes=configured.memory_bytes or machine.memory_bytes,
         cores=configured.cores or machine.cores,
-        gpu_memory_bytes=configured.gpu_memory_bytes or machine.gpu_memory_bytes,
+        cards=cards,
     )
 
 
@@ -44,40 +68,88 @@ def need(job: Job, peak_memory_bytes: int | None = None, peak_gpu_bytes: int | N
         peak_memory_bytes: of an earlier attempt, or of a job like it; None: never measured.
         peak_gpu_bytes: likewise.
     """
+    on_gpu = job.device == "cuda"
     return Need(
         memory_bytes=job.resources.memory_bytes or peak_memory_bytes,
         cores=job.threads,
-        gpu_memory_bytes=(job.resources.gpu_memory_bytes or peak_gpu_bytes) if job.device == "cuda" else None,
+        gpu_memory_bytes=(job.resources.gpu_memory_bytes or peak_gpu_bytes) if on_gpu else None,
+        on_gpu=on_gpu,
     )
 
 
 def never_fits(wanted: Need, room: Machine) -> str:
     """Why a job could not even run alone; empty when it could."""
-    return _lacking(wanted, [], room)
+    if lacks := _lacking(wanted, [], room):
+        return lacks
+    wants, largest = wanted.gpu_memory_bytes, _largest(room.cards)
+    if wants is not None and largest is not None and wants > largest:
+        return f"GPU memory: it takes {_gib(wants)}, the largest card has {_gib(largest)}"
+    return ""
 
 
-def waits_for(wanted: Need, running: Iterable[Need], room: Machine) -> str:
-    """What a job waits for beside those that run; empty when it fits. Alone, what was measured does not keep it from a try."""
+def placed(wanted: Need, running: Iterable[Need], room: Machine) -> Placed:
+    """Where a job goes beside those that run, or what it waits for. Alone, what was measured does not keep it from a try.
+
+    Of the cards it fits on, one with the fewest jobs; among these, one with the most memory left.
+    """
     held = list(running)
-    return _lacking(wanted, held, room) if held else ""
+    if held and (lacks := _lacking(wanted, held, room)):
+        return Placed(lacks)
+    if not wanted.on_gpu or not room.cards:
+        return Placed("")
+    wants = wanted.gpu_memory_bytes
+    left = {card.uuid: _left(card, held) for card in room.cards}
+    fitting = [card for card in room.cards if wants is None or left[card.uuid] is None or wants <= (left[card.uuid] or 0)]
+    if not fitting:
+        largest = _largest(room.cards)
+        if not held and wants is not None and largest is not None and wants > largest:  # measured: a declared one was refused
+            fitting = list(room.cards)
+        else:
+            return Placed(f"GPU memory: it takes {_gib(wants)}; left: {_told(room.cards, left)}")
+    on = {card.uuid: sum(each.card == card.uuid for each in held) for card in fitting}
+    return Placed("", min(fitting, key=lambda card: (on[card.uuid], -(left[card.uuid] or 0))))
+
+
+def _left(card: Card, held: list[Need]) -> int | None:
+    """Memory of a card that nobody holds and that is set aside for nobody; None: not known."""
+    if card.memory_bytes is None:
+        return None
+    promised = sum(each.gpu_memory_bytes or 0 for each in held if each.card == card.uuid)
+    left = card.memory_bytes - card.others_bytes - promised
+    return max(0, left if card.free_bytes is None else min(left, card.free_bytes))
+
+
+def _largest(cards: Sequence[Card]) -> int | None:
+    """Memory of the largest card; None: where one is not known, or there is none."""
+    sizes = [card.memory_bytes for card in cards]
+    known = [size for size in sizes if size is not None]
+    return max(known) if known and len(known) == len(sizes) else None
+
+
+def _told(cards: Sequence[Card], left: Mapping[str, int | None]) -> str:
+    return ", ".join(f"{card} {_gib(left[card.uuid])} of {_gib(card.memory_bytes)}" for card in cards)
 
 
 def _lacking(wanted: Need, held: list[Need], room: Machine) -> str:
+    """Of what the machine has as a whole."""
     cores = sum(each.cores for each in held)
     if wanted.cores + cores > max(room.cores, 1.0):
         return f"cores: it takes {wanted.cores}, {_of(cores, held)} of {room.cores:g}"
-    for name, what in (("memory_bytes", "memory"), ("gpu_memory_bytes", "GPU memory")):
-        wants, has = getattr(wanted, name), getattr(room, name)
-        if wants is None or has is None:
-            continue
-        taken = sum(getattr(each, name) or 0 for each in held)
-        if wants + taken > has:
-            return f"{what}: it takes {wants / GIB:.2f} GiB, {_of(f'{taken / GIB:.2f} GiB', held)} of {has / GIB:.2f} GiB"
+    wants, has = wanted.memory_bytes, room.memory_bytes
+    if wants is None or has is None:
+        return ""
+    taken = sum(each.memory_bytes or 0 for each in held)
+    if wants + taken > has:
+        return f"memory: it takes {_gib(wants)}, {_of(_gib(taken), held)} of {_gib(has)}"
     return ""
 
 
 def _of(taken: object, held: list[Need]) -> str:
     return f"{len(held)} running jobs take {taken}" if held else "jobs may use none but that much together:"
+
+
+def _gib(size_bytes: int | None) -> str:
+    return "an unknown amount" if size_bytes is None else f"{size_bytes / GIB:.2f} GiB"
 
 
 def kind_of(job: Job) -> bytes:

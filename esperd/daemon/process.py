@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from dataclasses import dataclass
 
 import anyio
@@ -46,7 +46,7 @@ from esperd.daemon.notify import Notifier, Standing
 from esperd.daemon.remote import RemoteDoor, client_limits
 from esperd.daemon.retention import Retention
 from esperd.daemon.service import SIGNALS, Service
-from esperd.daemon.space import Space
+from esperd.daemon.space import Level, Space
 from esperd.daemon.state import open_databases
 from esperd.daemon.status import DaemonStatus, status_of
 from esperd.daemon.steady_time import SteadyTime
@@ -75,6 +75,9 @@ TICK_S = 1.0
 
 SPACE_LOOK_S = 1.0
 """How often the disk is asked how much room there is; chosen, not measured."""
+
+PROVE_TIMEOUT_S = 5.0
+"""How long a look waits for a database on a disk that failed; chosen, not measured."""
 
 DRAIN_AGAIN_S = 0.1
 """Between two tries to tell the jobs actor to drain; chosen, not measured."""
@@ -180,6 +183,7 @@ class _Parts:
     blobs: Blobs
     seal: Seal
     space: Space
+    databases: Collection[Database]
     machine: Machine
     collector: Collector
     retention: Retention
@@ -210,6 +214,7 @@ class _Daemon:
             read_again=read_again,
             in_force=lambda: self._config,
             apply=self._apply,
+            is_full=lambda: self._status.space is not None and self._status.space.level is Level.FULL,
         )
 
     async def run(self) -> int:
@@ -265,8 +270,10 @@ class _Daemon:
                     self._metrics,
                     door.actors(),
                     reasons=self._status.not_ready(),
+                    disk=parts.space.level,
                     up_s=self._clock.monotonic() - began,
                     requests=server.statistics()._asdict(),
+                    cards=self._jobs.cards() if self._jobs is not None else (),
                 )
 
             app = build_app(self._metrics, self._status.not_ready, status)
@@ -282,7 +289,7 @@ class _Daemon:
                 tasks.start_soon(self._service.obey, signals, system)
                 tasks.start_soon(self._service.feed, system)
                 tasks.start_soon(parts.retention.run, self._clock.sleep)
-                tasks.start_soon(self._watch_space, parts.space)
+                tasks.start_soon(self._watch_space, parts.space, parts.databases)
                 tasks.start_soon(parts.collector.run, self._config.storage.collect_every_s, self._clock.sleep)
                 tasks.start_soon(self._let_go_of_failed, system)
                 drained = await self._until_drained(system)
@@ -300,7 +307,7 @@ class _Daemon:
         databases = await open_databases(stack, state, space.refused)
         for name, database in databases.items():
             database.on_commit = functools.partial(self._metrics.observe_commit, name)
-        blobs = Blobs(blob_directory(state), on_full=space.refused)
+        blobs = Blobs(blob_directory(state), on_refused=space.refused)
         self._store = JobStore(databases["jobs"], self._clock.wall, self._config.jobs)
         log_of_events = EventLog(databases["events"])
         return _Parts(
@@ -321,6 +328,7 @@ class _Daemon:
                 SteadyTime(self._clock.wall, self._clock.monotonic),
             ),
             space=space,
+            databases=databases.values(),
             machine=await anyio.to_thread.run_sync(measure),  # asks the GPU's driver, which may take its time
             collector=Collector(
                 blobs,
@@ -403,10 +411,14 @@ class _Daemon:
             self._metrics.observe_actors(door.actors())
             self._metrics.observe_requests(server.statistics()._asdict())
 
-    async def _watch_space(self, space: Space) -> None:
-        """Look at the disk again and again."""
+    async def _watch_space(self, space: Space, databases: Collection[Database]) -> None:
+        """Look at the disk again and again. One that failed must also take what databases write: they tell when it does not."""
         while True:
             await self._clock.sleep(SPACE_LOOK_S)
+            if space.level is Level.FAILING:
+                for database in databases:
+                    with contextlib.suppress(StoreFailed), anyio.move_on_after(PROVE_TIMEOUT_S):
+                        await database.prove()
             await anyio.to_thread.run_sync(space.look)
             self._metrics.observe_space(space.free_bytes, read_only=bool(space.trouble))
 

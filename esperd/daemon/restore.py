@@ -6,7 +6,7 @@ import hashlib
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from esperd.daemon.backup import SEAL, Manifest, Progress, read_manifest, write_file
+from esperd.daemon.backup import KEYS, SEAL, Manifest, Progress, read_manifest, write_file
 from esperd.daemon.directories import blob_directory, checkpoint_directory
 from esperd.daemon.lock import prepare_state_directory, state_locked
 from esperd.daemon.state import DATABASES, RESTORING, database_path
@@ -41,7 +41,7 @@ def restore(
     _verify(backup, manifest, progress)
     prepare_state_directory(state)
     with state_locked(state):
-        present = _present(state)
+        present = _present(state, manifest)
         if present and not force:
             raise Conflict(
                 f"{state} holds state already ({', '.join(path.name for path in present)}); --force moves it aside",
@@ -55,10 +55,13 @@ def restore(
             ) from error
 
 
-def _present(state: Path) -> list[Path]:
+def _present(state: Path, manifest: Manifest) -> list[Path]:
+    """What a restore would replace; keys stay where they are when the backup has none."""
     databases = [database_path(state, database.name) for database in DATABASES]
     beside = [path.with_name(path.name + suffix) for path in databases for suffix in ("-wal", "-shm")]
     known = [*beside, *databases, blob_directory(state), checkpoint_directory(state), state / SEAL]
+    if manifest.keys is not None:
+        known.append(state / KEYS)
     return [path for path in known if path.exists()]
 
 

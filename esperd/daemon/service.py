@@ -21,7 +21,6 @@ from esperd.daemon.notify import Notifier, Standing, feed_watchdog, status_line
 from esperd.daemon.reload import compare
 from esperd.errors import ConfigError, StoreFailed
 from esperd.messages.leases import ProveAlive
-from esperd.store.database import NO_ROOM
 
 TELL_S = 1.0
 """How often the status is looked at."""
@@ -43,6 +42,7 @@ class Service:
         read_again: the configuration as it stands in its file and variables now; raises :class:`ConfigError`.
         in_force: the configuration that applies.
         apply: puts another one in force, which differs in live keys only.
+        is_full: whether the disk refuses what is written for want of room, and for no other reason.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Service:
         read_again: Callable[[], Config],
         in_force: Callable[[], Config],
         apply: Callable[[Config], None],
+        is_full: Callable[[], bool] = lambda: False,
     ) -> None:
         self._notifier = notifier
         self._clock = clock
@@ -61,6 +62,7 @@ class Service:
         self._read_again = read_again
         self._in_force = in_force
         self._apply = apply
+        self._is_full = is_full
         self._note = ""
         self._reloading = anyio.Lock()
         self._on_terminal = sys.stderr.isatty()
@@ -85,9 +87,10 @@ class Service:
         async def prove() -> None:
             try:
                 await system.ask("jobs", ProveAlive())
-            except StoreFailed as error:
-                # The writer answers; there is no room. That is told by the status, and no restart mends it.
-                if error.fields.get("sqlite") not in NO_ROOM:
+            except StoreFailed:
+                # The writer answers; there is no room. That is told by the status, and no restart mends it. A disk that fails
+                # proves nothing.
+                if not self._is_full():
                     raise
 
         if self._notifier.watchdog_s is not None:

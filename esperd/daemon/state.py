@@ -17,6 +17,7 @@ from esperd.daemon import job_store
 from esperd.errors import StoreFailed
 from esperd.policy import decision_log
 from esperd.store.database import RACY_BEFORE, Database, Synchronous, is_damage
+from esperd.store.refusal import Refusal
 from esperd.telemetry import log as event_log
 
 QUARANTINE = "quarantine"
@@ -52,14 +53,14 @@ def database_path(state: Path, name: str) -> Path:
 
 
 async def open_databases(
-    stack: contextlib.AsyncExitStack, state: Path, on_full: Callable[[], None] | None = None
+    stack: contextlib.AsyncExitStack, state: Path, on_refused: Callable[[Refusal, str], None] | None = None
 ) -> dict[str, Database]:
     """Open, check and migrate every database of a state directory, by name.
 
     Args:
         stack: closes them.
         state: the directory.
-        on_full: see :meth:`Database.open`.
+        on_refused: see :meth:`Database.open`.
 
     Raises:
         StoreFailed: when one cannot be opened, is of a newer version, or is damaged and cannot be made again; or a restore was
@@ -76,16 +77,16 @@ async def open_databases(
             sqlite=sqlite3.sqlite_version,
             fixed_in=".".join(map(str, RACY_BEFORE)),
         )
-    return {database.name: await _open(stack, state, database, on_full) for database in DATABASES}
+    return {database.name: await _open(stack, state, database, on_refused) for database in DATABASES}
 
 
 async def _open(
-    stack: contextlib.AsyncExitStack, state: Path, database: StateDatabase, on_full: Callable[[], None] | None
+    stack: contextlib.AsyncExitStack, state: Path, database: StateDatabase, on_refused: Callable[[Refusal, str], None] | None
 ) -> Database:
     path = database_path(state, database.name)
 
     def opening() -> contextlib.AbstractAsyncContextManager[Database]:
-        return Database.open(path, database.migrations, database.synchronous, on_full)
+        return Database.open(path, database.migrations, database.synchronous, on_refused)
 
     try:
         return await stack.enter_async_context(opening())

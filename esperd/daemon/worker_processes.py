@@ -8,6 +8,7 @@ import msgspec
 
 from esperd.actors.process_cell import AND_KILLED
 from esperd.config import Config
+from esperd.daemon.cards import VISIBLE
 from esperd.daemon.machine import oom_kills
 from esperd.messages.control import Terminated
 from esperd.messages.leases import EXIT_OUT_OF_MEMORY
@@ -21,11 +22,16 @@ def worker_name(job_id: str, generation: int) -> str:
     return f"{WORKERS}{job_id}.{generation}"
 
 
-def worker_environment(config: Config, *, threads: int) -> dict[str, str]:
+def worker_environment(config: Config, *, threads: int, card: str | None = None) -> dict[str, str]:
     """Variables of a process that imports torch.
 
     Thread counts must be set before the import: ``torch.set_num_threads`` in one thread does not bind the OpenMP pool of
     another. Plugins that the daemon blocks are blocked in its processes too.
+
+    Args:
+        config: the daemon's.
+        threads: cores it may use.
+        card: UUID of the one GPU that CUDA shows it; None or empty: those that it shows the daemon.
     """
     return {
         "OMP_NUM_THREADS": str(threads),
@@ -38,6 +44,7 @@ def worker_environment(config: Config, *, threads: int) -> dict[str, str]:
         "ESPERD__PLUGINS__BLOCKED": msgspec.json.encode(config.plugins.blocked).decode(),
         "ESPERD__TELEMETRY__OTLP_ENDPOINT": config.telemetry.otlp_endpoint,
         "ESPERD__TELEMETRY__TRACE_STEPS": str(config.telemetry.trace_steps).lower(),
+        **({VISIBLE: card} if card else {}),
     }
 
 

@@ -45,6 +45,8 @@ class Heartbeat(Message, frozen=True, kw_only=True):
     actor: str
     generation: int
     step: int | None = None
+    breakers: tuple[BreakerStatus, ...] = ()
+    """Circuit breakers in its process."""
 
 
 class HeartbeatReceived(Message, frozen=True, kw_only=True):
@@ -100,6 +102,8 @@ class ActorStatus(Value, frozen=True, kw_only=True):
     """Messages handled by this incarnation; for a process actor: messages forwarded to it."""
     step: int | None = None
     last_error: str | None = None
+    breakers: tuple[BreakerStatus, ...] = ()
+    """Circuit breakers in its own process, as of its last heartbeat."""
 
 
 class BreakerState(enum.StrEnum):
@@ -138,7 +142,7 @@ class ActorList(Reply, frozen=True, kw_only=True):
     dead_letters: dict[str, int]
     """Messages that could not be delivered, by reason, since the daemon started."""
     breakers: tuple[BreakerStatus, ...] = ()
-    """Circuit breakers of the daemon's own process; those of workers are told in their jobs' events."""
+    """Circuit breakers of the daemon's own process; those of workers stand with their actors."""
 
 
 class PluginRecord(Value, frozen=True, kw_only=True):

@@ -106,7 +106,7 @@ class Resources(Section, frozen=True, kw_only=True):
     """Host memory. The worker is stopped when it holds more, and as much is set aside for it. 0: no limit of its own; what it,
     or a job like it, was measured to take is set aside."""
     gpu_memory_bytes: NonNegative = 0
-    """GPU memory; likewise."""
+    """GPU memory of the one card it runs on; likewise."""
     smaller_retry: bool = False
     """When memory runs out, try again with every batch trained in twice as many pieces, whose gradients are added up: the same
     steps on the same samples. Batch norm sees pieces, and sums round otherwise, so the job is no longer bit-identical."""
@@ -409,6 +409,8 @@ class JobInfo(Reply, frozen=True, kw_only=True):
     error: JobError | None = None
     waits_for: str = ""
     """What a queued job waits for, where it does not fit beside those that run; empty: a free worker, or nothing."""
+    card: str = ""
+    """The GPU that its worker was given; empty: none, or it does not run."""
     peak: Peak = Peak()
     """The most memory its workers held."""
     pieces: int = 1

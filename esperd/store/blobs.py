@@ -20,10 +20,10 @@ from pathlib import Path
 
 from esperd.errors import StoreFailed
 from esperd.store.filesystem import Filesystem, RealFilesystem
+from esperd.store.refusal import Refusal, refusal_of
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.(?P<pid>[0-9]+)\.[0-9a-f]{8}")
-_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 _HASHED_AT_ONCE = 4 * 1024 * 1024
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
@@ -35,12 +35,17 @@ class Blobs:
     Args:
         directory: made at the first :meth:`put`, readable by its owner only.
         filesystem: the disk; tests pass one that fails.
-        on_full: called, in the thread that writes, whenever something was refused for want of space.
+        on_refused: called, in the thread that writes, whenever the disk did not take something, with what it said.
     """
 
-    def __init__(self, directory: Path, filesystem: Filesystem | None = None, on_full: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        filesystem: Filesystem | None = None,
+        on_refused: Callable[[Refusal, str], None] | None = None,
+    ) -> None:
         self.directory = directory
-        self._on_full = on_full
+        self._on_refused = on_refused
         self._filesystem: Filesystem = filesystem or RealFilesystem()
         self._durable_shards: set[Path] = set()
 
@@ -311,12 +316,14 @@ class Blobs:
         except FileNotFoundError as error:
             raise StoreFailed(f"cannot {verb} blob {path.name}: {error.filename} is not there", path=str(path)) from error
         except OSError as error:
-            if error.errno in _NO_ROOM and self._on_full is not None:
-                self._on_full()
             code = errno.errorcode.get(error.errno, str(error.errno)) if error.errno is not None else "unknown"
-            raise StoreFailed(
+            failed = StoreFailed(
                 f"cannot {verb} blob {path.name} at {path}: {error.strerror or error} ({code})", path=str(path), errno=code
-            ) from error
+            )
+            # One file that cannot be read is that file's trouble.
+            if verb == "store" and self._on_refused is not None and (refusal := refusal_of(error)) is not None:
+                self._on_refused(refusal, failed.message)
+            raise failed from error
 
 
 def _lives(pid: int) -> bool:

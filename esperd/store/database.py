@@ -22,6 +22,7 @@ import anyio
 import anyio.to_thread
 
 from esperd.errors import StoreFailed
+from esperd.store.refusal import Refusal, refusal_of
 
 Synchronous = Literal["FULL", "NORMAL"]
 Parameters = Sequence[Any] | Mapping[str, Any]
@@ -34,9 +35,6 @@ JOURNAL_SIZE_LIMIT_BYTES = 16 * 1024 * 1024
 LARGEST_GROUP = 256
 """Transactions in one commit at most, so that the first of them does not wait for the last; chosen, not measured."""
 
-NO_ROOM = frozenset({"SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_FSYNC"})
-"""What SQLite answers when the disk is full: its own code for the database and its log, those of the operating system for what
-lies beside them."""
 HOW_TO_RESTORE = (
     "restore the last backup with `esperd db restore BACKUP --force`, or move the file away to start anew, without what it held"
 )
@@ -70,10 +68,14 @@ class Database:
     """An open database. Made by :meth:`open`."""
 
     def __init__(
-        self, path: Path, writer: aiosqlite.Connection, reader: aiosqlite.Connection, on_full: Callable[[], None] | None = None
+        self,
+        path: Path,
+        writer: aiosqlite.Connection,
+        reader: aiosqlite.Connection,
+        on_refused: Callable[[Refusal, str], None] | None = None,
     ) -> None:
         self.path = path
-        self._on_full = on_full
+        self._on_refused = on_refused
         self._writer = writer
         self._reader = reader
         # Bounded by the tasks that exist: each waits for its own transaction.
@@ -90,7 +92,7 @@ class Database:
         path: Path,
         migrations: Sequence[str],
         synchronous: Synchronous = "FULL",
-        on_full: Callable[[], None] | None = None,
+        on_refused: Callable[[Refusal, str], None] | None = None,
     ) -> AsyncIterator[Database]:
         """Open, check and migrate a database; close it at the end of the block, after what was asked is committed.
 
@@ -99,7 +101,7 @@ class Database:
             migrations: SQL scripts, oldest first; the i-th brings a database from version i to i+1, in one transaction.
                 Only ever append to the list. No script may contain transaction statements.
             synchronous: ``FULL``: what is acknowledged survives a power loss; ``NORMAL``: it survives a killed process.
-            on_full: called, in the event loop, whenever a transaction was refused for want of space.
+            on_refused: called, in the event loop, whenever the disk did not take a transaction, with what SQLite said.
 
         Raises:
             StoreFailed: when the file cannot be opened, is damaged, was written by a newer version, or a migration fails.
@@ -108,7 +110,7 @@ class Database:
         try:
             reader = await _connect(path, _prepare_reader)
             try:
-                database = cls(path, writer, reader, on_full)
+                database = cls(path, writer, reader, on_refused)
                 writing = asyncio.create_task(database._write_groups(), name=f"writer of {path.name}")
                 try:
                     yield database
@@ -144,9 +146,10 @@ class Database:
         try:
             return await answer
         except sqlite3.Error as error:
-            if self._on_full is not None and getattr(error, "sqlite_errorname", None) in NO_ROOM:
-                self._on_full()
-            raise _store_failed(self.path, error) from error
+            failed = _store_failed(self.path, error)
+            if self._on_refused is not None and (refusal := refusal_of(error)) is not None:
+                self._on_refused(refusal, failed.message)
+            raise failed from error
 
     async def read(self, sql: str, parameters: Parameters = ()) -> list[sqlite3.Row]:
         """Rows of one SELECT, from the last commit. The connection cannot write.

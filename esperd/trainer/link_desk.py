@@ -196,6 +196,10 @@ class LinkDesk:
         """Remember the step for the next heartbeat."""
         self.step = step
 
+    def breakers(self) -> tuple[BreakerStatus, ...]:
+        """Where the breakers of this worker stand. Safe to ask from any thread."""
+        return tuple(breaker.status() for breaker in self._breakers.values())
+
     def _breaker_changed(self, status: BreakerStatus) -> None:
         log.warning("a service is left alone or tried again", job=self.job_id, service=status.service, state=str(status.state))
         self._changes.append(BreakerChanged(breaker=status))

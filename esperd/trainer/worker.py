@@ -63,7 +63,7 @@ def main() -> int:
     config = load_config()
     configure_logging(config.daemon.log_level)
     desks: list[LinkDesk] = []
-    link = ThreadLink(step=lambda: desks[0].step if desks else None)
+    link = ThreadLink(step=lambda: desks[0].step if desks else None, breakers=lambda: desks[0].breakers() if desks else ())
     with link:
         lease = _await_lease(link)
         if lease is None:

@@ -16,11 +16,8 @@ from esperd.actors.serve import serve_actor
 from esperd.actors.threadlink import ThreadLink
 from esperd.errors import EsperError, JobNotFound
 from esperd.messages import Done, Reply
-from esperd.messages.control import ActorList, Heartbeat, ListActors, ListPlugins, Stop, Terminated
-from esperd.messages.jobs import (
-    GetJob,
-    ListJobs,
-)
+from esperd.messages.control import ActorList, BreakerState, BreakerStatus, Heartbeat, ListActors, ListPlugins, Stop, Terminated
+from esperd.messages.jobs import GetJob, ListJobs
 from esperd.messages.leases import StopJob
 
 
@@ -87,7 +84,8 @@ class Served(Actor):
 def train() -> None:
     """What a trainer's main looks like."""
     steps = [0]
-    with ThreadLink(step=lambda: steps[0]) as link:
+    breaker = BreakerStatus(service="policy", state=BreakerState.OPEN, failures=3, opened=1, retry_after_s=9.0)
+    with ThreadLink(step=lambda: steps[0], breakers=lambda: (breaker,)) as link:
         link.tell("recorder", Heartbeat(actor="before", generation=link.generation))
         reply = link.ask("recorder", ListActors())
         assert isinstance(reply, ActorList)

@@ -42,6 +42,7 @@ from esperd.messages.control import (
 )
 from esperd.messages.jobs import GetJob
 from esperd.messages.leases import StopJob
+from esperd.testing import until
 
 PROGRAM = Path(__file__).with_name("process_program.py")
 NO_ACTORS = ActorList(actors=(), dead_letters={})
@@ -240,6 +241,12 @@ async def test_a_training_loop_asks_tells_and_is_told_over_a_thread_link(tmp_pat
         await recorder.until_said("stop pause")
         step = next(message.step for message in recorder.heard if isinstance(message, Heartbeat) and message.step)
         assert step > 0
+
+        async def told() -> bool:
+            [worker] = [actor for actor in system.status() if actor.name == "worker"]
+            return worker.step is not None and [(found.service, found.state) for found in worker.breakers] == [("policy", "open")]
+
+        await until(told)
         await system.stop("worker")
         await recorder.until_ended()
     assert recorder.said() == ["before", "actor_unavailable", "stop pause"]

@@ -119,6 +119,7 @@ def test_listings_are_plain_aligned_tables_in_a_pipe(daemon, capsys):
     for words, told in [
         (["jobs"], "digits <demo>"),
         (["actors"], "dead letters: 2 actor_unavailable"),
+        (["actors"], "breakers: trainer/j1.1: policy open, asked again in 9 s\n"),
         (["kernels"], "since the daemon started: 3 from the cache, 1 compiled"),
         (["plugins"], "ImportError: no module named 'nowhere'"),
     ]:

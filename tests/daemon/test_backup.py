@@ -7,6 +7,7 @@ import json
 import os
 import random
 import sqlite3
+import stat
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import msgspec
 import pytest
 from daemon_jobs import QUICK, job
 
+from esperd.cli.client import esper
 from esperd.cli.daemon import esperd as command
 from esperd.cli.exit_codes import run
 from esperd.daemon.backup import MANIFEST, back_up, read_manifest
@@ -205,6 +207,48 @@ async def test_commands_back_up_and_restore_and_refuse_what_is_no_state(tmp_path
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["replaced"].startswith(f"{state}/replaced-")
     with pytest.raises(NothingToShow, match="holds no state of esperd"):
         check_state(tmp_path, silent)
+
+
+@pytest.mark.asyncio
+async def test_keys_are_in_a_backup_when_asked_for_and_come_back_for_their_owner_alone(tmp_path, capsys):
+    state, plain, full = tmp_path / "state", tmp_path / "plain", tmp_path / "full"
+    await fill(state)
+    where = ["--state-dir", str(state)]
+    assert run(esper, ["keys", "create", "--server", *where]) == 0
+    assert run(esper, ["keys", "allow", "me", "ab" * 32, *where]) == 0
+    (state / "keys" / "allowed" / ".half-written").write_bytes(b"")
+    keys = {path: (state / path).read_bytes() for path in entries(state) if path.startswith("keys/") and "/." not in path}
+    assert len(keys) == 2
+    capsys.readouterr()
+
+    assert run(command, ["db", "backup", str(plain), *where]) == 0
+    assert "keys of the network are not in it; --with-keys takes them" in capsys.readouterr().out
+    assert (read_manifest(plain).keys, [path for path in entries(plain) if path.startswith("keys")]) == (None, [])
+    assert run(command, ["db", "backup", str(full), "--with-keys", *where]) == 0
+    assert "2 of them are keys of the network: keep the backup as secret" in capsys.readouterr().out
+    assert set(read_manifest(full).keys) == set(keys)
+    assert all((full / path).stat().st_nlink == 1 for path in keys)
+
+    (state / "keys" / "server.key").write_bytes(b"another")
+    _, aside = restore(full, state, silent, force=True)
+    assert (aside / "keys" / "server.key").read_bytes() == b"another"
+    restore(plain, state, silent, force=True)  # without keys in it, those that are there stay
+    restore(full, tmp_path / "elsewhere", silent)
+    for place in (full, state, tmp_path / "elsewhere"):
+        assert {path: (place / path).read_bytes() for path in entries(place) if path.startswith("keys/")} == keys
+        for path in keys:
+            assert stat.S_IMODE((place / path).stat().st_mode) == 0o600
+            assert stat.S_IMODE((place / path).parent.stat().st_mode) == 0o700
+    with pytest.raises(Conflict, match="keys"):
+        restore(full, state, silent)
+
+    manifest = json.loads((plain / MANIFEST).read_text())
+    del manifest["keys"]
+    (plain / MANIFEST).write_text(json.dumps(manifest | {"format": 1}))
+    assert read_manifest(plain).keys is None, "a backup of an earlier esperd"
+    (plain / MANIFEST).write_text(json.dumps(manifest | {"format": 3}))
+    with pytest.raises(StoreFailed, match="has format 3; this esperd reads 1, 2"):
+        read_manifest(plain)
 
 
 def test_a_copy_of_a_database_does_not_start_over_because_somebody_writes(tmp_path):

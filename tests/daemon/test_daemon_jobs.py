@@ -9,7 +9,7 @@ from esperd.errors import Conflict, IllegalTransition, JobNotFound, NothingToSho
 from esperd.messages.control import ActorState
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import EpochCompleted, JobStateChanged, TrainingStarted
-from esperd.testing import children_of, first_event, process_id
+from esperd.testing import children_of, first_event, process_id, until
 
 
 def is_now(state):
@@ -28,6 +28,12 @@ async def test_a_running_job_is_listed_with_its_worker_paused_resumed_where_it_s
         (worker,) = [actor for actor in (await esper.actors()).actors if actor.name == f"trainer/{handle.id}.1"]
         assert (worker.state, worker.generation, worker.restarts) == (ActorState.RUNNING, 1, 0)
         assert process_id(worker.pid) in children_of(daemon.pid)
+
+        async def tells_of_its_breakers():  # with its next heartbeat
+            (worker,) = [actor for actor in (await esper.actors()).actors if actor.name == f"trainer/{handle.id}.1"]
+            return [found.service for found in worker.breakers] == ["policy", "cache", "telemetry"]
+
+        await until(tells_of_its_breakers)
         assert (await handle.pause()).state is JobState.RUNNING  # recorded; its worker stops by itself
         paused = await first_event(handle, JobStateChanged, is_now(JobState.PAUSED))
         info = await handle.info()

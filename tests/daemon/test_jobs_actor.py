@@ -93,6 +93,7 @@ class Office:
         self.workers = {}
         self.telemetry = Telemetry()
         self.actor = None
+        self.config = QUICK
 
     async def start_worker(self, spec):
         self.workers[spec.name] = Worker()
@@ -103,7 +104,7 @@ class Office:
             store=self.store,
             blobs=Blobs(self.store._database.path.parent / "blobs"),
             checkpoints=Checkpoints(self.store._database.path.parent / "checkpoints"),
-            config=QUICK,
+            config=self.config,
             plugins=PLUGINS,
             metrics=Metrics(),
             start_worker=self.start_worker,

@@ -6,9 +6,13 @@ import re
 from pathlib import Path
 
 import msgspec
+import pytest
 
+from esperd.cli.daemon import esperd
+from esperd.cli.exit_codes import run
 from esperd.config import Cache, Config, Daemon, Jobs, Plugins, Retention
 from esperd.daemon.reload import LIVE, compare, flat
+from esperd.errors import ConfigError
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/service.md").read_text(encoding="utf-8")
 
@@ -41,3 +45,53 @@ def test_every_kind_of_value_survives_the_way_through_a_reload():
         Config(), retention=Retention(events_days=1.5, events_bytes=7), plugins=Plugins(blocked=("a",))
     )
     assert compare(wanted, wanted).config == wanted
+
+
+def changed(key):
+    """The defaults with another value of this key that the configuration allows."""
+    section, _, name = key.partition(".")
+    before = flat(Config())[key]
+    for value in (
+        (not before,) if isinstance(before, bool) else (),
+        (before + 1, before - 1, before / 2) if isinstance(before, int | float) and not isinstance(before, bool) else (),
+        ("debug", "ipc", "tcp://127.0.0.1:7412", "zeromq", "/elsewhere") if isinstance(before, str) else (),
+        (["one"],) if isinstance(before, list | tuple) else (),
+        ({**before, next(iter(before)): 7},) if isinstance(before, dict) else (),
+    ):
+        for candidate in value:
+            tables = msgspec.to_builtins(Config())
+            tables[section][name] = candidate
+            try:
+                found = msgspec.convert(tables, Config)
+            except msgspec.ValidationError:
+                continue
+            if flat(found)[key] != before:
+                return found
+    raise AssertionError(f"say in this test how {key} may change")
+
+
+@pytest.mark.parametrize("key", flat(Config()))
+def test_every_key_that_changes_applies_at_once_or_is_named_and_stays_as_it_was(key):
+    wanted = changed(key)
+    found = compare(Config(), wanted)
+    if key in LIVE:
+        assert found.config == wanted
+        assert ([each.partition(":")[0] for each in found.applied], found.needs_restart) == ([key], ())
+    else:
+        assert found.config == Config()
+        assert (found.applied, found.needs_restart) == ((), (key,))
+        assert key in found.note
+
+
+def test_a_network_that_the_next_start_would_refuse_fails_the_check_and_the_reload(tmp_path, monkeypatch, capsys):
+    read_again = []
+    monkeypatch.setattr("esperd.daemon.process.run_daemon", lambda _config, again: read_again.append(again) or 0)
+    file = tmp_path / "esperd.toml"
+    file.write_text("")
+    assert run(esperd, ["run", "--config", str(file)]) == 0
+    assert read_again[0]() == Config()
+    file.write_text('[network]\nlisten = "tcp://0.0.0.0:7412"\ncurve = false\n')
+    with pytest.raises(ConfigError, match=r"network.listen = .* is beyond loopback"):
+        read_again[0]()
+    assert run(esperd, ["config", "check", "--config", str(file)]) == 2
+    assert "network.listen" in capsys.readouterr().err

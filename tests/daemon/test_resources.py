@@ -10,7 +10,7 @@ from esperd.config import Resources
 from esperd.daemon import job_store, worker_processes
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.machine import Machine, measure, oom_kills
-from esperd.daemon.placement import allowance, need, never_fits, waits_for
+from esperd.daemon.placement import allowance, need, never_fits, placed
 from esperd.errors import NeverFits, OutOfMemory
 from esperd.messages.control import Terminated
 from esperd.messages.jobs import Job, JobError, JobState, Peak
@@ -19,8 +19,12 @@ from esperd.store.database import Database
 from esperd.testing import first_event, until
 
 GIB = 1024**3
-ROOM = Machine(memory_bytes=4 * GIB, cores=2.0, gpu_memory_bytes=None)
+ROOM = Machine(memory_bytes=4 * GIB, cores=2.0)
 STARVED = JobError(code=OutOfMemory.code, message="the worker held more than it may")
+
+
+def waits_for(wanted, running, room):
+    return placed(wanted, running, room).lacks
 
 
 def asking(memory=0, threads=1, **resources):
@@ -48,7 +52,7 @@ def test_limits_of_every_control_group_above_count(tmp_path):
 
 
 def test_what_is_configured_counts_instead_of_what_was_measured():
-    assert allowance(ROOM, Resources(memory_bytes=GIB)) == Machine(memory_bytes=GIB, cores=2.0, gpu_memory_bytes=None)
+    assert allowance(ROOM, Resources(memory_bytes=GIB)) == Machine(memory_bytes=GIB, cores=2.0)
 
 
 def test_a_job_that_could_not_even_run_alone_is_told_of_what_it_takes_too_much():

@@ -197,6 +197,8 @@ def test_a_policy_that_does_not_answer_is_not_waited_for_at_every_decision_and_t
     with pytest.raises(CircuitOpen, match="policy failed 3 times in a row"):
         desk.decide(CONCLUDE)
     assert link.asked == 3
+    stands = {found.service: (found.state, found.retry_after_s) for found in desk.breakers()}
+    assert stands == {"policy": ("open", 30.0), "cache": ("closed", None), "telemetry": ("closed", None)}
     time.now = 30.0
     with pytest.raises(EsperError, match="answered"):  # it is there again: this link answers everything with Done
         desk.decide(CONCLUDE)
