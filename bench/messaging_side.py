@@ -115,10 +115,18 @@ def esperd_between(path: str) -> Callable[[float], Awaitable[dict[str, dict[str,
     async def measure(seconds: float) -> dict[str, dict[str, float]]:
         import messaging_esperd as own
 
+        from esperd.actors.keys import new_pair, write_public
+
         with tempfile.TemporaryDirectory(prefix="esperd-bench-") as directory:
             endpoint = f"ipc://{directory}/s" if path == "ipc" else own.free_tcp_endpoint()
-            with serving([sys.executable, str(Path(own.__file__)), path, endpoint]) as keys:
-                async with own.client(path, endpoint, keys) as client:
+            command = [sys.executable, str(Path(own.__file__)), endpoint]
+            keys = None
+            if path == "curve":
+                keys = new_pair()
+                write_public(Path(directory) / "bench.pub", keys.public)
+                command.append(directory)
+            with serving(command) as server_key:
+                async with own.client(endpoint, keys, server_key) as client:
                     return await measured(lambda body: client.request(own.Request(body=body)), seconds)
 
     return measure
