@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
@@ -24,6 +25,7 @@ from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.mailbox import Mailbox
 from esperd.actors.outcome import answer_of, error_reply, result_of
+from esperd.actors.patience import Patience
 from esperd.actors.scope import handling
 from esperd.actors.sockets import connect_dealer, unreachable
 from esperd.actors.tasks import open_task_group
@@ -165,19 +167,23 @@ class Link:
         )
         frames = self._codec.encode(head, message)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def late() -> AskTimeout:
+            return AskTimeout(
+                f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
+                actor=to,
+                message_type=type(message).__name__,
+                timeout_s=timeout_s,
+            )
+
         self._open[request] = answer
+        patience = Patience(answer, timeout_s, late)
         try:
-            with anyio.move_on_after(timeout_s):
-                await self._send(frames)
-                return result_of(await answer)
+            await self._send(frames, timeout_s)
+            return result_of(await answer)
         finally:
+            patience.end()
             self._open.pop(request, None)
-        raise AskTimeout(
-            f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
-            actor=to,
-            message_type=type(message).__name__,
-            timeout_s=timeout_s,
-        )
 
     async def tell(self, to: str, message: Message) -> None:
         """Send a message to an actor, at most once; waits while the connection's queue is full.
@@ -341,10 +347,14 @@ class Link:
         if self._socket is None:
             raise unreachable(self.incarnation.hub, "this link is not open")
 
-    async def _send(self, frames: Sequence[bytes]) -> None:
+    async def _send(self, frames: Sequence[bytes], timeout_s: float = math.inf) -> None:
+        """Hand frames to ZeroMQ, waiting for room as long as there is a daemon, and no longer than was said."""
         if self._socket is None:
             raise unreachable(self.incarnation.hub, "this link is not open")
-        with anyio.CancelScope() as sending:
+        with contextlib.suppress(zmq.Again):
+            self._socket.send_now(frames)
+            return
+        with anyio.move_on_after(timeout_s), anyio.CancelScope() as sending:
             # Without a peer, ZeroMQ waits for one for ever; a lost daemon must not hold whoever asks it.
             self._sending.add(sending)
             try:
