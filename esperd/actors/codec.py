@@ -32,6 +32,9 @@ OUT_OF_BAND_BYTES = 64 * 1024
 """From here on bytes get a frame of their own. Below it ZeroMQ copies small frames as it does bodies, and it makes no difference
 (measured with ``bench/frames.py``: from 0.25 MB on it halves the time)."""
 
+LARGEST_FRAME_BYTES = 256 * 1024 * 1024
+"""ZeroMQ ends the connection of a peer that sends a larger frame, before the bytes reach us: nobody of ours sends one."""
+
 CorrelationId = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_ID)]
 
 
@@ -114,7 +117,8 @@ class Codec:
         """Frames of a message.
 
         Raises:
-            MalformedMessage: when the message's type is not one this codec knows, or a value in it has no msgpack form.
+            MalformedMessage: when the message's type is not one this codec knows, a value in it has no msgpack form, or it is too
+                large for the peer.
         """
         byte_fields = self._byte_fields.get(type(message))
         if byte_fields is None:
@@ -127,20 +131,25 @@ class Codec:
             value = getattr(message, field)
             if len(value) >= OUT_OF_BAND_BYTES:
                 large[field] = value
+        body = message
         try:
-            if not large:
-                return [self._encoder.encode(head), self._encoder.encode(message)]
-            head = msgspec.structs.replace(head, buffers=tuple(Buffer(field, len(value)) for field, value in large.items()))
-            body = msgspec.structs.replace(message, **dict.fromkeys(large, b""))
-            return [
-                self._encoder.encode(head),
-                self._encoder.encode(body),
-                *large.values(),
-            ]
+            if large:
+                head = msgspec.structs.replace(head, buffers=tuple(Buffer(field, len(value)) for field, value in large.items()))
+                body = msgspec.structs.replace(message, **dict.fromkeys(large, b""))
+            frames = [self._encoder.encode(head), self._encoder.encode(body), *large.values()]
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise MalformedMessage(
                 f"{type(message).__name__} holds a value that cannot be sent: {error}", type=type(message).__name__
             ) from error
+        largest = max(map(len, frames))
+        if largest > LARGEST_FRAME_BYTES:
+            raise MalformedMessage(
+                f"{type(message).__name__} has {largest} bytes in one piece, and a peer takes {LARGEST_FRAME_BYTES}",
+                type=type(message).__name__,
+                size_bytes=largest,
+                limit_bytes=LARGEST_FRAME_BYTES,
+            )
+        return frames
 
     def opening(self, frames: Sequence[bytes]) -> Opening | None:
         """Protocol, kind and id of frames that may be of another version or broken; None when not even that is readable."""

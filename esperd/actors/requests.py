@@ -17,7 +17,7 @@ import zmq
 from esperd import tracing
 from esperd.actors.channel import Channel
 from esperd.actors.clock import SystemClock
-from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
+from esperd.actors.codec import LARGEST_FRAME_BYTES, UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
@@ -25,7 +25,6 @@ from esperd.actors.limits import Turnstile
 from esperd.actors.outcome import answer_of, error_reply, result_of
 from esperd.actors.patience import Patience
 from esperd.actors.sockets import (
-    LARGEST_MESSAGE_BYTES,
     bind_router,
     connect_dealer,
     is_remote,
@@ -39,8 +38,8 @@ from esperd.messages import Message, Reply
 
 Handler = Callable[[bytes, Message], Awaitable[Reply | None]]
 """Takes a client's id and its request; returns the answer (None: ``Done``) or raises. The id is the name of the key it proved to
-have, or, on a socket without keys, a number of its connection. It leaves context variables as it finds them: its task goes on with
-other requests."""
+have, or, on a socket without keys, a number of its connection. It leaves context variables as it finds them: its task goes on
+with other requests."""
 
 SERVER = "daemon"
 """The name requests are addressed to."""
@@ -158,7 +157,7 @@ class RequestServer:
                     answers.cancel_scope.cancel()
 
     def _bind(self) -> Channel:
-        largest = LARGEST_MESSAGE_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
+        largest = LARGEST_FRAME_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
         return bind_router(self.endpoint, security=self._security, largest_bytes=largest)
 
     async def _finish_in_hand(self) -> None:

@@ -190,6 +190,16 @@ def test_large_bytes_are_frames_of_their_own_and_are_not_copied_on_the_way_out(s
     assert message.first is LARGE, "what is sent is not emptied"
 
 
+def test_what_would_cost_its_sender_the_connection_is_refused_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esperd.actors.codec.LARGEST_FRAME_BYTES", 2 * len(LARGE))
+    head = PARCELS.head(Kind.TELL, 1, to="a", sender="b")
+    PARCELS.encode(head, Parcel(first=LARGE * 2))
+    for message in (Parcel(first=LARGE * 2 + b"x"), Parcel(first=b"", label="x" * 2 * len(LARGE))):
+        with pytest.raises(MalformedMessage, match="in one piece") as refused:
+            PARCELS.encode(head, message)
+        assert refused.value.fields["limit_bytes"] == 2 * len(LARGE)
+
+
 @pytest.mark.parametrize(
     ("buffers", "frames"),
     [
