@@ -232,19 +232,19 @@ def ray_process(seconds: float) -> dict[str, dict[str, float]]:
 
 
 SIDES = {
-    ("esperd", "in-process"): esperd_in_process,
-    ("esperd", "ipc"): esperd_between("ipc"),
-    ("esperd", "tcp"): esperd_between("tcp"),
-    ("esperd", "curve"): esperd_between("curve"),
-    ("xoscar", "in-process"): xoscar_over("in-process"),
-    ("xoscar", "ipc"): xoscar_over("ipc"),
-    ("xoscar", "tcp"): xoscar_over("tcp"),
     ("pykka", "in-process"): pykka_in_process,
+    ("esperd", "in-process"): esperd_in_process,
+    ("xoscar", "in-process"): xoscar_over("in-process"),
     ("thespian", "in-process"): thespian_over("simpleSystemBase"),
-    ("thespian", "tcp"): thespian_over("multiprocTCPBase"),
+    ("esperd", "ipc"): esperd_between("ipc"),
+    ("xoscar", "ipc"): xoscar_over("ipc"),
+    ("esperd", "tcp"): esperd_between("tcp"),
+    ("xoscar", "tcp"): xoscar_over("tcp"),
+    ("esperd", "curve"): esperd_between("curve"),
     ("ray", "tcp"): ray_process,
+    ("thespian", "tcp"): thespian_over("multiprocTCPBase"),
 }
-"""Ray's actors are processes and speak gRPC over TCP, on one machine too."""
+"""In the order they run: who is compared runs close together, because a machine is not equally fast all the time. Ray's actors are processes and speak gRPC over TCP, on one machine too."""
 
 
 def main() -> None:
