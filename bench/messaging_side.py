@@ -244,7 +244,8 @@ SIDES = {
     ("ray", "tcp"): ray_process,
     ("thespian", "tcp"): thespian_over("multiprocTCPBase"),
 }
-"""In the order they run: who is compared runs close together, because a machine is not equally fast all the time. Ray's actors are processes and speak gRPC over TCP, on one machine too."""
+"""In the order they run: who is compared runs close together, because a machine is not equally fast all the time. Ray's actors
+are processes and speak gRPC over TCP, on one machine too."""
 
 
 def main() -> None:
