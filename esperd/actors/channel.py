@@ -141,6 +141,7 @@ class Channel:
     def _wake(self) -> None:
         """Something changed. Reading ``EVENTS`` consumes the change, so that both sides are looked after."""
         if self._socket.closed:
+            self._release(reader=True, writers=True)  # they find it closed
             return
         events = int(self._socket.get(_EVENTS))
         self._release(reader=bool(events & _READABLE), writers=bool(events & _WRITABLE))

@@ -50,8 +50,10 @@ class Peer:
         self.step: int | None = None
         self.heard_at = now
         self.inbox: Mailbox[Received] = Mailbox(f"messages from {incarnation.actor}")
-        self.open: dict[int, Envelope] = {}
-        """Asks sent to it that it has not answered, and tells that it has not said to have handled, by correlation id."""
+        self._asks: dict[int, Envelope] = {}
+        """Sent to it and not answered, by correlation id."""
+        self._tells: dict[int, Envelope] = {}
+        """Sent to it; it has not said how it went."""
         self.shared = shared
         """Memory that it may share, whether or not it got it."""
         self.shares_memory = False
@@ -65,11 +67,19 @@ class Peer:
 
     def remember(self, envelope: Envelope) -> int:
         """Until it is answered, or handled; returns the correlation id to send."""
-        for request in [request for request, ask in self.open.items() if ask.is_abandoned]:
-            del self.open[request]
         request = next(self._ids)
-        self.open[request] = envelope
+        if envelope.answer is None:
+            self._tells[request] = envelope
+            return request
+        for abandoned in [number for number, ask in self._asks.items() if ask.is_abandoned]:
+            del self._asks[abandoned]
+        self._asks[request] = envelope
         return request
+
+    def unsent(self, request: int) -> None:
+        """A message that was remembered did not go out."""
+        self._asks.pop(request, None)
+        self._tells.pop(request, None)
 
     def settle(self, request: int, reply: Reply) -> Envelope | None:
         """Give an answer to whoever waits for it.
@@ -77,16 +87,17 @@ class Peer:
         Returns:
             A tell that the process did not handle: the answer, which nobody waits for, is an error.
         """
-        envelope = self.open.pop(request, None)
-        if envelope is None:
-            return None
-        envelope.settle(reply)
-        return envelope if envelope.answer is None and isinstance(reply, ErrorReply) else None
+        ask = self._asks.pop(request, None)
+        if ask is not None:
+            ask.settle(reply)
+        told = self._tells.pop(request, None)
+        return told if isinstance(reply, ErrorReply) else None
 
     def forget_open(self) -> list[Envelope]:
         """What will be answered and handled by nobody any more."""
-        left = list(self.open.values())
-        self.open.clear()
+        left = [*self._asks.values(), *self._tells.values()]
+        self._asks.clear()
+        self._tells.clear()
         return left
 
 
@@ -157,7 +168,7 @@ class Hub:
         try:
             await self._send_patiently(peer, self._codec.encode(head, envelope.message))
         except BaseException:
-            peer.open.pop(head.id, None)
+            peer.unsent(head.id)
             raise
 
     async def answer(self, peer: Peer, request: int, reply: Reply) -> None:

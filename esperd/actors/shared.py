@@ -186,10 +186,10 @@ class Incoming:
             MalformedMessage: when nothing of that number lies there, or it is not inside the segment.
         """
         numbers, end = self._segment.numbers, place.offset + place.size_bytes
-        if place.offset % mmap.PAGESIZE or end > SEGMENT_BYTES or numbers[place.slot] != place.sequence:
+        if place.offset % mmap.PAGESIZE or end > SEGMENT_BYTES:
             raise self._refusal(place)
         data = self._segment.read(place.size_bytes, place.offset)
-        if numbers[place.slot] != place.sequence or len(data) != place.size_bytes:
+        if numbers[place.slot] != place.sequence or len(data) != place.size_bytes:  # looked at last: it was there all the time
             raise self._refusal(place)
         self._segment.give_back(place)
         numbers[place.slot] = 0
