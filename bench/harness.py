@@ -111,22 +111,6 @@ def median_figure(
     )
 
 
-def lowest_figure(
-    name: str, values: Sequence[float], *, unit: str, better: Literal["lower", "higher"], against: str, baseline: Sequence[float]
-) -> Figure:
-    """For tails: the lowest of the repeats against the lowest of a baseline's. What else runs on a machine only adds to them."""
-    value, peer = min(values), min(baseline)
-    return Figure(
-        name=name,
-        value=value,
-        unit=unit,
-        better=better,
-        repeats=tuple(values),
-        baseline=Baseline(name=against, value=peer, repeats=tuple(baseline)),
-        ratio=value / peer,
-    )
-
-
 def results(bench: str, figures: Sequence[Figure], *, quick: bool, settings: dict[str, str | int | float | bool]) -> Results:
     """Figures with the machine, the versions, the commit and the hour they were measured at."""
     return Results(

@@ -58,9 +58,8 @@ def figures(runs: dict[tuple[str, str], list[dict[str, dict[str, float]]]]) -> l
                 for unit in ("p50_us", "p99_us", "rate"):
                     name = f"{path}/{peer}_{over}"
                     headline = (name, case, unit) == ("ipc/xoscar_ipc", "100B/1", "p50_us")
-                    told = harness.lowest_figure if unit == "p99_us" else harness.median_figure
                     found.append(
-                        told(
+                        harness.median_figure(
                             name if headline else f"{name} {case} {unit}",
                             [run[case][unit] for run in ours],
                             unit="1/s" if unit == "rate" else "us",
