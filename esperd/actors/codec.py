@@ -29,8 +29,8 @@ UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 neither is a msgspec.DecodeError (measured)."""
 
 OUT_OF_BAND_BYTES = 64 * 1024
-"""From here on bytes get a frame of their own. Up to here ZeroMQ copies frames as it does bodies, and it makes no difference; from
-1 MB on it halves the time (measured with ``bench/frames.py``)."""
+"""From here on bytes get a frame of their own. Up to here ZeroMQ copies frames as it does bodies, and it makes no difference;
+from 1 MB on it halves the time (measured with ``bench/frames.py``)."""
 
 LARGEST_FRAME_BYTES = 256 * 1024 * 1024
 """ZeroMQ ends the connection of a peer that sends a larger frame, before the bytes reach us: nobody of ours sends one."""
