@@ -43,7 +43,7 @@ bench: $(TESTED)
 bench-deps: $(TESTED)
 	@echo "bench/overhead.py compares with plain PyTorch, which is installed"
 	$(PIP) install --quiet --constraint constraints.txt gromo==0.1.0
-	$(PIP) install --quiet --constraint constraints.txt xoscar pykka thespian ray
+	$(PIP) install --quiet --constraint constraints.txt xoscar==0.12.2 pykka==4.5.0 thespian==4.0.1 ray==2.60.0
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || (echo "esperd needs Python 3.11 or newer; set PYTHON=" && false)

@@ -115,10 +115,18 @@ def esperd_between(path: str) -> Callable[[float], Awaitable[dict[str, dict[str,
     async def measure(seconds: float) -> dict[str, dict[str, float]]:
         import messaging_esperd as own
 
+        from esperd.actors.keys import new_pair, write_public
+
         with tempfile.TemporaryDirectory(prefix="esperd-bench-") as directory:
             endpoint = f"ipc://{directory}/s" if path == "ipc" else own.free_tcp_endpoint()
-            with serving([sys.executable, str(Path(own.__file__)), path, endpoint]) as keys:
-                async with own.client(path, endpoint, keys) as client:
+            command = [sys.executable, str(Path(own.__file__)), endpoint]
+            keys = None
+            if path == "curve":
+                keys = new_pair()
+                write_public(Path(directory) / "bench.pub", keys.public)
+                command.append(directory)
+            with serving(command) as server_key:
+                async with own.client(endpoint, keys, server_key) as client:
                     return await measured(lambda body: client.request(own.Request(body=body)), seconds)
 
     return measure
@@ -224,19 +232,20 @@ def ray_process(seconds: float) -> dict[str, dict[str, float]]:
 
 
 SIDES = {
-    ("esperd", "in-process"): esperd_in_process,
-    ("esperd", "ipc"): esperd_between("ipc"),
-    ("esperd", "tcp"): esperd_between("tcp"),
-    ("esperd", "curve"): esperd_between("curve"),
-    ("xoscar", "in-process"): xoscar_over("in-process"),
-    ("xoscar", "ipc"): xoscar_over("ipc"),
-    ("xoscar", "tcp"): xoscar_over("tcp"),
     ("pykka", "in-process"): pykka_in_process,
+    ("esperd", "in-process"): esperd_in_process,
+    ("xoscar", "in-process"): xoscar_over("in-process"),
     ("thespian", "in-process"): thespian_over("simpleSystemBase"),
-    ("thespian", "tcp"): thespian_over("multiprocTCPBase"),
+    ("esperd", "ipc"): esperd_between("ipc"),
+    ("xoscar", "ipc"): xoscar_over("ipc"),
+    ("esperd", "tcp"): esperd_between("tcp"),
+    ("xoscar", "tcp"): xoscar_over("tcp"),
+    ("esperd", "curve"): esperd_between("curve"),
     ("ray", "tcp"): ray_process,
+    ("thespian", "tcp"): thespian_over("multiprocTCPBase"),
 }
-"""Ray's actors are processes and speak gRPC over TCP, on one machine too."""
+"""In the order they run: who is compared runs close together, because a machine is not equally fast all the time. Ray's actors
+are processes and speak gRPC over TCP, on one machine too."""
 
 
 def main() -> None:

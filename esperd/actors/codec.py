@@ -1,10 +1,15 @@
-"""Messages to frames and back: ``[head][body]``, both msgpack, nothing decoded that is not a message of this protocol."""
+"""Messages to frames and back: ``[head][body][buffer]…``; nothing is decoded that is not a message of this protocol.
+
+Head and body are msgpack. What a message carries in byte fields of its own (a kernel's weights, a piece of an artifact, the state
+of a policy) travels as a frame of its own from 64 KiB on: it is neither copied into the body nor out of it. The head says
+which fields those frames are, and how many bytes each has; in the body such a field is empty.
+"""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from typing import Annotated, Union
+from typing import Annotated, Any, Union, get_type_hints
 
 import msgspec
 
@@ -16,9 +21,19 @@ LARGEST_ID = 2**63 - 1
 UNKNOWN_ID = 0
 """Correlation id of an answer to a frame whose own id could not be read. Senders count from 1."""
 
+ENVELOPE = 2
+"""Frames of every message: head and body."""
+
 UNDECODABLE = (msgspec.MsgspecError, ValueError, RecursionError)
 """What msgspec raises on hostile bytes: one corrupt frame in five is a UnicodeDecodeError, deep nesting a RecursionError;
 neither is a msgspec.DecodeError (measured)."""
+
+OUT_OF_BAND_BYTES = 64 * 1024
+"""From here on bytes get a frame of their own. Up to here ZeroMQ copies frames as it does bodies, and it makes no difference;
+from 1 MB on it halves the time (measured with ``bench/frames.py``)."""
+
+LARGEST_FRAME_BYTES = 256 * 1024 * 1024
+"""ZeroMQ ends the connection of a peer that sends a larger frame, before the bytes reach us: nobody of ours sends one."""
 
 CorrelationId = Annotated[int, msgspec.Meta(ge=0, le=LARGEST_ID)]
 
@@ -31,6 +46,13 @@ class Kind(enum.IntEnum):
     TELL = 2
     """Nothing back."""
     REPLY = 3
+
+
+class Buffer(msgspec.Struct, frozen=True, array_like=True):
+    """A byte field of the message that travels as a frame of its own."""
+
+    field: str
+    size_bytes: Annotated[int, msgspec.Meta(ge=OUT_OF_BAND_BYTES)]
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -50,6 +72,8 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     """W3C ``traceparent`` of the span it was sent from; empty: nobody traces it. A peer that does not know it leaves it out, and
     skips it.
     """
+    buffers: tuple[Buffer, ...] = ()
+    """What the frames after the body are, in their order."""
 
 
 class Opening(msgspec.Struct, frozen=True, array_like=True):
@@ -70,7 +94,7 @@ class Codec:
 
     def __init__(self, message_types: Sequence[type[Message]] = MESSAGE_TYPES, protocol: int = PROTOCOL_VERSION) -> None:
         self.protocol = protocol
-        self._message_types = frozenset(message_types)
+        self._byte_fields = {message_type: _byte_fields(message_type) for message_type in message_types}
         self._encoder = msgspec.msgpack.Encoder()
         self._opening = msgspec.msgpack.Decoder(Opening)
         self._head = msgspec.msgpack.Decoder(Head)
@@ -93,19 +117,39 @@ class Codec:
         """Frames of a message.
 
         Raises:
-            MalformedMessage: when the message's type is not one this codec knows, or a value in it has no msgpack form.
+            MalformedMessage: when the message's type is not one this codec knows, a value in it has no msgpack form, or it is too
+                large for the peer.
         """
-        if type(message) not in self._message_types:
+        byte_fields = self._byte_fields.get(type(message))
+        if byte_fields is None:
             raise MalformedMessage(
                 f"{type(message).__name__} is not a message of this protocol; add it to esperd.messages",
                 type=type(message).__name__,
             )
+        large: dict[str, bytes] = {}
+        for field in byte_fields:
+            value = getattr(message, field)
+            if len(value) >= OUT_OF_BAND_BYTES:
+                large[field] = value
+        body = message
         try:
-            return [self._encoder.encode(head), self._encoder.encode(message)]
+            if large:
+                head = msgspec.structs.replace(head, buffers=tuple(Buffer(field, len(value)) for field, value in large.items()))
+                body = msgspec.structs.replace(message, **dict.fromkeys(large, b""))
+            frames = [self._encoder.encode(head), self._encoder.encode(body), *large.values()]
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise MalformedMessage(
                 f"{type(message).__name__} holds a value that cannot be sent: {error}", type=type(message).__name__
             ) from error
+        largest = max(map(len, frames))
+        if largest > LARGEST_FRAME_BYTES:
+            raise MalformedMessage(
+                f"{type(message).__name__} has {largest} bytes in one piece, and a peer takes {LARGEST_FRAME_BYTES}",
+                type=type(message).__name__,
+                size_bytes=largest,
+                limit_bytes=LARGEST_FRAME_BYTES,
+            )
+        return frames
 
     def opening(self, frames: Sequence[bytes]) -> Opening | None:
         """Protocol, kind and id of frames that may be of another version or broken; None when not even that is readable."""
@@ -123,10 +167,26 @@ class Codec:
             ProtocolMismatch: when the sender speaks another protocol version; names both.
             MalformedMessage: when the frames are anything but a message of this protocol.
         """
-        if len(frames) != 2:
-            raise MalformedMessage(f"a message has 2 frames, head and body; got {len(frames)}", frames=len(frames))
+        if len(frames) < ENVELOPE:
+            raise MalformedMessage(f"a message has 2 frames or more, head and body first; got {len(frames)}", frames=len(frames))
         try:
-            opening = self._opening.decode(frames[0])
+            head = self._head.decode(frames[0])
+        except UNDECODABLE as error:
+            self._require_protocol(frames[0])
+            raise MalformedMessage(f"not a message of protocol {self.protocol}: {error}") from error
+        if head.protocol != self.protocol:
+            self._require_protocol(frames[0])
+        try:
+            message: Message = self._body.decode(frames[1])
+        except UNDECODABLE as error:
+            raise MalformedMessage(f"not a message of protocol {self.protocol}: {error}") from error
+        if head.buffers or len(frames) > ENVELOPE:
+            self._put_back(head, message, frames[ENVELOPE:])
+        return head, message
+
+    def _require_protocol(self, frame: bytes) -> None:
+        try:
+            opening = self._opening.decode(frame)
         except UNDECODABLE as error:
             raise MalformedMessage(f"the head is not readable: {error}") from error
         if opening.protocol != self.protocol:
@@ -136,9 +196,27 @@ class Codec:
                 peer=opening.protocol,
                 own=self.protocol,
             )
-        try:
-            head = self._head.decode(frames[0])
-            message: Message = self._body.decode(frames[1])
-        except UNDECODABLE as error:
-            raise MalformedMessage(f"not a message of protocol {self.protocol}: {error}") from error
-        return head, message
+
+    def _put_back(self, head: Head, message: Message, frames: Sequence[bytes]) -> None:
+        """Give a message the bytes that travelled beside it."""
+        name = type(message).__name__
+        if len(head.buffers) != len(frames):
+            raise MalformedMessage(
+                f"{name} comes with {len(frames)} frames after its body, and its head names {len(head.buffers)}",
+                frames=len(frames),
+                named=len(head.buffers),
+            )
+        byte_fields = self._byte_fields[type(message)]
+        for buffer, frame in zip(head.buffers, frames, strict=True):
+            if buffer.field not in byte_fields or getattr(message, buffer.field):
+                raise MalformedMessage(f"{name} has no empty field of bytes called {buffer.field[:64]!r}", type=name)
+            if len(frame) != buffer.size_bytes:
+                raise MalformedMessage(
+                    f"{name}.{buffer.field} should have {buffer.size_bytes} bytes, and {len(frame)} came", type=name
+                )
+            msgspec.structs.force_setattr(message, buffer.field, frame)
+
+
+def _byte_fields(message_type: type[Message]) -> tuple[str, ...]:
+    hints: dict[str, Any] = get_type_hints(message_type)
+    return tuple(field for field in message_type.__struct_fields__ if hints[field] is bytes)

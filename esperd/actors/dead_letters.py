@@ -30,6 +30,8 @@ class Reason(enum.StrEnum):
     UNDECODABLE = "undecodable"
     UNENCODABLE = "unencodable"
     STALE_GENERATION = "stale_generation"
+    PROCESS_DIED = "process_died"
+    """It was sent to a process that ended before it said that the message was handled."""
 
 
 @dataclass(frozen=True, kw_only=True)

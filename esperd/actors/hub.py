@@ -19,10 +19,11 @@ from esperd.actors.envelope import Envelope
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.mailbox import Mailbox
 from esperd.actors.outcome import error_reply
+from esperd.actors.shared import Place, Shared, is_worth_sharing
 from esperd.actors.sockets import bind_router
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, Busy, Conflict, EsperError, MalformedMessage
-from esperd.messages import Done, Message, Reply
+from esperd.messages import Done, ErrorReply, Message, Reply
 from esperd.messages.control import BreakerStatus, Heartbeat, HeartbeatReceived, Ready
 
 SEND_AGAIN_S = 0.02
@@ -41,7 +42,7 @@ class Received(NamedTuple):
 class Peer:
     """The daemon's end of one incarnation of a process actor."""
 
-    def __init__(self, incarnation: Incarnation, now: float) -> None:
+    def __init__(self, incarnation: Incarnation, now: float, shared: Shared | None = None) -> None:
         self.incarnation = incarnation
         self.ready = anyio.Event()
         self.pid: int | None = None
@@ -50,8 +51,14 @@ class Peer:
         self.breakers: tuple[BreakerStatus, ...] = ()
         self.heard_at = now
         self.inbox: Mailbox[Received] = Mailbox(f"messages from {incarnation.actor}")
-        self.asks: dict[int, Envelope] = {}
-        """Asks sent to it that it has not answered, by correlation id."""
+        self._asks: dict[int, Envelope] = {}
+        """Sent to it and not answered, by correlation id."""
+        self._tells: dict[int, Envelope] = {}
+        """Sent to it; it has not said how it went."""
+        self.shared = shared
+        """Memory that it may share, whether or not it got it."""
+        self.shares_memory = False
+        """Whether it said that it has it."""
         self._ids = itertools.count(1)
 
     @property
@@ -59,25 +66,40 @@ class Peer:
         """The actor's name."""
         return self.incarnation.actor
 
-    def open_ask(self, envelope: Envelope) -> int:
-        """Remember who waits for an answer; returns the correlation id to send."""
-        for request in [request for request, ask in self.asks.items() if ask.is_abandoned]:
-            del self.asks[request]
+    def remember(self, envelope: Envelope) -> int:
+        """Until it is answered, or handled; returns the correlation id to send."""
         request = next(self._ids)
-        self.asks[request] = envelope
+        if envelope.answer is None:
+            self._tells[request] = envelope
+            return request
+        for abandoned in [number for number, ask in self._asks.items() if ask.is_abandoned]:
+            del self._asks[abandoned]
+        self._asks[request] = envelope
         return request
 
-    def settle(self, request: int, reply: Reply) -> None:
-        """Give an answer to whoever waits for it."""
-        envelope = self.asks.pop(request, None)
-        if envelope is not None:
-            envelope.settle(reply)
+    def unsent(self, request: int) -> None:
+        """A message that was remembered did not go out."""
+        self._asks.pop(request, None)
+        self._tells.pop(request, None)
 
-    def fail_asks(self, error: EsperError) -> None:
-        """Nobody will answer any more."""
-        for envelope in self.asks.values():
-            envelope.fail(error, self.name)
-        self.asks.clear()
+    def settle(self, request: int, reply: Reply) -> Envelope | None:
+        """Give an answer to whoever waits for it.
+
+        Returns:
+            A tell that the process did not handle: the answer, which nobody waits for, is an error.
+        """
+        ask = self._asks.pop(request, None)
+        if ask is not None:
+            ask.settle(reply)
+        told = self._tells.pop(request, None)
+        return told if isinstance(reply, ErrorReply) else None
+
+    def forget_open(self) -> list[Envelope]:
+        """What will be answered and handled by nobody any more."""
+        left = [*self._asks.values(), *self._tells.values()]
+        self._asks.clear()
+        self._tells.clear()
+        return left
 
 
 class Hub:
@@ -110,15 +132,22 @@ class Hub:
                     tasks.cancel_scope.cancel()
                     self._socket = None
 
-    def expect(self, incarnation: Incarnation) -> Peer:
-        """From now on, listen to this incarnation."""
-        peer = Peer(incarnation, self._clock.monotonic())
+    def expect(self, incarnation: Incarnation, shared: Shared | None = None) -> Peer:
+        """From now on, listen to this incarnation.
+
+        Args:
+            incarnation: who it is.
+            shared: memory it will share; closed by :meth:`forget`.
+        """
+        peer = Peer(incarnation, self._clock.monotonic(), shared)
         self._peers[incarnation.identity] = peer
         return peer
 
     def forget(self, peer: Peer) -> None:
         """Refuse whatever this incarnation still says."""
         self._peers.pop(peer.incarnation.identity, None)
+        if peer.shared is not None:
+            peer.shared.close()
 
     async def send(self, peer: Peer, envelope: Envelope, deadline_ms: int | None) -> None:
         """Send a message on to a process, waiting while it does not read; the answer settles the envelope.
@@ -127,10 +156,11 @@ class Hub:
             ActorUnavailable: when the process is not connected.
             MalformedMessage: when the message has no form on the wire.
         """
-        is_ask = envelope.answer is not None
+        # The supervisor's own words are part of the link's conversation: nobody says to have handled them.
+        is_followed = envelope.answer is not None or envelope.sender != SUPERVISOR
         head = self._codec.head(
-            Kind.ASK if is_ask else Kind.TELL,
-            peer.open_ask(envelope) if is_ask else UNKNOWN_ID,
+            Kind.TELL if envelope.answer is None else Kind.ASK,
+            peer.remember(envelope) if is_followed else UNKNOWN_ID,
             to=peer.name,
             sender=envelope.sender,
             deadline_ms=deadline_ms,
@@ -138,8 +168,8 @@ class Hub:
         )
         try:
             await self._send_patiently(peer, self._codec.encode(head, envelope.message))
-        except EsperError:
-            peer.asks.pop(head.id, None)
+        except BaseException:
+            peer.unsent(head.id)
             raise
 
     async def answer(self, peer: Peer, request: int, reply: Reply) -> None:
@@ -151,8 +181,16 @@ class Hub:
         await self._send_patiently(peer, self._reply_frames(request, reply))
 
     async def _send_patiently(self, peer: Peer, frames: Sequence[bytes]) -> None:
-        while not self._send(peer.incarnation.identity, frames):
-            await self._clock.sleep(SEND_AGAIN_S)  # it does not read; its silence is judged by its heartbeats
+        places: list[Place] = []
+        if peer.shared is not None and peer.shares_memory and is_worth_sharing(frames):
+            frames, places = await peer.shared.place(frames)
+        try:
+            while not self._send(peer.incarnation.identity, frames):
+                await self._clock.sleep(SEND_AGAIN_S)  # it does not read; its silence is judged by its heartbeats
+        except BaseException:
+            if peer.shared is not None:
+                peer.shared.withdraw(places)
+            raise
 
     def _send(self, identity: bytes, frames: Sequence[bytes]) -> bool:
         """Hand frames to ZeroMQ; False when the peer's queue is full.
@@ -184,6 +222,8 @@ class Hub:
             identity, *frames = await socket.receive()
             peer = self._peers.get(identity)
             try:
+                if peer is not None and peer.shared is not None:
+                    frames = peer.shared.fetch(frames)
                 head, message = self._codec.decode(frames)
             except EsperError as error:
                 await self._refuse_frames(identity, peer, frames, error)
@@ -194,7 +234,7 @@ class Hub:
             peer.heard_at = self._clock.monotonic()
             match message:
                 case Ready() if head.to == SUPERVISOR:
-                    peer.pid = message.pid
+                    peer.pid, peer.shares_memory = message.pid, message.shares_memory
                     await self._answer_now(identity, head.id, Done())
                     peer.ready.set()
                 case Heartbeat() if head.to == SUPERVISOR and head.kind is Kind.TELL:
@@ -202,9 +242,20 @@ class Hub:
                     beat = self._codec.head(Kind.TELL, UNKNOWN_ID, to=peer.name, sender=SUPERVISOR)
                     await self._try_send(identity, self._codec.encode(beat, HeartbeatReceived()))
                 case Reply() if head.kind is Kind.REPLY:
-                    peer.settle(head.id, message)
+                    unhandled = peer.settle(head.id, message)
+                    if unhandled is not None and isinstance(message, ErrorReply):
+                        self._bury_unhandled(peer, unhandled, message)
                 case _:
                     await self._take_in(peer, head, message)
+
+    def _bury_unhandled(self, peer: Peer, envelope: Envelope, why: ErrorReply) -> None:
+        reason = Reason.HANDLER_FAILED
+        if why.code == Busy.code:
+            reason = Reason.MAILBOX_FULL
+        elif why.fields.get("reason") == Reason.NOT_HANDLED:
+            reason = Reason.NOT_HANDLED
+        head = self._codec.head(Kind.TELL, UNKNOWN_ID, to=peer.name, sender=envelope.sender)
+        self._bury(reason, head, envelope.message, why.message)
 
     async def _take_in(self, peer: Peer, head: Head, message: Message) -> None:
         """Put it where the peer's own task finds it: a full mailbox somewhere must not stop this reader."""

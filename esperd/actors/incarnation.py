@@ -17,6 +17,7 @@ GENERATION = "ESPERD_GENERATION"
 TOKEN = "ESPERD_TOKEN"  # noqa: S105 - the name of a variable
 HEARTBEAT_INTERVAL = "ESPERD_HEARTBEAT_INTERVAL_S"
 HEARTBEAT_TIMEOUT = "ESPERD_HEARTBEAT_TIMEOUT_S"
+SHARED = "ESPERD_SHARED"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class Incarnation:
             under the identity of its own successor, and ZeroMQ would ignore the successor.
         heartbeat_interval_s: how often the process says that it lives.
         heartbeat_timeout_s: silence after which each side takes the other for dead.
+        shared: inherited descriptors of the memory it shares with its daemon, what it reads and what it writes; None: none.
     """
 
     hub: str
@@ -39,6 +41,7 @@ class Incarnation:
     token: str
     heartbeat_interval_s: float
     heartbeat_timeout_s: float
+    shared: tuple[int, int] | None = None
 
     @property
     def identity(self) -> bytes:
@@ -54,6 +57,7 @@ class Incarnation:
             TOKEN: self.token,
             HEARTBEAT_INTERVAL: repr(self.heartbeat_interval_s),
             HEARTBEAT_TIMEOUT: repr(self.heartbeat_timeout_s),
+            SHARED: "" if self.shared is None else "{},{}".format(*self.shared),
         }
 
     @classmethod
@@ -72,6 +76,7 @@ class Incarnation:
         if missing:
             raise ConfigError(f"{', '.join(missing)} not set: this program is started by esperd, not by hand", missing=missing)
         try:
+            reads, _, writes = values.get(SHARED, "").partition(",")
             return cls(
                 hub=values[HUB],
                 actor=values[ACTOR],
@@ -79,6 +84,9 @@ class Incarnation:
                 token=values[TOKEN],
                 heartbeat_interval_s=float(values[HEARTBEAT_INTERVAL]),
                 heartbeat_timeout_s=float(values[HEARTBEAT_TIMEOUT]),
+                shared=(int(reads), int(writes)) if reads else None,
             )
         except ValueError as error:
-            raise ConfigError(f"{GENERATION}, {HEARTBEAT_INTERVAL} or {HEARTBEAT_TIMEOUT} is no number: {error}") from error
+            raise ConfigError(
+                f"{GENERATION}, {HEARTBEAT_INTERVAL}, {HEARTBEAT_TIMEOUT} or {SHARED} is no number: {error}"
+            ) from error

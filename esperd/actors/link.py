@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import os
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
@@ -21,19 +22,23 @@ from esperd.actors.actor import ASK_TIMEOUT_S
 from esperd.actors.channel import Channel
 from esperd.actors.clock import Clock, SystemClock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
+from esperd.actors.dead_letters import Reason
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.mailbox import Mailbox
 from esperd.actors.outcome import answer_of, error_reply, result_of
+from esperd.actors.patience import Patience
 from esperd.actors.scope import handling
+from esperd.actors.shared import Place, Shared, inherited, is_worth_sharing
 from esperd.actors.sockets import connect_dealer, unreachable
 from esperd.actors.tasks import open_task_group
-from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, MalformedMessage
-from esperd.messages import ErrorReply, Message, Reply
+from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, HandlerFailed, MalformedMessage
+from esperd.messages import Done, ErrorReply, Message, Reply
 from esperd.messages.control import BreakerStatus, Heartbeat, HeartbeatReceived, Ready, Stop
 
 Handler = Callable[[Message], Awaitable[Reply | None]]
 """Takes one message at a time, in order, unless it is said to take some beside the others. For an ask: what it returns or raises
-is the answer (None: ``Done``). For a tell: what it raises ends the link and the process; the supervisor starts another."""
+is the answer (None: ``Done``). For a tell: what it raises ends the link and the process; the supervisor starts another, and
+the message is a dead letter."""
 
 Step = Callable[[], int | None]
 """Returns the step counter that heartbeats carry; None when there are no steps."""
@@ -115,6 +120,7 @@ class Link:
         self._inbox: Mailbox[tuple[Head, Message]] = Mailbox(incarnation.actor)
         self._heard_at = self._clock.monotonic()
         self._socket: Channel | None = None
+        self._shared: Shared | None = None
         self._run = self._running()
 
     @classmethod
@@ -177,19 +183,23 @@ class Link:
         )
         frames = self._codec.encode(head, message)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+
+        def late() -> AskTimeout:
+            return AskTimeout(
+                f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
+                actor=to,
+                message_type=type(message).__name__,
+                timeout_s=timeout_s,
+            )
+
         self._open[request] = answer
+        patience = Patience(answer, timeout_s, late)
         try:
-            with anyio.move_on_after(timeout_s):
-                await self._send(frames)
-                return result_of(await answer)
+            await self._send(frames, timeout_s)
+            return result_of(await answer)
         finally:
+            patience.end()
             self._open.pop(request, None)
-        raise AskTimeout(
-            f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
-            actor=to,
-            message_type=type(message).__name__,
-            timeout_s=timeout_s,
-        )
 
     async def tell(self, to: str, message: Message) -> None:
         """Send a message to an actor, at most once; waits while the connection's queue is full.
@@ -203,6 +213,7 @@ class Link:
 
     @contextlib.asynccontextmanager
     async def _running(self) -> AsyncGenerator[None, None]:
+        self._shared = inherited(self.incarnation.shared, self.name)
         try:
             with contextlib.closing(connect_dealer(self.incarnation.hub, self.incarnation.identity)) as self._socket:
                 async with open_task_group() as tasks:
@@ -218,6 +229,8 @@ class Link:
                         tasks.cancel_scope.cancel()
         finally:
             self._socket = None
+            if self._shared is not None:
+                self._shared.close()
             self._fail_open(unreachable(self.incarnation.hub, "this link has ended"))
             self.closed.set()
 
@@ -228,6 +241,7 @@ class Link:
             pid=os.getpid(),
             protocol=self._codec.protocol,
             version=esperd.__version__,
+            shares_memory=self._shared is not None,
         )
         try:
             await self.ask(SUPERVISOR, ready, self.incarnation.heartbeat_timeout_s)
@@ -249,6 +263,8 @@ class Link:
             frames = await socket.receive()
             self._heard_at = self._clock.monotonic()
             try:
+                if self._shared is not None:
+                    frames = self._shared.fetch(frames)
                 head, message = self._codec.decode(frames)
             except EsperError as error:
                 await self._refuse(frames, error)
@@ -285,21 +301,38 @@ class Link:
                 await self._reply(head.id, head.sender, error_reply(error, actor=self.name, message=message))
             else:
                 log.warning("message dropped, the inbox is full", actor=self.name, message_type=type(message).__name__)
+                await self._acknowledge(head, error_reply(error, actor=self.name, message=message))
 
     async def _serve(self, tasks: anyio.abc.TaskGroup) -> None:
         """One message at a time. An ask's exception is the asker's; a tell's ends the process."""
         while True:
             head, message = await self._inbox.get()
             if head.kind is not Kind.ASK:
-                if self._accepts(message):
-                    with handling(self.name, message, head.trace):
-                        await self._handler(message)
-                else:
-                    log.warning("not handled", actor=self.name, sender=head.sender, message_type=type(message).__name__)
+                await self._handle_tell(head, message)
             elif self._beside(message):
                 tasks.start_soon(self._answer, head, message)
             else:
                 await self._answer(head, message)
+
+    async def _handle_tell(self, head: Head, message: Message) -> None:
+        """The daemon hears how it went: what is not said to have been handled becomes a dead letter when this process ends."""
+        kind = type(message).__name__
+        if not self._accepts(message):
+            log.warning("not handled", actor=self.name, sender=head.sender, message_type=kind)
+            error = HandlerFailed(f"{self.name} does not handle {kind}", message_type=kind, reason=Reason.NOT_HANDLED.value)
+            await self._acknowledge(head, error_reply(error, actor=self.name, message=message))
+            return
+        try:
+            with handling(self.name, message, head.trace):
+                await self._handler(message)
+        except Exception as error:
+            await self._acknowledge(head, error_reply(error, actor=self.name, message=message))
+            raise
+        await self._acknowledge(head, Done())
+
+    async def _acknowledge(self, head: Head, reply: Reply) -> None:
+        if head.id != UNKNOWN_ID and not self.daemon_lost.is_set():
+            await self._reply(head.id, head.sender, reply)
 
     async def _answer(self, head: Head, message: Message) -> None:
         try:
@@ -356,18 +389,36 @@ class Link:
         if self._socket is None:
             raise unreachable(self.incarnation.hub, "this link is not open")
 
-    async def _send(self, frames: Sequence[bytes]) -> None:
+    async def _send(self, frames: Sequence[bytes], timeout_s: float = math.inf) -> None:
+        """Hand frames to ZeroMQ, waiting for room as long as there is a daemon, and no longer than was said."""
         if self._socket is None:
             raise unreachable(self.incarnation.hub, "this link is not open")
-        with anyio.CancelScope() as sending:
+        places: list[Place] = []
+        if self._shared is not None and is_worth_sharing(frames):
+            frames, places = await self._shared.place(frames)
+        sent = False
+        try:
+            sent = await self._send_placed(self._socket, frames, timeout_s)
+        finally:
+            if places and not sent and self._shared is not None:
+                self._shared.withdraw(places)
+
+    async def _send_placed(self, socket: Channel, frames: Sequence[bytes], timeout_s: float) -> bool:
+        """Whether it was sent in time."""
+        with contextlib.suppress(zmq.Again):
+            socket.send_now(frames)
+            return True
+        with anyio.move_on_after(timeout_s), anyio.CancelScope() as sending:
             # Without a peer, ZeroMQ waits for one for ever; a lost daemon must not hold whoever asks it.
             self._sending.add(sending)
             try:
-                await self._socket.send(frames)
+                await socket.send(frames)
+                return True
             finally:
                 self._sending.discard(sending)
         if sending.cancelled_caught:
             raise unreachable(self.incarnation.hub, "it was lost before this could be sent")
+        return False
 
     def _settle(self, request: int, reply: Reply) -> None:
         answer = self._open.get(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -82,7 +83,7 @@ class Mailbox(Generic[ItemT]):
         self._size_bytes = 0
         self._refused = 0
         self._closed = False
-        self._arrival = anyio.Event()
+        self._reader: asyncio.Future[None] | None = None
 
     def statistics(self) -> MailboxStatistics:
         """Depth and bytes now."""
@@ -93,15 +94,25 @@ class Mailbox(Generic[ItemT]):
             refused=self._refused,
         )
 
+    def try_put(self, item: ItemT, *, size_bytes: int = 0) -> bool:
+        """Add an item if it fits now; False when it would have to wait.
+
+        Raises:
+            ActorUnavailable: when the mailbox is closed.
+        """
+        self._require_open()
+        if self._senders or not self._has_room(size_bytes):
+            return False
+        self._admit(item, size_bytes)
+        return True
+
     async def put(self, item: ItemT, *, size_bytes: int = 0) -> None:
         """Add an item, waiting for room, behind whoever waits already.
 
         Raises:
             ActorUnavailable: when the mailbox is or becomes closed before the item is in it.
         """
-        self._require_open()
-        if not self._senders and self._has_room(size_bytes):
-            self._admit(item, size_bytes)
+        if self.try_put(item, size_bytes=size_bytes):
             return
         sender = _Sender(item, size_bytes)
         self._senders.append(sender)
@@ -123,11 +134,9 @@ class Mailbox(Generic[ItemT]):
             Busy: when the mailbox is full, or others wait for room.
             ActorUnavailable: when it is closed.
         """
-        self._require_open()
-        if self._senders or not self._has_room(size_bytes):
+        if not self.try_put(item, size_bytes=size_bytes):
             self._refused += 1
             raise self._busy()
-        self._admit(item, size_bytes)
 
     def put_control(self, item: ItemT) -> None:
         """Add an item that overtakes every ordinary one.
@@ -141,13 +150,16 @@ class Mailbox(Generic[ItemT]):
             self._refused += 1
             raise self._busy()
         self._control.append(item)
-        self._arrival.set()
+        self._wake_reader()
 
     async def get(self) -> ItemT:
         """The next item, control mail first. One reader at a time."""
         while not self._control and not self._ordinary:
-            self._arrival = anyio.Event()
-            await self._arrival.wait()
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
         if self._control:
             return self._control.popleft()
         item, size_bytes = self._ordinary.popleft()
@@ -178,7 +190,11 @@ class Mailbox(Generic[ItemT]):
     def _admit(self, item: ItemT, size_bytes: int) -> None:
         self._ordinary.append((item, size_bytes))
         self._size_bytes += size_bytes
-        self._arrival.set()
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
 
     def _admit_senders(self) -> None:
         while self._senders and self._has_room(self._senders[0].size_bytes):

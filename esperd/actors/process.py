@@ -148,7 +148,7 @@ async def spawn(spec: ProcessSpec, incarnation: Incarnation) -> WorkerProcess:
             cwd=spec.working_directory,
             env={**os.environ, **spec.environment, **incarnation.to_environment()},
             start_new_session=True,
-            pass_fds=(reading,),
+            pass_fds=(reading, *(incarnation.shared or ())),
         )
     except OSError as error:
         os.close(reading)

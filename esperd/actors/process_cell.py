@@ -18,6 +18,8 @@ from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.observer import TOLD, kind_of, result_name
 from esperd.actors.outcome import error_reply
 from esperd.actors.process import WorkerProcess, describe_status, spawn
+from esperd.actors.shared import make_shared
+from esperd.actors.sockets import is_remote
 from esperd.actors.spec import ProcessSpec
 from esperd.actors.supervisor import STOPPED
 from esperd.actors.tasks import open_task_group
@@ -74,6 +76,8 @@ class ProcessCell(Cell):
         return self._peer.breakers if self._peer is not None else ()
 
     async def _live(self, generation: int, started: Callable[[], None]) -> End:
+        made = None if is_remote(self._hub.endpoint) else make_shared(self.name)
+        shared, inherited = made or (None, None)
         incarnation = Incarnation(
             hub=self._hub.endpoint,
             actor=self.name,
@@ -81,13 +85,16 @@ class ProcessCell(Cell):
             token=self._token,
             heartbeat_interval_s=self._spec.heartbeat_interval_s,
             heartbeat_timeout_s=self._spec.heartbeat_timeout_s,
+            shared=inherited,
         )
         self._fault = ""
-        peer = self._hub.expect(incarnation)
+        peer = self._hub.expect(incarnation, shared)
         try:
             worker = await spawn(self._spec, incarnation)
-        except WorkerFailed as error:
+        except BaseException as error:
             self._hub.forget(peer)
+            if not isinstance(error, WorkerFailed):
+                raise
             return End(error.message, expected=False, error=error)
         self._worker, self._peer = worker, peer
         try:
@@ -105,10 +112,25 @@ class ProcessCell(Cell):
                 await worker.wait()
                 await worker.close()
             self._hub.forget(peer)
-            peer.fail_asks(self.stopped_error())
+            self._give_up_open(peer, worker.status)
             peer.inbox.close()
             self._worker = self._peer = None
         return self._end(worker, peer, status)
+
+    def _give_up_open(self, peer: Peer, status: int | None) -> None:
+        """Its process is gone: tell who waits for an answer; what it was told and never said to have handled is a dead letter.
+
+        It may have handled the last of these: a process that is killed between a handler's end and the word of it cannot say so.
+        """
+        stopped = self._stop_requested.is_set() and not self._fault
+        for envelope in peer.forget_open():
+            if envelope.answer is not None:
+                envelope.fail(self.stopped_error(), self.name)
+            elif stopped:
+                self._post.bury(Reason.ACTOR_STOPPED, self.name, envelope)
+            else:
+                how = "is gone" if status is None else describe_status(status)
+                self._post.bury(Reason.PROCESS_DIED, self.name, envelope, f"its process {how}; it may have handled this")
 
     def _end(self, worker: WorkerProcess, peer: Peer, status: int) -> End:
         error: EsperError | None = None

@@ -17,14 +17,14 @@ import zmq
 from esperd import tracing
 from esperd.actors.channel import Channel
 from esperd.actors.clock import SystemClock
-from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
+from esperd.actors.codec import LARGEST_FRAME_BYTES, UNKNOWN_ID, Codec, Head, Kind
 from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
 from esperd.actors.limits import Turnstile
 from esperd.actors.outcome import answer_of, error_reply, result_of
+from esperd.actors.patience import Patience
 from esperd.actors.sockets import (
-    LARGEST_MESSAGE_BYTES,
     bind_router,
     connect_dealer,
     is_remote,
@@ -38,7 +38,8 @@ from esperd.messages import Message, Reply
 
 Handler = Callable[[bytes, Message], Awaitable[Reply | None]]
 """Takes a client's id and its request; returns the answer (None: ``Done``) or raises. The id is the name of the key it proved to
-have, or, on a socket without keys, a number of its connection."""
+have, or, on a socket without keys, a number of its connection. It leaves context variables as it finds them: its task goes on
+with other requests."""
 
 SERVER = "daemon"
 """The name requests are addressed to."""
@@ -66,6 +67,15 @@ class RequestStatistics(NamedTuple):
     #: requests turned away with ``busy``
     undeliverable: int
     #: answers whose client was gone or did not read
+
+
+class _Request(NamedTuple):
+    """One, let in."""
+
+    client: bytes
+    who: bytes
+    head: Head
+    message: Message
 
 
 class RequestServer:
@@ -104,6 +114,7 @@ class RequestServer:
         self._turnstile = turnstile
         self._clock = SystemClock()
         self._in_flight = 0
+        self._free: list[asyncio.Future[_Request]] = []
         self._idle = anyio.Event()
         self._answered = 0
         self._malformed = 0
@@ -146,7 +157,7 @@ class RequestServer:
                     answers.cancel_scope.cancel()
 
     def _bind(self) -> Channel:
-        largest = LARGEST_MESSAGE_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
+        largest = LARGEST_FRAME_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
         return bind_router(self.endpoint, security=self._security, largest_bytes=largest)
 
     async def _finish_in_hand(self) -> None:
@@ -189,7 +200,23 @@ class RequestServer:
                     self._send(socket, client, head.id, error_reply(error, actor=SERVER, message=message))
                     continue
                 self._in_flight += 1
-                answers.start_soon(self._answer, socket, client, who, head, message)
+                self._hand_over(_Request(client, who, head, message), socket, answers)
+
+    def _hand_over(self, request: _Request, socket: Channel, answers: anyio.abc.TaskGroup) -> None:
+        """To a task that has nothing to do, or to a new one: a task for every request would cost more than the request."""
+        if self._free:
+            self._free.pop().set_result(request)
+        else:
+            answers.start_soon(self._work, socket, request)
+
+    async def _work(self, socket: Channel, request: _Request) -> None:
+        """Answer a request, then whatever is handed over next."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._answer(socket, *request)
+            next_one: asyncio.Future[_Request] = loop.create_future()
+            self._free.append(next_one)
+            request = await next_one
 
     async def _answer(self, socket: Channel, client: bytes, who: bytes, head: Head, message: Message) -> None:
         try:
@@ -353,17 +380,21 @@ class RequestClient:
         frames = self._codec.encode(head, message)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._open[request] = answer
+        patience = Patience(answer, limit_s, lambda: self._late(message, limit_s))
         try:
-            with anyio.move_on_after(limit_s):
-                await self._socket.send(frames)
-                return result_of(await answer)
+            try:
+                self._socket.send_now(frames)
+            except zmq.Again:
+                with anyio.move_on_after(limit_s):
+                    await self._socket.send(frames)
+            return result_of(await answer)
         except zmq.ZMQError as error:
             if error.errno != zmq.ENOTSOCK:
                 raise
             raise unreachable(self.endpoint, "this client was closed") from error
         finally:
+            patience.end()
             self._open.pop(request, None)
-        raise self._late(message, limit_s)
 
     def _late(self, message: Message, limit_s: float) -> EsperError:
         if not self._heard:
@@ -388,18 +419,19 @@ class RequestClient:
 
     def _settle(self, frames: Sequence[bytes]) -> None:
         """Give an answer to whoever waits for it. One that nobody waits for any more came too late."""
-        opening = self._codec.opening(frames)
-        request = opening.id if opening else UNKNOWN_ID
         error: EsperError | None = None
         reply: Message | None = None
         try:
-            _, reply = self._codec.decode(frames)
+            head, reply = self._codec.decode(frames)
+            request = head.id
             if not isinstance(reply, Reply):
                 error = MalformedMessage(f"the daemon answered with a {type(reply).__name__}, which is no reply")
             elif request == UNKNOWN_ID:
                 result_of(reply)
         except EsperError as failure:
             error = failure
+            opening = self._codec.opening(frames)
+            request = opening.id if opening else UNKNOWN_ID
         if request == UNKNOWN_ID and error is not None:
             self._fail_open(error)
             return

@@ -11,13 +11,12 @@ import zmq
 import zmq.asyncio
 
 from esperd.actors.channel import Channel
+from esperd.actors.codec import LARGEST_FRAME_BYTES
 from esperd.errors import ConfigError, DaemonUnreachable
 
 if TYPE_CHECKING:
     from esperd.actors.curve import ServerSecurity
 
-LARGEST_MESSAGE_BYTES = 256 * 1024 * 1024
-"""A peer that sends more is disconnected by ZeroMQ before the bytes reach us."""
 HIGH_WATER_MARK = 1_000
 """Messages queued per peer and direction."""
 LINGER_MS = 1_000
@@ -92,12 +91,12 @@ def _set_bounds(opened: zmq.Socket[Any], high_water_mark: int) -> None:
     opened.setsockopt(zmq.LINGER, LINGER_MS)
     opened.setsockopt(zmq.SNDHWM, high_water_mark)
     opened.setsockopt(zmq.RCVHWM, high_water_mark)
-    opened.setsockopt(zmq.MAXMSGSIZE, LARGEST_MESSAGE_BYTES)
+    opened.setsockopt(zmq.MAXMSGSIZE, LARGEST_FRAME_BYTES)
     opened.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_INTERVAL_MS)
     opened.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
 
 
-def bind_router(endpoint: str, *, security: ServerSecurity | None = None, largest_bytes: int = LARGEST_MESSAGE_BYTES) -> Channel:
+def bind_router(endpoint: str, *, security: ServerSecurity | None = None, largest_bytes: int = LARGEST_FRAME_BYTES) -> Channel:
     """A bound ROUTER that refuses to drop: an unknown peer or a full queue is an error for the sender.
 
     The caller holds the lock of the directory: a second bind to a live ipc path would succeed and steal it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import secrets
 from collections.abc import AsyncGenerator, Callable
@@ -25,6 +26,7 @@ from esperd.actors.hub import Hub
 from esperd.actors.incarnation import SUPERVISOR
 from esperd.actors.observer import Observer, Unobserved, kind_of, result_name
 from esperd.actors.outcome import result_of
+from esperd.actors.patience import Patience
 from esperd.actors.process_cell import ProcessCell
 from esperd.actors.spec import ChildSpec, ProcessSpec, Spec
 from esperd.actors.supervisor import (
@@ -220,26 +222,26 @@ class ActorSystem:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Reply] = loop.create_future()
         envelope = Envelope(message, sender, answer, loop.time() + timeout_s, tracing.current())
+
+        def late() -> AskTimeout:
+            return AskTimeout(
+                f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
+                actor=to,
+                message_type=type(message).__name__,
+                timeout_s=timeout_s,
+            )
+
+        patience = Patience(answer, timeout_s, late)
         try:
-            with anyio.move_on_after(timeout_s):
-                try:
-                    await self.deliver(to, envelope)
-                except EsperError as error:
-                    self.observer.observe_message(to, kind_of(message), error.code)
-                    raise
-                reply = await answer
-                self.observer.observe_message(to, kind_of(message), result_name(reply))
-                return result_of(reply)
+            await self.deliver(to, envelope)
+            reply = await answer
+        except EsperError as error:
+            self.observer.observe_message(to, kind_of(message), error.code)
+            raise
         finally:
-            answer.cancel()
-        late = AskTimeout(
-            f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
-            actor=to,
-            message_type=type(message).__name__,
-            timeout_s=timeout_s,
-        )
-        self.observer.observe_message(to, kind_of(message), late.code)
-        raise late
+            patience.end()
+        self.observer.observe_message(to, kind_of(message), result_name(reply))
+        return result_of(reply)
 
     async def tell(self, to: str, message: Message, *, sender: str = OUTSIDE) -> None:
         """Send a message to an actor, at most once; waits while its mailbox is full. What cannot be delivered becomes a
@@ -266,7 +268,10 @@ class ActorSystem:
         if envelope.answer is not None and self._state(to) is ActorState.WAITING:
             raise ActorUnavailable(f"{to} crashed and is being restarted", actor=to)
         try:
-            await cell.mailbox.put(envelope, size_bytes=envelope.size_bytes)
+            size_bytes = envelope.size_bytes
+            if not cell.mailbox.try_put(envelope, size_bytes=size_bytes):
+                with anyio.CancelScope(deadline=math.inf if envelope.deadline is None else envelope.deadline):
+                    await cell.mailbox.put(envelope, size_bytes=size_bytes)
         except ActorUnavailable:
             if envelope.answer is not None:
                 raise

@@ -9,8 +9,9 @@ import msgspec
 LARGEST_INTEGER = 2**63 - 1
 """Of SQLite, which keeps what messages number: sequences, offsets."""
 
-PROTOCOL_VERSION = 1
-"""Version of frames and messages. A peer that speaks another one is refused with ``protocol_mismatch``."""
+PROTOCOL_VERSION = 2
+"""Version of frames and messages: since 2 large byte fields are frames of their own. A
+peer that speaks another one is refused with ``protocol_mismatch``."""
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):

@@ -37,6 +37,8 @@ class Ready(Message, frozen=True, kw_only=True):
     pid: int
     protocol: int
     version: str
+    shares_memory: bool = False
+    """Whether it has the memory that the daemon meant to share with it."""
 
 
 class Heartbeat(Message, frozen=True, kw_only=True):

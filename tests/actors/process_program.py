@@ -11,13 +11,15 @@ from typing import NoReturn
 
 import anyio
 
+from esperd.actors import shared
 from esperd.actors.actor import Actor, Context, handles
+from esperd.actors.codec import OUT_OF_BAND_BYTES
 from esperd.actors.serve import serve_actor
 from esperd.actors.threadlink import ThreadLink
 from esperd.errors import EsperError, JobNotFound
 from esperd.messages import Done, Reply
 from esperd.messages.control import ActorList, BreakerState, BreakerStatus, Heartbeat, ListActors, ListPlugins, Stop, Terminated
-from esperd.messages.jobs import GetJob, ListJobs
+from esperd.messages.jobs import ArtifactChunk, GetJob, ListJobs
 from esperd.messages.leases import StopJob
 
 
@@ -50,6 +52,10 @@ class Served(Actor):
         if message.actor == "release":
             self.release.set()
         await self.context.tell("recorder", message)
+
+    @handles(ArtifactChunk)
+    async def echo(self, message: ArtifactChunk) -> Reply:
+        return message
 
     @handles(Terminated)
     async def mourn(self, message: Terminated) -> None:
@@ -132,6 +138,8 @@ def fall_silent() -> NoReturn:
 if __name__ == "__main__":
     match sys.argv[1]:
         case "serve":
+            if "share" in sys.argv:
+                shared.SHARED_BYTES = OUT_OF_BAND_BYTES
             serve_actor(Served)
         case "train":
             train()

@@ -107,6 +107,27 @@ def test_a_full_queue_holds_the_sender_and_nothing_is_dropped(run, tmp_path):
     run(work())
 
 
+def test_a_channel_that_is_closed_says_so_to_whoever_waits_and_to_whoever_comes_later(run, tmp_path):
+    async def work() -> None:
+        with pair(tmp_path) as (reader, writer):
+            await writer.send([b"one"])
+            assert await reader.receive() == [b"one"]
+            reader.close()
+            with pytest.raises(zmq.ZMQError) as closed:
+                await reader.receive()
+            assert closed.value.errno == zmq.ENOTSOCK
+        directory = tmp_path / "waiting"
+        directory.mkdir()
+        with pair(directory) as (reader, _):
+            waiting = asyncio.create_task(reader.receive())
+            await asyncio.sleep(0)
+            reader.close()
+            with pytest.raises(zmq.ZMQError):
+                await waiting
+
+    run(work())
+
+
 def test_a_reader_that_always_finds_messages_gives_others_their_turn(run, tmp_path):
     async def work() -> None:
         with pair(tmp_path) as (reader, writer):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from esperd.actors.codec import LARGEST_ID, Codec, Head, Kind
+from esperd.actors.codec import LARGEST_ID, OUT_OF_BAND_BYTES, Codec, Head, Kind
 from esperd.errors import MalformedMessage, ProtocolMismatch
 from esperd.messages import MESSAGE_TYPES, PROTOCOL_VERSION, Done, ErrorReply, Message
 from esperd.messages.control import Heartbeat, Ready
@@ -17,6 +17,12 @@ JOB = Job(host="cnn", data="digits", budget=Budget(epochs=3))
 
 class Blob(Message, frozen=True, kw_only=True):
     content: bytes
+
+
+class Parcel(Message, frozen=True, kw_only=True):
+    first: bytes
+    second: bytes = b""
+    label: str = ""
 
 
 class Telegram(Message, frozen=True, kw_only=True):
@@ -117,7 +123,7 @@ def test_another_protocol_version_is_named_even_when_its_head_and_kinds_have_gro
 
 
 def test_fields_that_a_later_head_appends_are_ignored() -> None:
-    longer = msgspec.msgpack.encode([PROTOCOL_VERSION, 2, 5, "to", "from", None, "", {"later": "x"}])
+    longer = msgspec.msgpack.encode([PROTOCOL_VERSION, 2, 5, "to", "from", None, "", [], {"later": "x"}])
     head, _ = CODEC.decode([longer, msgspec.msgpack.encode(Done())])
     assert head.id == 5
 
@@ -165,3 +171,51 @@ def test_bytes_cross_unchanged() -> None:
     codec = Codec([Blob, Telegram])
     payload = bytes(range(256)) * 10
     assert codec.decode(codec.encode(head, Blob(content=payload)))[1] == Blob(content=payload)
+
+
+PARCELS = Codec([Parcel, Done])
+LARGE = bytes(range(256)) * (OUT_OF_BAND_BYTES // 256)
+
+
+@pytest.mark.parametrize("second", [b"", LARGE[:-1], LARGE, LARGE * 3])
+def test_large_bytes_are_frames_of_their_own_and_are_not_copied_on_the_way_out(second: bytes) -> None:
+    message = Parcel(first=LARGE, second=second, label="x")
+    head = PARCELS.head(Kind.ASK, 7, to="a", sender="b")
+    frames = PARCELS.encode(head, message)
+    assert frames[2] is message.first
+    assert len(frames) == (4 if len(second) >= OUT_OF_BAND_BYTES else 3)
+    assert len(frames[1]) < 100 + (len(second) if len(frames) == 3 else 0)
+    decoded_head, decoded = PARCELS.decode(frames)
+    assert (decoded, decoded_head.id) == (message, 7)
+    assert message.first is LARGE, "what is sent is not emptied"
+
+
+def test_what_would_cost_its_sender_the_connection_is_refused_before_it_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("esperd.actors.codec.LARGEST_FRAME_BYTES", 2 * len(LARGE))
+    head = PARCELS.head(Kind.TELL, 1, to="a", sender="b")
+    PARCELS.encode(head, Parcel(first=LARGE * 2))
+    for message in (Parcel(first=LARGE * 2 + b"x"), Parcel(first=b"", label="x" * 2 * len(LARGE))):
+        with pytest.raises(MalformedMessage, match="in one piece") as refused:
+            PARCELS.encode(head, message)
+        assert refused.value.fields["limit_bytes"] == 2 * len(LARGE)
+
+
+@pytest.mark.parametrize(
+    ("buffers", "frames"),
+    [
+        ([], [LARGE]),
+        ([["first", len(LARGE)]], []),
+        ([["first", len(LARGE)]], [LARGE + b"x"]),
+        ([["first", len(LARGE)], ["first", len(LARGE)]], [LARGE, LARGE]),
+        ([["label", len(LARGE)]], [LARGE]),
+        ([["__class__", len(LARGE)]], [LARGE]),
+        ([["first", 3]], [b"abc"]),
+        ([["second", len(LARGE)]], [LARGE]),
+    ],
+    ids=["unnamed", "missing", "longer", "twice", "text", "no field", "small", "not empty"],
+)
+def test_frames_that_are_not_what_the_head_says_are_malformed(buffers: list[list[object]], frames: list[bytes]) -> None:
+    head = msgspec.msgpack.encode([PROTOCOL_VERSION, 2, 5, "to", "from", None, "", buffers])
+    body = msgspec.msgpack.encode(Parcel(first=b"", second=b"full"))
+    with pytest.raises(MalformedMessage):
+        PARCELS.decode([head, body, *frames])

@@ -13,8 +13,10 @@ import pytest
 import zmq
 import zmq.asyncio
 
+from esperd.actors import shared
 from esperd.actors.actor import Actor, handles
-from esperd.actors.codec import UNKNOWN_ID, Codec, Kind
+from esperd.actors.codec import OUT_OF_BAND_BYTES, UNKNOWN_ID, Codec, Kind
+from esperd.actors.dead_letters import Reason
 from esperd.actors.incarnation import Incarnation
 from esperd.actors.link import Link
 from esperd.actors.spec import ChildSpec, ProcessSpec
@@ -40,7 +42,7 @@ from esperd.messages.control import (
     ListPlugins,
     Terminated,
 )
-from esperd.messages.jobs import GetJob
+from esperd.messages.jobs import ArtifactChunk, GetJob
 from esperd.messages.leases import StopJob
 from esperd.testing import until
 
@@ -144,8 +146,11 @@ async def test_a_killed_process_is_noticed_replaced_and_its_askers_are_told(tmp_
         await system.start(ChildSpec("recorder", lambda: recorder))
         await system.start(program("serve"))
         system.watch("worker", "recorder")
+        await system.tell("worker", Heartbeat(actor="handled", generation=1))
+        await recorder.until_said("handled")
         tasks.start_soon(hold, system)
         await recorder.until_said("holding")
+        await system.tell("worker", Heartbeat(actor="behind it", generation=1))
         pid = of(system, "worker").pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
@@ -160,6 +165,47 @@ async def test_a_killed_process_is_noticed_replaced_and_its_askers_are_told(tmp_
         assert where.dead_letters["generation"] == 2
         assert where.dead_letters["pid"] != pid
     assert failures == ["worker stopped before it answered"]
+    (letter,) = (letter for letter in system.dead_letters if letter.to == "worker")
+    assert (letter.reason, letter.to, letter.message) == (
+        Reason.PROCESS_DIED,
+        "worker",
+        Heartbeat(actor="behind it", generation=1),
+    )
+    assert "was killed by SIGKILL" in letter.detail
+
+
+def shared_segments() -> int:
+    """Segments of shared memory that this process holds."""
+    links = [link for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    return len({link.stat().st_ino for link in links if "memfd:esperd" in str(link.readlink())})
+
+
+@pytest.mark.asyncio
+async def test_very_large_bytes_go_through_memory_that_no_crash_leaves_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "SHARED_BYTES", OUT_OF_BAND_BYTES)
+    before = set(os.listdir("/dev/shm"))  # noqa: PTH208 - where shared memory has names
+    large = ArtifactChunk(offset=0, data=os.urandom(5 * OUT_OF_BAND_BYTES + 1), size_bytes=1)
+    async with open_system(tmp_path) as system:
+        await system.start(program("serve", "share"))
+        for generation in (1, 2):
+            assert await system.ask("worker", large) == large
+            assert system._hub is not None
+            (peer,) = system._hub._peers.values()
+            assert peer.shared is not None
+            assert (peer.shared.placed, peer.shared.taken) == (1, 1)
+            if generation == 2:
+                break
+            assert peer.pid is not None
+            os.kill(peer.pid, signal.SIGSTOP)
+            await system.tell("worker", large)  # it lies there, and nobody takes it
+            os.kill(peer.pid, signal.SIGKILL)
+            await system._until(lambda: of(system, "worker").generation == 2)
+            await system.wait_for("worker", ActorState.RUNNING)
+            assert shared_segments() == 2, "those of the new process"
+    assert shared_segments() == 0
+    assert set(os.listdir("/dev/shm")) == before  # noqa: PTH208
 
 
 @pytest.mark.asyncio
@@ -210,9 +256,15 @@ async def test_a_failing_tell_ends_the_process_with_its_traceback(tmp_path: Path
         await system.start(ChildSpec("recorder", lambda: recorder))
         await system.start(program("serve", restart="temporary"))
         system.watch("worker", "recorder")
+        await system.tell("worker", ActorList(actors=(), dead_letters={}))
         await system.tell("worker", Heartbeat(actor="crash", generation=1))
         ended = await recorder.until_ended()
     assert "ValueError: told to crash" in ended.reason
+    unknown, poison = system.dead_letters
+    assert (unknown.reason, unknown.message) == (Reason.NOT_HANDLED, NO_ACTORS)
+    assert poison.message == Heartbeat(actor="crash", generation=1)
+    # Its process's last word may come too late to be heard.
+    assert poison.reason in (Reason.HANDLER_FAILED, Reason.PROCESS_DIED)
     assert of(system, "worker").state is ActorState.FAILED
 
 

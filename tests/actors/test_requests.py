@@ -13,6 +13,7 @@ import zmq
 import zmq.asyncio
 
 from esperd.actors.codec import Codec, Kind
+from esperd.actors.limits import ClientLimits, Turnstile
 from esperd.actors.requests import RequestClient, RequestServer
 from esperd.errors import (
     AskTimeout,
@@ -327,3 +328,22 @@ async def test_an_answer_that_cannot_be_encoded_becomes_an_error(endpoint: str) 
     async with RequestServer(endpoint, unsendable), RequestClient(endpoint) as client:
         with pytest.raises(MalformedMessage, match="cannot be sent"):
             await client.request(ListActors())
+
+
+@pytest.mark.asyncio
+async def test_who_sends_more_than_a_server_takes_is_cut_off_with_a_typed_error_and_nobody_else_is(endpoint: str) -> None:
+    limits = ClientLimits(request_bytes=10_000, requests_per_s=1e6, burst=1_000, open_requests=10)
+    async with (
+        RequestServer(endpoint, answer, turnstile=Turnstile(limits)) as server,
+        RequestClient(endpoint) as other,
+        RequestClient(endpoint) as client,
+    ):
+        assert await client.request(ListPlugins()) == Done()
+        with pytest.raises(MalformedMessage, match=r"limits\.request_bytes = 10000"):
+            await client.request(GetJob(id="x" * 20_000))
+        # Beyond what ZeroMQ lets in, nobody can answer: the connection ends, and the client says so when its time is up.
+        with pytest.raises(AskTimeout, match="did not answer GetJob"):
+            await client.request(GetJob(id="x" * 1_000_000), timeout_s=0.5)
+        assert await other.request(ListActors()) == NO_ACTORS
+        assert await client.request(ListActors(), timeout_s=5) == NO_ACTORS, "it is connected again"
+        assert server.statistics().malformed == 1
