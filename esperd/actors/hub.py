@@ -48,6 +48,8 @@ class Peer:
         """As it says itself, in Ready: the spawned process may be a wrapper around it."""
         self.step: int | None = None
         self.heard_at = now
+        self.spoke = False
+        """Whether it ever said anything."""
         self.inbox: Mailbox[Received] = Mailbox(f"messages from {incarnation.actor}")
         self.asks: dict[int, Envelope] = {}
         """Asks sent to it that it has not answered, by correlation id."""
@@ -190,7 +192,7 @@ class Hub:
             if peer is None:
                 await self._refuse_stranger(identity, head, message)
                 continue
-            peer.heard_at = self._clock.monotonic()
+            peer.heard_at, peer.spoke = self._clock.monotonic(), True
             match message:
                 case Ready() if head.to == SUPERVISOR:
                     peer.pid = message.pid

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import anyio
 import anyio.abc
 
+from esperd.actors.activity import Activity, activity
 from esperd.actors.cell import Cell, End, Post
 from esperd.actors.codec import Head, Kind
 from esperd.actors.dead_letters import Reason
@@ -121,10 +122,8 @@ class ProcessCell(Cell):
 
     async def _attend(self, worker: WorkerProcess, peer: Peer, started: Callable[[], None], tasks: anyio.abc.TaskGroup) -> None:
         """Wait for Ready, then pass messages both ways, until it is silent."""
-        with anyio.move_on_after(self._spec.start_timeout_s):
-            await peer.ready.wait()
-        if not peer.ready.is_set():
-            self._fault = f"was not ready within {self._spec.start_timeout_s:g} s {AND_KILLED}"
+        if why := await self._wait_for_ready(worker, peer):
+            self._fault = f"{why} {AND_KILLED}"
             worker.kill()
             return
         started()
@@ -133,6 +132,40 @@ class ProcessCell(Cell):
         await self._until_silent(peer)
         self._fault = f"was silent for {self._spec.heartbeat_timeout_s:g} s {AND_KILLED}"
         worker.kill()
+
+    async def _wait_for_ready(self, worker: WorkerProcess, peer: Peer) -> str:
+        """Return once it is ready, with nothing; or why it is not waited for any longer."""
+        why = f"was not ready within {self._spec.start_timeout_s:g} s"
+
+        async def give_up() -> None:
+            nonlocal why
+            why = await self._until_it_stands_still(worker, peer)
+            waiting.cancel_scope.cancel()
+
+        with anyio.move_on_after(self._spec.start_timeout_s):
+            async with open_task_group() as waiting:
+                waiting.start_soon(give_up)
+                await peer.ready.wait()
+                waiting.cancel_scope.cancel()
+        return "" if peer.ready.is_set() else why
+
+    async def _until_it_stands_still(self, worker: WorkerProcess, peer: Peer) -> str:
+        """Return why a process that is starting will not be ready: it was stopped, or it beats no more and does nothing either.
+
+        A silence alone says nothing yet: an import may hold the interpreter for longer than a heartbeat may take. One that
+        never spoke may be a wrapper that waits for something far away: it has until its start's timeout.
+        """
+        interval_s, timeout_s = self._spec.heartbeat_interval_s, self._spec.heartbeat_timeout_s
+        before: tuple[float, Activity | None] = (peer.heard_at, activity(worker.pid))
+        still_s = 0.0
+        while still_s < timeout_s:
+            await self._post.clock.sleep(interval_s)
+            now = (peer.heard_at, activity(worker.pid))
+            stands_still = now == before and now[1] is not None and (peer.spoke or now[1].stopped)
+            # Looks are counted, and not time: the daemon, or the machine, may have been the one that slept.
+            still_s = still_s + interval_s if stands_still else 0.0
+            before = now
+        return f"stood still for {timeout_s:g} s before it was ready"
 
     async def _until_silent(self, peer: Peer) -> None:
         clock, timeout_s = self._post.clock, self._spec.heartbeat_timeout_s

@@ -37,18 +37,25 @@ class ThreadLink:
 
     Args:
         step: read at every heartbeat, from the link's thread.
+        starting: opening it does not say Ready, :meth:`say_ready` does; see :class:`Link`.
         environment: variables a daemon sets; None: ``os.environ``.
         codec: message types and protocol version.
     """
 
     def __init__(
-        self, *, step: Step = _no_steps, environment: Mapping[str, str] | None = None, codec: Codec | None = None
+        self,
+        *,
+        step: Step = _no_steps,
+        starting: bool = False,
+        environment: Mapping[str, str] | None = None,
+        codec: Codec | None = None,
     ) -> None:
         self.incarnation = Incarnation.from_environment(environment)
         self.received: queue.SimpleQueue[Message] = queue.SimpleQueue()
         """What this process was told, oldest first. Poll with ``get_nowait``, or wait with ``get(timeout=...)``."""
         self._codec = codec
         self._step = step
+        self._starting = starting
         self._daemon_lost = threading.Event()
         self._closed = threading.Event()
         self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -79,7 +86,7 @@ class ThreadLink:
         return self._closed.is_set()
 
     def open(self) -> None:
-        """Connect and say Ready.
+        """Connect and, unless it is starting, say Ready.
 
         Raises:
             DaemonUnreachable: when nobody listens, or nobody answers within the heartbeat timeout.
@@ -88,6 +95,14 @@ class ThreadLink:
         """
         self._thread.start()
         self._opened.result()
+
+    def say_ready(self) -> None:
+        """Tell the daemon that messages can be taken from now on; see :meth:`Link.say_ready`.
+
+        Raises:
+            EsperError: as :meth:`open` does.
+        """
+        self._call(self._require_link().say_ready())
 
     def close(self) -> None:
         """End the link and its thread. Safe to call twice."""
@@ -160,7 +175,8 @@ class ThreadLink:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
-        async with Link(self.incarnation, self._receive, step=self._step, codec=self._codec) as link:
+        opening = Link(self.incarnation, self._receive, step=self._step, starting=self._starting, codec=self._codec)
+        async with opening as link:
             self._link = link
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pass_on_stop, link)

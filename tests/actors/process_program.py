@@ -80,6 +80,16 @@ class Served(Actor):
         return None
 
 
+def make() -> Served:
+    """What imports before it is ready look like."""
+    if "slow-start" in sys.argv:
+        time.sleep(1.0)
+        sum(range(40_000_000))  # holds the interpreter, as loading a large library does: no thread can beat meanwhile
+    if "stop-at-start" in sys.argv:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return Served()
+
+
 def train() -> None:
     """What a trainer's main looks like."""
     steps = [0]
@@ -130,7 +140,7 @@ def fall_silent() -> NoReturn:
 if __name__ == "__main__":
     match sys.argv[1]:
         case "serve":
-            serve_actor(Served)
+            serve_actor(make)
         case "train":
             train()
         case "stay-away":
