@@ -278,7 +278,7 @@ async def test_a_process_that_stands_still_while_it_starts_is_noticed_as_a_runni
     async with open_system(tmp_path) as system, anyio.create_task_group() as tasks:
 
         async def stop_before_its_first_word() -> None:
-            while not (spawned := [status.pid for status in system.status() if status.name == "early" and status.pid]):
+            while not (spawned := [status.pid for status in system.status() if status.name == "early" and status.pid]):  # noqa: ASYNC110
                 await anyio.sleep(0.01)  # a spawned process is announced to nobody before it is ready
             os.kill(spawned[0], signal.SIGSTOP)
 
