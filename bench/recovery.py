@@ -18,15 +18,42 @@ from pathlib import Path
 
 import harness
 import recovery_daemon
+import recovery_network
 import recovery_parts
+import recovery_service
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins" / "esperd-chaos" / "src"))
+from esperd_chaos.faults import FAULTS, STRANGE
 
 LINES = Path(__file__).parent / "results" / "recovery.jsonl"
-PARTS = ("disk", "bits", "line", "power", "clients", "daemon")
-FULL = {"bits": 300, "line": 350, "power": 150, "daemon": 160}
+PARTS = ("disk", "bits", "line", "power", "clients", "daemon", "strange", "hooks", "keys", "pages", "poison", "full", "cut")
+FULL = {
+    "bits": 300,
+    "line": 350,
+    "power": 150,
+    "daemon": 160,
+    "strange": 60,
+    "keys": 40,
+    "pages": 24,
+    "poison": 8,
+    "full": 8,
+    "cut": 16,
+}
 CLIENTS = {False: 1_000, True: 50}
-"""Faults; ``disk`` has as many as there are calls to fail."""
-QUICK = {"bits": 10, "line": 10, "power": 2, "daemon": 2}
-QUICK_FAULTS = ("kill_trainer", "kill_daemon")
+"""Faults; ``disk`` has as many as there are calls to fail, ``hooks`` as there are hooks and ways to raise."""
+QUICK = {
+    "bits": 10,
+    "line": 10,
+    "power": 2,
+    "daemon": 2,
+    "strange": 5,
+    "keys": 5,
+    "pages": 4,
+    "poison": 4,
+    "full": 1,
+    "cut": 2,
+}
+QUICK_FAULTS = {"daemon": ("kill_trainer", "kill_daemon"), "strange": tuple(STRANGE)}
 EPOCHS = 40
 FAULTS_A_JOB = 4
 VERSION = 1
@@ -44,6 +71,7 @@ def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number
         until: no job of a daemon is begun after this time of the monotonic clock.
     """
     rng = random.Random(1_000 + number)
+    epochs = 12 if quick else EPOCHS
     match part:
         case "disk":
             yield from recovery_parts.failing_disk(scratch)
@@ -55,14 +83,24 @@ def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number
             yield from recovery_parts.power_cuts(scratch, wanted[part] - number, rng)
         case "clients":
             yield from recovery_daemon.crowd(scratch, CLIENTS[quick])
-        case "daemon":
-            names = (
-                list(QUICK_FAULTS) if quick else [rng.choice(list(recovery_daemon.FAULTS)) for _ in range(wanted[part] - number)]
-            )
-            epochs = 12 if quick else EPOCHS
+        case "daemon" | "strange":
+            kinds = list(FAULTS if part == "daemon" else STRANGE)
+            names = list(QUICK_FAULTS[part]) if quick else [rng.choice(kinds) for _ in range(wanted[part] - number)]
             yield from recovery_daemon.campaign(
-                scratch, faults=names, epochs=epochs, faults_a_job=FAULTS_A_JOB, seed=1_000 + number, until=until
+                scratch, part=part, faults=names, epochs=epochs, faults_a_job=FAULTS_A_JOB, seed=1_000 + number, until=until
             )
+        case "hooks":
+            yield from recovery_service.raising_hooks(scratch, epochs)
+        case "keys":
+            yield from recovery_service.wrong_keys(scratch, wanted[part] - number, rng)
+        case "pages":
+            yield from recovery_service.damaged_pages(scratch, wanted[part] - number, rng)
+        case "poison":
+            yield from recovery_service.poison(scratch, wanted[part] - number, epochs)
+        case "full":
+            yield from recovery_service.full_disk(scratch, wanted[part] - number, epochs)
+        case "cut":
+            yield from recovery_network.cut_lines(scratch, wanted[part] - number, epochs, rng)
 
 
 def figures(lines: list[dict]) -> tuple[harness.Figure, ...]:

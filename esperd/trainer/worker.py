@@ -20,7 +20,7 @@ from esperd import tracing
 from esperd.actors.leaving import leave
 from esperd.actors.threadlink import ThreadLink
 from esperd.config import Telemetry, load_config
-from esperd.errors import ConfigError, StoreFailed
+from esperd.errors import ConfigError, DaemonUnreachable, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.jobs import EXIT_NO_FAULT, Lease
 from esperd.trainer.link_desk import DAEMON_TROUBLE, LinkDesk
@@ -47,7 +47,11 @@ def main() -> int:
     with link:
         from esperd.trainer.attempt import train  # torch comes with it: the process says that it lives before
 
-        link.say_ready()
+        try:
+            link.say_ready()
+        except DaemonUnreachable as error:  # it is gone, or cut off: what the job is like nobody knows yet
+            log.warning("left before it was ready", error=str(error))
+            return EXIT_NO_FAULT
         lease = _await_lease(link)
         if lease is None:
             return 0

@@ -51,8 +51,7 @@ def plan_from(text: str) -> Plan:
         name, _, value = word.partition("=")
         if name not in READ or (name == "raise") != (not value):
             raise ValueError(
-                f"{VARIABLE}: {word!r} names no fault; there are kill=SECONDS, block=SECONDS, orders=FOLDER, raise "
-                "and seed=N"
+                f"{VARIABLE}: {word!r} names no fault; there are kill=SECONDS, block=SECONDS, orders=FOLDER, raise and seed=N"
             )
         field, read = READ[name]
         plan = replace(plan, **{field: read(value)})

@@ -43,6 +43,10 @@ class Victim:
     orders: Orders | None = None
 
 
+class PromiseBroken(Exception):
+    """A fault did not only interrupt: somebody was told what is wrong."""
+
+
 def kill_daemon(victim: Victim) -> None:
     """SIGKILL to the daemon; somebody starts it again."""
     victim.daemon.kill()
@@ -180,7 +184,7 @@ def read_slowly(victim: Victim) -> None:
     watching.start()
     watching.join(SLOW_S)
     if failures or seen != list(range(1, len(seen) + 1)) or not seen:
-        raise AssertionError(f"a slow watcher saw events {seen[:5]} to {seen[-5:]}: {failures}")
+        raise PromiseBroken(f"a slow watcher saw events {seen[:5]} to {seen[-5:]}: {failures}")
 
 
 SLOWLY_READ = 60
@@ -189,11 +193,14 @@ SLOW_S = 30.0
 """How long it may take over them."""
 JUMPS_S = (60.0, 3_600.0, 86_400.0, 3.0e8)
 """Of the wall clock: a minute, an hour, a day, ten years."""
+FARTHEST_S = 1.2e9
+"""From the truth; beyond it the clock would stand before 1970 one day."""
 
 
 def _jump(victim: Victim, sign: float) -> None:
     orders = _orders(victim)
-    orders.set_clock(orders.clock() + sign * victim.rng.choice(JUMPS_S))
+    off_s = orders.clock() + sign * victim.rng.choice(JUMPS_S)
+    orders.set_clock(min(max(off_s, -FARTHEST_S), FARTHEST_S))
     kill_trainer(victim)
 
 
@@ -248,7 +255,6 @@ FAULTS: dict[str, Callable[[Victim], None]] = {
 }
 """What happens to a process, or at a socket."""
 STRANGE: dict[str, Callable[[Victim], None]] = {
-    made.__name__: made
-    for made in (set_clock_forward, set_clock_back, block_loop, say_what_a_stale_worker_says, read_slowly)
+    made.__name__: made for made in (set_clock_forward, set_clock_back, block_loop, say_what_a_stale_worker_says, read_slowly)
 }
 """Rarer things; some of them need :attr:`Victim.orders`."""

@@ -58,7 +58,7 @@ class Orders:
 
 
 def bend_the_clock(orders: Orders) -> None:
-    """Have this process's ``time.time`` and ``time.time_ns`` be off as the orders say. What reads the clock in C is not reached."""
+    """Have this process's ``time.time`` and ``time.time_ns`` be off as the orders say. What reads a clock in C is not reached."""
     true_s, true_ns = time.time, time.time_ns
     time.time = lambda: true_s() + orders.clock()
     time.time_ns = lambda: true_ns() + int(orders.clock() * 1e9)
