@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import recovery_daemon
 from leftovers import left_behind, own_temporary_folder, shared
-from recovery_daemon import CONFIG, outcome, undisturbed, wait_until_it_goes_on
+from recovery_daemon import ANSWER_S, CONFIG, outcome, undisturbed, wait_until_it_goes_on
 
 from esperd.actors.keys import AllowList, create_pair
 from esperd.config import Network
@@ -79,7 +79,7 @@ def _cut_lines(scratch: Path, count: int, epochs: int, rng: random.Random) -> It
         hosts.tunnel(scratch, daemon.runtime_directory / "workers.sock", PYTHONPATH=environment["PYTHONPATH"]) as hub,
     ):
         here = recovery_daemon.job(scratch, epochs)
-        reference = undisturbed(daemon, here)
+        reference, limit_s = undisturbed(daemon, here)
         wanted = {**here, "python": str(hosts.far_python(scratch, hub))}
         arguments = (json.dumps(wanted), listen, server.public.hex(), str(keys / "mine.key"), str(CLIENT_S), str(jobs))
         with hosts.on(hosts.far, "-c", FAR_CLIENT, *arguments) as client:
@@ -91,18 +91,18 @@ def _cut_lines(scratch: Path, count: int, epochs: int, rng: random.Random) -> It
                     break
                 for cut in range(CUTS_A_JOB * number, min(CUTS_A_JOB * (number + 1), count)):
                     time.sleep(rng.uniform(0.0, 5.0))
-                    with daemon.sync_client() as esper:
+                    with daemon.sync_client(ANSWER_S) as esper:
                         last = esper.job(submitted).events()[-1].sequence
                     cut_s = CUTS_S[cut % len(CUTS_S)]
                     hosts.cut()
                     time.sleep(cut_s)
                     hosts.heal()
                     began = time.monotonic()
-                    problem = wait_until_it_goes_on(daemon, submitted, last, began)
+                    problem = wait_until_it_goes_on(daemon, submitted, last, began, limit_s)
                     seconds = round(time.monotonic() - began, 2)
                     told = {"job": number, "recovered": not problem, "seconds": seconds, "problem": problem}
                     yield {"part": "cut", "fault": f"line cut for {cut_s:g} s", **told}
-                ended = outcome(daemon, submitted, wanted, f"far {number}", reference)
+                ended = outcome(daemon, submitted, wanted, f"far {number}", reference, limit_s)
                 seen = json.loads(client.stdout.readline() or "{}")
                 if seen != {"id": submitted, "state": "succeeded", "whole": True}:
                     ended |= {"wrong": 1, "problem": f"the far client saw {seen} {ended['problem']}"}

@@ -17,7 +17,7 @@ import msgspec
 import recovery_daemon
 import zmq
 from leftovers import left_behind, own_temporary_folder, shared
-from recovery_daemon import CONFIG, ending, outcome, undisturbed
+from recovery_daemon import ANSWER_S, CONFIG, ending, outcome, undisturbed
 
 from esperd.actors.keys import AllowList, create_pair
 from esperd.config import Jobs, Network, Storage
@@ -52,14 +52,14 @@ def raising_hooks(scratch: Path, epochs: int) -> Iterator[Line]:
     """Every hook of a plugin raises an error, or gives up on the process; jobs must end as if it were not there."""
     wanted = recovery_daemon.job(scratch, epochs)
     with running_daemon(scratch / "well", CONFIG, environment=own_temporary_folder(scratch)) as daemon:
-        reference = undisturbed(daemon, wanted)
+        reference, limit_s = undisturbed(daemon, wanted)
     raising.install(scratch / "packages")
     environment = {**own_temporary_folder(scratch), "PYTHONPATH": recovery_daemon.paths(scratch / "packages")}
     before = shared()
     with running_daemon(scratch / "state", CONFIG, environment=environment) as daemon:
-        with daemon.sync_client() as esper:
+        with daemon.sync_client(ANSWER_S) as esper:
             submitted = esper.submit(wanted, idempotency_key="raising").id
-            told = outcome(daemon, submitted, wanted, "raising", reference)
+            told = outcome(daemon, submitted, wanted, "raising", reference, limit_s)
             listed = {plugin.name: plugin.error or "" for plugin in esper.plugins().plugins}
         for name in raising.names():
             hook, _, kind = name.rpartition("_")
@@ -150,8 +150,8 @@ def damaged_pages(scratch: Path, count: int, rng: random.Random) -> Iterator[Lin
     state = scratch / "state"
     before = shared()
     with running_daemon(state, CONFIG, environment=own_temporary_folder(scratch)) as daemon:
-        reference = undisturbed(daemon, wanted)
-        with daemon.sync_client() as esper:
+        reference, _ = undisturbed(daemon, wanted)
+        with daemon.sync_client(ANSWER_S) as esper:
             done = esper.submit(wanted, idempotency_key="undisturbed").id
         back_up(state, scratch / "backup", lambda _what, _done, _all: None)
     for number in range(count):
@@ -172,7 +172,7 @@ def damaged_pages(scratch: Path, count: int, rng: random.Random) -> Iterator[Lin
                     problem = f"{name}.db was damaged and the daemon said {refused!r}"
                 if not refused and not list((state / QUARANTINE).glob(f"{name}.db.*")):
                     problem = f"{name}.db was damaged and not moved aside"
-                with daemon.sync_client() as esper:
+                with daemon.sync_client(ANSWER_S) as esper:
                     handle = esper.job(done)
                     lost = int(handle.info().state is not JobState.SUCCEEDED or ending(handle) != reference)
         except EsperError as error:
@@ -207,19 +207,19 @@ def poison(scratch: Path, count: int, epochs: int) -> Iterator[Line]:
     config = msgspec.structs.replace(CONFIG, jobs=Jobs(max_attempts=2, backoff_s=0.05, backoff_max_s=0.1))
     before = shared()
     with running_daemon(scratch / "state", config, environment=own_temporary_folder(scratch)) as daemon:
-        reference = undisturbed(daemon, wanted)
+        reference, limit_s = undisturbed(daemon, wanted)
         for number in range(count):
             name, death = list(DEATHS.items())[number % len(DEATHS)]
             module = f"poison{number}"
             code = f"import ctypes, os, signal\n\n\ndef host(**_options):\n    {death}\n"
             (scratch / f"{module}.py").write_text(code, encoding="utf-8")
             began, key = time.monotonic(), f"beside {number}"
-            with daemon.sync_client() as esper:
+            with daemon.sync_client(ANSWER_S) as esper:
                 bad = esper.submit({**wanted, "host": f"{module}:host"}, idempotency_key=f"poison {number}")
                 good = esper.submit(wanted, idempotency_key=key)
                 info = bad.wait()
                 analysis = bad.failure() if info.state is JobState.DEAD else None
-                told = outcome(daemon, good.id, wanted, key, reference)
+                told = outcome(daemon, good.id, wanted, key, reference, limit_s)
             well = info.state is JobState.DEAD and info.attempt == 2 and analysis is not None and bool(analysis.advice)
             problem = "" if well else f"it is {info.state} after {info.attempt} attempts: {info.error}"
             yield {
@@ -248,16 +248,16 @@ def full_disk(scratch: Path, count: int, epochs: int) -> Iterator[Line]:
     try:
         config = msgspec.structs.replace(CONFIG, storage=Storage(min_free_bytes=4 * 2**20, reserve_bytes=2**20))
         with running_daemon(place / "state", config, environment=own_temporary_folder(scratch)) as daemon:
-            reference = undisturbed(daemon, wanted)
+            reference, limit_s = undisturbed(daemon, wanted)
             for number in range(count):
                 key, began = f"full {number}", time.monotonic()
-                with daemon.sync_client() as esper:
+                with daemon.sync_client(ANSWER_S) as esper:
                     handle = esper.submit(wanted, idempotency_key=key)
                     time.sleep(random.Random(number).uniform(0.0, 6.0))
                     _fill(place / "others")
                     problem = _until_read_only(esper, wanted)
                     (place / "others").unlink()
-                    told = outcome(daemon, handle.id, wanted, key, reference)
+                    told = outcome(daemon, handle.id, wanted, key, reference, limit_s)
                 problem = problem or told["problem"]
                 seconds = round(time.monotonic() - began, 2)
                 yield {"part": "full", "fault": "disk full", "recovered": not problem, "seconds": seconds, "problem": problem}

@@ -8,6 +8,7 @@ from pathlib import Path
 PROC = Path("/proc")
 STOPPED = "T"
 """State of a process that SIGSTOP stopped; one that a debugger holds is ``t``."""
+RUNS = "R"
 
 
 @dataclass(frozen=True)
@@ -17,10 +18,12 @@ class Activity:
     Args:
         work: processor time in clock ticks, and page faults; of processes that ended, only as their parents took it over.
         stopped: whether all of them are stopped.
+        runs: whether one of them runs, or waits for nothing but its turn: on a busy machine that may take seconds.
     """
 
     work: int
     stopped: bool
+    runs: bool
 
 
 def activity(pid: int) -> Activity | None:
@@ -28,7 +31,8 @@ def activity(pid: int) -> Activity | None:
     found = [status for member in _family(pid) if (status := _status(member)) is not None]
     if not found:
         return None
-    return Activity(sum(work for work, _ in found), all(state == STOPPED for _, state in found))
+    states = [state for _, state in found]
+    return Activity(sum(work for work, _ in found), all(state == STOPPED for state in states), RUNS in states)
 
 
 def _family(pid: int) -> list[int]:

@@ -58,7 +58,7 @@ def serve_actor(actor_factory: Callable[[], Actor], environment: Mapping[str, st
 
     A crash is raised, so that its traceback is the end of the process's output and its status is 1. A handler runs on the
     event loop beside the heartbeats: one that computes must do it in a thread (``anyio.to_thread.run_sync``), or the daemon
-    takes this process for dead.
+    takes this process for dead after a while.
 
     Args:
         actor_factory: makes the actor, in a thread, while the process already says that it lives: import here what is slow

@@ -77,6 +77,10 @@ class Served(Actor):
                 await anyio.sleep_forever()
             case "thread":
                 await anyio.to_thread.run_sync(time.sleep, 1.0)
+            case "computes":
+                until = time.monotonic() + 1.0
+                while time.monotonic() < until:  # on the event loop: nothing beats meanwhile
+                    sum(range(100_000))
         return None
 
 

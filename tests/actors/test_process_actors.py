@@ -180,10 +180,13 @@ async def test_a_stalled_process_is_killed_after_its_silence(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_handler_that_computes_in_a_thread_keeps_its_process_alive(tmp_path: Path) -> None:
+async def test_a_process_that_computes_is_not_taken_for_dead_in_a_thread_or_while_it_holds_up_its_heartbeats(
+    tmp_path: Path,
+) -> None:
     async with open_system(tmp_path) as system:
-        await system.start(program("serve", heartbeat_interval_s=0.05, heartbeat_timeout_s=0.4))
+        await system.start(program("serve", heartbeat_interval_s=0.05, heartbeat_timeout_s=0.6))
         await system.ask("worker", GetJob(id="thread"))
+        await system.ask("worker", GetJob(id="computes"))
         assert of(system, "worker").generation == 1
 
 

@@ -60,7 +60,8 @@ class TwoHosts:
         """
         full = ["ip", "netns", "exec", host, sys.executable, *command]
         environment = {**os.environ, **options}
-        with subprocess.Popen(full, stdout=subprocess.PIPE, text=True, env=environment) as process:  # noqa: S603 - our own
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        with subprocess.Popen(full, text=True, env=environment, **pipes) as process:  # noqa: S603 - our own
             try:
                 yield process
             finally:
