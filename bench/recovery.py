@@ -56,7 +56,8 @@ QUICK = {
 QUICK_FAULTS = {"daemon": ("kill_trainer", "kill_daemon"), "strange": tuple(STRANGE)}
 EPOCHS = 40
 FAULTS_A_JOB = 4
-VERSION = 1
+VERSIONS = {"cut": 2}
+"""Of the protocol of each part; 1 where it is not said."""
 
 
 def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number: int, until: float) -> Iterator[dict]:
@@ -130,8 +131,13 @@ def _figure(name: str, value: float, unit: str, better: str, repeats: list[float
     )
 
 
-def table(lines: list[dict]) -> str:
-    """What happened, by fault."""
+def version(line: dict) -> int:
+    """Of the protocol that is in force for the part that a line belongs to."""
+    return VERSIONS.get(line.get("of", line["part"]), 1)
+
+
+def table(lines: list[dict], older: list[dict]) -> str:
+    """What happened, by fault; lines of an older protocol are told and not counted."""
     faults = [line for line in lines if "fault" in line]
     kinds = Counter(_kind(line) for line in faults)
     told = [f"{len(faults)} faults", ""]
@@ -146,6 +152,9 @@ def table(lines: list[dict]) -> str:
         told.append(f"  jobs: {right} of {len(jobs)} ended once, and bit-identical to the one that nobody hurt")
     told += [f"  {line['part']}: {line.get('fault', '')} {line['problem']}" for line in lines if line.get("problem")]
     told += [f"  left behind: {', '.join(line['leaked'])}" for line in lines if line["part"] == "end" and line["leaked"]]
+    if older:
+        not_recovered = sum(not line.get("recovered", True) for line in older)
+        told.append(f"  {len(older)} lines of an older protocol are not counted; {not_recovered} of them did not recover")
     return "\n".join(told)
 
 
@@ -163,9 +172,11 @@ def main() -> None:
     chosen = harness.parsed(parser)
     wanted = QUICK if chosen.quick else FULL
     lines: list[dict] = []
+    older: list[dict] = []
     if not chosen.quick and LINES.exists():
         read = [json.loads(text) for text in LINES.read_text(encoding="utf-8").splitlines()]
-        lines = [line for line in read if line["version"] == VERSION]
+        lines = [line for line in read if line["version"] == version(line)]
+        older = [line for line in read if line["version"] != version(line)]
     until = time.monotonic() + chosen.seconds
     for part in () if chosen.known else chosen.part or PARTS:
         known = sum(line["part"] == part for line in lines)
@@ -173,7 +184,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(prefix="esperd-r-") as name:
             for line in run(part, Path(name), wanted, quick=chosen.quick, number=known, until=until):
-                told = {"version": VERSION, "commit": harness.commit(), **line}
+                told = {"version": version(line), "commit": harness.commit(), **line}
                 lines.append(told)
                 print(json.dumps(told), file=sys.stderr, flush=True)
                 if not chosen.quick:
@@ -183,7 +194,7 @@ def main() -> None:
     found = harness.results(
         "recovery", figures(lines), quick=chosen.quick, settings={"faults": sum("fault" in line for line in lines)}
     )
-    print(table(lines))
+    print(table(lines, older))
     print()
     print(harness.table(found))
     if chosen.json is not None:

@@ -180,7 +180,7 @@ async def test_a_stalled_process_is_killed_after_its_silence(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_process_that_computes_is_not_taken_for_dead_in_a_thread_or_while_it_holds_up_its_heartbeats(
+async def test_a_process_that_computes_is_not_taken_for_dead_even_where_that_holds_up_its_heartbeats(
     tmp_path: Path,
 ) -> None:
     async with open_system(tmp_path) as system:

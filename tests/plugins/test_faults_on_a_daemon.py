@@ -19,8 +19,8 @@ from esperd.messages.telemetry import EpochCompleted
 from esperd.testing import running_daemon
 
 ROOT = Path(__file__).parents[2]
-CHAOS = ROOT / "plugins" / "esperd-chaos" / "src"
-sys.path += [str(CHAOS), str(ROOT / "bench")]
+sys.path.append(str(ROOT / "plugins" / "esperd-chaos" / "src"))
+sys.path.append(str(ROOT / "bench"))
 
 import recovery_daemon
 from esperd_chaos import faults, raising
