@@ -18,9 +18,8 @@ from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import EpochCompleted
 from esperd.testing import running_daemon
 
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "plugins" / "esperd-chaos" / "src"))
-sys.path.append(str(ROOT / "bench"))
+sys.path.append(str(Path(__file__).parents[2] / "plugins" / "esperd-chaos" / "src"))
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import recovery_daemon
 from esperd_chaos import faults, raising
