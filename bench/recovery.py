@@ -18,18 +18,46 @@ from pathlib import Path
 
 import harness
 import recovery_daemon
+import recovery_network
 import recovery_parts
+import recovery_service
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins" / "esperd-chaos" / "src"))
+from esperd_chaos.faults import FAULTS, STRANGE
 
 LINES = Path(__file__).parent / "results" / "recovery.jsonl"
-PARTS = ("disk", "bits", "line", "power", "clients", "daemon")
-FULL = {"bits": 300, "line": 350, "power": 150, "daemon": 160}
+PARTS = ("disk", "bits", "line", "power", "clients", "daemon", "strange", "hooks", "keys", "pages", "poison", "full", "cut")
+FULL = {
+    "bits": 300,
+    "line": 350,
+    "power": 150,
+    "daemon": 160,
+    "strange": 60,
+    "keys": 40,
+    "pages": 24,
+    "poison": 8,
+    "full": 8,
+    "cut": 16,
+}
 CLIENTS = {False: 1_000, True: 50}
-"""Faults; ``disk`` has as many as there are calls to fail."""
-QUICK = {"bits": 10, "line": 10, "power": 2, "daemon": 2}
-QUICK_FAULTS = ("kill_trainer", "kill_daemon")
+"""Faults; ``disk`` has as many as there are calls to fail, ``hooks`` as there are hooks and ways to raise."""
+QUICK = {
+    "bits": 10,
+    "line": 10,
+    "power": 2,
+    "daemon": 2,
+    "strange": 5,
+    "keys": 5,
+    "pages": 4,
+    "poison": 4,
+    "full": 1,
+    "cut": 2,
+}
+QUICK_FAULTS = {"daemon": ("kill_trainer", "kill_daemon"), "strange": tuple(STRANGE)}
 EPOCHS = 40
 FAULTS_A_JOB = 4
-VERSION = 1
+VERSIONS = {"cut": 2}
+"""Of the protocol of each part; 1 where it is not said."""
 
 
 def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number: int, until: float) -> Iterator[dict]:
@@ -44,6 +72,7 @@ def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number
         until: no job of a daemon is begun after this time of the monotonic clock.
     """
     rng = random.Random(1_000 + number)
+    epochs = 12 if quick else EPOCHS
     match part:
         case "disk":
             yield from recovery_parts.failing_disk(scratch)
@@ -55,14 +84,24 @@ def run(part: str, scratch: Path, wanted: dict[str, int], *, quick: bool, number
             yield from recovery_parts.power_cuts(scratch, wanted[part] - number, rng)
         case "clients":
             yield from recovery_daemon.crowd(scratch, CLIENTS[quick])
-        case "daemon":
-            names = (
-                list(QUICK_FAULTS) if quick else [rng.choice(list(recovery_daemon.FAULTS)) for _ in range(wanted[part] - number)]
-            )
-            epochs = 12 if quick else EPOCHS
+        case "daemon" | "strange":
+            kinds = list(FAULTS if part == "daemon" else STRANGE)
+            names = list(QUICK_FAULTS[part]) if quick else [rng.choice(kinds) for _ in range(wanted[part] - number)]
             yield from recovery_daemon.campaign(
-                scratch, faults=names, epochs=epochs, faults_a_job=FAULTS_A_JOB, seed=1_000 + number, until=until
+                scratch, part=part, faults=names, epochs=epochs, faults_a_job=FAULTS_A_JOB, seed=1_000 + number, until=until
             )
+        case "hooks":
+            yield from recovery_service.raising_hooks(scratch, epochs)
+        case "keys":
+            yield from recovery_service.wrong_keys(scratch, wanted[part] - number, rng)
+        case "pages":
+            yield from recovery_service.damaged_pages(scratch, wanted[part] - number, rng)
+        case "poison":
+            yield from recovery_service.poison(scratch, wanted[part] - number, epochs)
+        case "full":
+            yield from recovery_service.full_disk(scratch, wanted[part] - number, epochs)
+        case "cut":
+            yield from recovery_network.cut_lines(scratch, wanted[part] - number, epochs, rng)
 
 
 def figures(lines: list[dict]) -> tuple[harness.Figure, ...]:
@@ -92,8 +131,13 @@ def _figure(name: str, value: float, unit: str, better: str, repeats: list[float
     )
 
 
-def table(lines: list[dict]) -> str:
-    """What happened, by fault."""
+def version(line: dict) -> int:
+    """Of the protocol that is in force for the part that a line belongs to."""
+    return VERSIONS.get(line.get("of", line["part"]), 1)
+
+
+def table(lines: list[dict], older: list[dict]) -> str:
+    """What happened, by fault; lines of an older protocol are told and not counted."""
     faults = [line for line in lines if "fault" in line]
     kinds = Counter(_kind(line) for line in faults)
     told = [f"{len(faults)} faults", ""]
@@ -108,6 +152,9 @@ def table(lines: list[dict]) -> str:
         told.append(f"  jobs: {right} of {len(jobs)} ended once, and bit-identical to the one that nobody hurt")
     told += [f"  {line['part']}: {line.get('fault', '')} {line['problem']}" for line in lines if line.get("problem")]
     told += [f"  left behind: {', '.join(line['leaked'])}" for line in lines if line["part"] == "end" and line["leaked"]]
+    if older:
+        not_recovered = sum(not line.get("recovered", True) for line in older)
+        told.append(f"  {len(older)} lines of an older protocol are not counted; {not_recovered} of them did not recover")
     return "\n".join(told)
 
 
@@ -125,9 +172,11 @@ def main() -> None:
     chosen = harness.parsed(parser)
     wanted = QUICK if chosen.quick else FULL
     lines: list[dict] = []
+    older: list[dict] = []
     if not chosen.quick and LINES.exists():
         read = [json.loads(text) for text in LINES.read_text(encoding="utf-8").splitlines()]
-        lines = [line for line in read if line["version"] == VERSION]
+        lines = [line for line in read if line["version"] == version(line)]
+        older = [line for line in read if line["version"] != version(line)]
     until = time.monotonic() + chosen.seconds
     for part in () if chosen.known else chosen.part or PARTS:
         known = sum(line["part"] == part for line in lines)
@@ -135,7 +184,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory(prefix="esperd-r-") as name:
             for line in run(part, Path(name), wanted, quick=chosen.quick, number=known, until=until):
-                told = {"version": VERSION, "commit": harness.commit(), **line}
+                told = {"version": version(line), "commit": harness.commit(), **line}
                 lines.append(told)
                 print(json.dumps(told), file=sys.stderr, flush=True)
                 if not chosen.quick:
@@ -145,7 +194,7 @@ def main() -> None:
     found = harness.results(
         "recovery", figures(lines), quick=chosen.quick, settings={"faults": sum("fault" in line for line in lines)}
     )
-    print(table(lines))
+    print(table(lines, older))
     print()
     print(harness.table(found))
     if chosen.json is not None:

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from leftovers import left_behind, own_temporary_folder, resident_mib, shared
+
 from esperd.config import Config, Jobs, Workers
 from esperd.errors import EsperError
 from esperd.messages.jobs import JobState
@@ -21,16 +23,23 @@ from esperd.sync_client import SyncJobHandle
 from esperd.testing import DaemonProcess, running_daemon
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins" / "esperd-chaos" / "src"))
-from esperd_chaos.faults import FAULTS, Victim
+from esperd_chaos.faults import FAULTS, STRANGE, PromiseBroken, Victim
+from esperd_chaos.orders import Orders
 
+CHAOS = Path(__file__).resolve().parents[1] / "plugins" / "esperd-chaos" / "src"
 CONFIG = Config(
     jobs=Jobs(max_attempts=10_000, backoff_s=0.05, backoff_max_s=0.2),
-    workers=Workers(start_timeout_s=60.0, heartbeat_interval_s=0.3, heartbeat_timeout_s=4.0),
+    workers=Workers(heartbeat_interval_s=0.3, heartbeat_timeout_s=4.0),
 )
-"""A lost worker is replaced at once, a silent one after four seconds, one that never spoke after a minute: what is
-measured is whether, not when."""
+"""A lost worker is replaced at once, a silent one after four seconds: what is measured is whether, not when."""
+ANSWER_S = 120.0
+"""For one answer where nothing is hurt."""
+FAULTS_A_DAEMON = 12
+"""After so many a daemon ends, and it is looked at what it left behind."""
 RECOVERY_S = 90.0
-"""A fault that takes longer than this to be over counts as not recovered."""
+"""A fault that takes longer than this to be over counts as not recovered,"""
+UNDISTURBED_TIMES = 6.0
+"""or than so many times what the undisturbed job of the same daemon took, where that is more: a busy machine is slow."""
 PROJECT = '''
 import time
 
@@ -90,58 +99,110 @@ def ending(handle: SyncJobHandle) -> str:
 
 
 def campaign(
-    scratch: Path, *, faults: list[str], epochs: int, faults_a_job: int, seed: int, until: float = float("inf")
+    scratch: Path,
+    *,
+    part: str,
+    faults: list[str],
+    epochs: int,
+    faults_a_job: int,
+    seed: int,
+    until: float = float("inf"),
 ) -> Iterator[dict[str, Any]]:
-    """Inject faults, a few a job; a line a fault, one a job and one at the end.
+    """Inject faults, a few a job, a few jobs a daemon; a line a fault, one a job, and two at the end of each daemon.
 
     Args:
         scratch: a folder of its own.
+        part: ``daemon``, or ``strange``: its faults need the chaos plugin in the daemon.
         faults: names, in order.
         epochs: of each job.
         faults_a_job: how often a job is hurt.
         seed: draws when, and what.
-        until: no job is begun after this time of the monotonic clock.
+        until: no daemon and no job is begun after this time of the monotonic clock.
     """
     rng = random.Random(seed)
-    names = iter(faults)
-    left = len(faults)
-    with running_daemon(scratch / "state", CONFIG) as daemon:
+    for number, start in enumerate(range(0, len(faults), FAULTS_A_DAEMON)):
+        if time.monotonic() >= until:
+            return
+        few, folder = faults[start : start + FAULTS_A_DAEMON], scratch / str(number)
+        folder.mkdir()
+        yield from one_daemon(folder, part=part, faults=few, epochs=epochs, faults_a_job=faults_a_job, rng=rng, until=until)
+
+
+def one_daemon(
+    scratch: Path, *, part: str, faults: list[str], epochs: int, faults_a_job: int, rng: random.Random, until: float
+) -> Iterator[dict[str, Any]]:
+    """The faults of one daemon; see :func:`campaign`."""
+    before = shared()
+    orders = Orders(scratch / "orders") if part == "strange" else None
+    environment = dict(own_temporary_folder(scratch))
+    if orders is not None:
+        environment |= chaos_environment(scratch, f"orders={orders.folder}")
+    with running_daemon(scratch / "state", CONFIG, environment=environment) as daemon:
         wanted = job(scratch, epochs)
-        with daemon.sync_client() as esper:
-            undisturbed = esper.submit(wanted, idempotency_key="undisturbed")
-            undisturbed.wait()
-            reference = ending(undisturbed)
-        number = 0
-        while left and time.monotonic() < until:
-            number += 1
+        reference, limit_s = undisturbed(daemon, wanted)
+        for number, start in enumerate(range(0, len(faults), faults_a_job), 1):
+            if time.monotonic() >= until:
+                break
             with daemon.sync_client() as esper:
                 submitted = esper.submit(wanted, idempotency_key=f"job {number}").id
-            for name in [next(names) for _ in range(min(faults_a_job, left))]:
-                left -= 1
+            victim = Victim(daemon=daemon, job=submitted, rng=rng, orders=orders)
+            for name in faults[start : start + faults_a_job]:
                 time.sleep(rng.uniform(0.0, 2.5))
-                yield {"part": "daemon", "fault": name, "job": number, **_hurt(daemon, submitted, name, rng)}
-            yield {"part": "job", "job": number, **_outcome(daemon, submitted, wanted, f"job {number}", reference)}
+                yield {"part": part, "fault": name, "job": number, **_hurt(victim, name, limit_s)}
+            ended = outcome(daemon, submitted, wanted, f"job {number}", reference, limit_s)
+            yield {"part": "job", "of": part, "job": number, **ended}
         runtime, pids = daemon.runtime_directory, {daemon.pid}
-        yield {"part": "memory", "leaked": 0, "daemon_rss_mib": _resident(daemon.pid)}
-    yield {"part": "end", "leaked": _left_behind(runtime, scratch, pids)}
+        yield {"part": "memory", "leaked": 0, "daemon_rss_mib": resident_mib(daemon.pid)}
+    yield {"part": "end", "of": part, "leaked": left_behind(runtime, scratch, pids, before)}
 
 
-def _hurt(daemon: DaemonProcess, submitted: str, name: str, rng: random.Random) -> dict[str, Any]:
-    """Inject one fault, and wait until work goes on."""
-    with daemon.sync_client() as esper:
-        before = esper.job(submitted).events()[-1].sequence
+def undisturbed(daemon: DaemonProcess, wanted: dict[str, Any]) -> tuple[str, float]:
+    """What the job leaves when nobody hurts it, and after how many seconds a fault counts as not recovered."""
     began = time.monotonic()
-    problem = ""
+    with daemon.sync_client(ANSWER_S) as esper:
+        handle = esper.submit(wanted, idempotency_key="undisturbed")
+        handle.wait()
+        return ending(handle), max(RECOVERY_S, UNDISTURBED_TIMES * (time.monotonic() - began))
+
+
+def chaos_environment(scratch: Path, words: str) -> dict[str, str]:
+    """Variables under which the chaos plugin is installed in a daemon and its workers, and does what the words say."""
+    metadata = scratch / "packages" / "esperd_chaos-0.1.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: esperd-chaos\nVersion: 0.1\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text("[esperd]\nchaos = esperd_chaos\n", encoding="utf-8")
+    return {"ESPERD_CHAOS": words, "PYTHONPATH": paths(metadata.parent)}
+
+
+def paths(packages: Path) -> str:
+    """``PYTHONPATH`` with the chaos plugin's modules, and packages of a folder."""
+    return os.pathsep.join(filter(None, (str(CHAOS), str(packages), os.environ.get("PYTHONPATH", ""))))
+
+
+def _hurt(victim: Victim, name: str, limit_s: float) -> dict[str, Any]:
+    """Inject one fault, and wait until work goes on."""
+    with victim.daemon.sync_client() as esper:
+        before = esper.job(victim.job).events()[-1].sequence
+    began = time.monotonic()
+    problem, wrong = "", 0
     try:
-        FAULTS[name](Victim(daemon=daemon, job=submitted, rng=rng))
-        while not _goes_on(daemon, submitted, before):
-            if time.monotonic() - began > RECOVERY_S:
-                problem = f"no progress within {RECOVERY_S:g} s"
-                break
-            time.sleep(0.1)
+        (FAULTS | STRANGE)[name](victim)
+        problem = wait_until_it_goes_on(victim.daemon, victim.job, before, began, limit_s)
     except EsperError as error:
         problem = f"{error.code}: {error}"
-    return {"recovered": not problem, "seconds": round(time.monotonic() - began, 2), "problem": problem}
+    except PromiseBroken as broken:
+        problem, wrong = str(broken), 1
+    told = {"recovered": not problem, "seconds": round(time.monotonic() - began, 2), "problem": problem}
+    return {**told, "wrong": wrong} if wrong else told
+
+
+def wait_until_it_goes_on(daemon: DaemonProcess, submitted: str, before: int, began: float, limit_s: float) -> str:
+    """Return once the job trained an epoch after an event, or is done; otherwise what is wrong."""
+    while not _goes_on(daemon, submitted, before):
+        if time.monotonic() - began > limit_s:
+            return f"no progress within {limit_s:.0f} s"
+        time.sleep(0.1)
+    return ""
 
 
 def _goes_on(daemon: DaemonProcess, submitted: str, after: int) -> bool:
@@ -155,41 +216,40 @@ def _goes_on(daemon: DaemonProcess, submitted: str, after: int) -> bool:
     return False
 
 
-def _outcome(daemon: DaemonProcess, submitted: str, wanted: dict[str, Any], key: str, reference: str) -> dict[str, Any]:
+def outcome(
+    daemon: DaemonProcess, submitted: str, wanted: dict[str, Any], key: str, reference: str, limit_s: float
+) -> dict[str, Any]:
     """Whether a job that was acknowledged is there, ended once, and ended right."""
-    give_up_at = time.monotonic() + 2 * RECOVERY_S
-    with daemon.sync_client() as esper:
+    give_up_at = time.monotonic() + 2 * limit_s
+    with daemon.sync_client(ANSWER_S) as esper:
         handle = esper.job(submitted)
         while (info := handle.info()).state not in (JobState.SUCCEEDED, JobState.FAILED, JobState.DEAD):
             if time.monotonic() > give_up_at:
-                return {"lost": 1, "wrong": 0, "problem": f"it is {info.state} after {2 * RECOVERY_S:g} s"}
+                return {"lost": 1, "wrong": 0, "problem": f"it is {info.state} after {2 * limit_s:.0f} s"}
             time.sleep(0.2)
         if info.state is not JobState.SUCCEEDED:
             return {"lost": 1, "wrong": 0, "problem": str(info.error)}
         again = esper.submit(wanted, idempotency_key=key)
         same = again.duplicate and again.id == submitted
-        right = ending(handle) == reference
-        return {"lost": 0 if same else 1, "wrong": 0 if right else 1, "attempts": info.attempt, "problem": ""}
+        problem = story(handle)
+        right = ending(handle) == reference and not problem
+        return {"lost": 0 if same else 1, "wrong": 0 if right else 1, "attempts": info.attempt, "problem": problem}
 
 
-def _resident(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
-
-
-def _left_behind(runtime: Path, scratch: Path, pids: set[int]) -> list[str]:
-    """Processes, sockets, shared memory and temporary files that outlived the daemon."""
-    found = [str(path) for path in (runtime, Path("/dev/shm")) if path == runtime and path.exists()]
-    found += [
-        str(path) for path in (scratch / "state").rglob("*") if path.name.startswith((".tmp", "tmp")) or path.suffix == ".tmp"
-    ]
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and int(entry.name) not in pids:
-            with contextlib.suppress(OSError):
-                command = (entry / "environ").read_bytes() + (entry / "cmdline").read_bytes()
-                if str(scratch).encode() in command and int(entry.name) != os.getpid():
-                    found.append(f"process {entry.name}")
-    return found
+def story(handle: SyncJobHandle) -> str:
+    """What is wrong with the events of a job: none may be missing or come twice, nor may two workers have trained at once."""
+    events = handle.events()
+    if [event.sequence for event in events] != list(range(1, len(events) + 1)):
+        return "events are missing, or come twice"
+    last: int | None = None
+    for event in events:
+        if isinstance(event.body, TrainingStarted):
+            last = None  # another worker, which goes on from a checkpoint
+        elif isinstance(event.body, EpochCompleted):
+            if last is not None and event.body.epoch != last + 1:
+                return f"epoch {event.body.epoch} came after epoch {last}: two workers trained at once"
+            last = event.body.epoch
+    return ""
 
 
 CLIENTS = """
@@ -240,5 +300,5 @@ def crowd(scratch: Path, clients: int, *, processes: int = 5, rounds: int = 3) -
             "answered": sum(line["answered"] for line in told),
             "busy": sum(line["busy"] for line in told),
             "problem": "; ".join(problems),
-            "daemon_rss_mib": _resident(daemon.pid),
+            "daemon_rss_mib": resident_mib(daemon.pid),
         }

@@ -169,14 +169,19 @@ class Client:
         """What the daemon publishes under these topics, from the moment it is opened."""
         return Subscriber(self.daemon.events_endpoint, topics, security=self._security)
 
-    async def ask(self, message: Message, answer: type[ReplyT]) -> ReplyT:
+    async def ask(self, message: Message, answer: type[ReplyT], *, watching: bool = False) -> ReplyT:
         """Send a request and return its answer; a daemon that is busy is asked again, when it says.
+
+        Args:
+            message: the request.
+            answer: its kind of answer.
+            watching: ask again, for ``patience_s``, where nothing answers within ``timeout_s``: the line may have been cut.
 
         Raises:
             EsperError: whatever the daemon answers with, as the class its code names.
             AskTimeout: when nothing answers within ``timeout_s``.
         """
-        reply = await asked_patiently(lambda: self._requests.request(message), message, self.patience_s)
+        reply = await asked_patiently(lambda: self._requests.request(message), message, self.patience_s, watching=watching)
         if not isinstance(reply, answer):
             raise ProtocolMismatch(
                 f"the daemon answered {type(message).__name__} with {type(reply).__name__}, not {answer.__name__}; "
@@ -259,6 +264,9 @@ class JobHandle:
     async def info(self) -> JobInfo:
         """The job as the daemon knows it."""
         return await self._client.ask(GetJob(id=self.id), JobInfo)
+
+    async def _watched(self) -> JobInfo:
+        return await self._client.ask(GetJob(id=self.id), JobInfo, watching=True)
 
     async def pause(self) -> JobInfo:
         """Checkpoint and stop, to be resumed later.
@@ -355,7 +363,8 @@ class JobHandle:
         """Events as they happen, each exactly once and in order, until the job is over.
 
         What happened before is read from the log. Publication may lose events (a slow watcher, a restarted daemon), so a
-        gap in the sequence, or silence, sends the watcher back to the log.
+        gap in the sequence, or silence, sends the watcher back to the log. A daemon that does not answer is asked again for the
+        client's ``patience_s``: a line that was cut and carries again is not noticed.
 
         Args:
             after: skip events up to this sequence.
@@ -363,7 +372,7 @@ class JobHandle:
         seen = after
         job_was_over = False
         async with self._client.events([f"job/{self.id}"]) as publication:
-            await self.info()  # an unknown job is an error, not an endless silence
+            await self._watched()  # an unknown job is an error, not an endless silence
             look = True
             while True:
                 if look:
@@ -377,7 +386,7 @@ class JobHandle:
                 published = await _next_event(publication)
                 look = published is None or published.sequence > seen + 1
                 if published is None:
-                    job_was_over = (await self.info()).state in FINAL_JOB_STATES
+                    job_was_over = (await self._watched()).state in FINAL_JOB_STATES
                 elif published.sequence == seen + 1:
                     seen = published.sequence
                     yield published
@@ -389,7 +398,7 @@ class JobHandle:
         if not _is_final(event):
             return False
         assert isinstance(event.body, JobStateChanged)  # noqa: S101 - nothing else is final
-        info = await self.info()
+        info = await self._watched()
         return info.state is not JobState.QUEUED and info.attempt <= event.body.attempt
 
     async def wait(self) -> JobInfo:
@@ -397,7 +406,7 @@ class JobHandle:
         async with aclosing(self.watch()) as events:
             async for _ in events:
                 pass
-        return await self.info()
+        return await self._watched()
 
     async def report(self) -> Report:
         """What the finished job found.
@@ -452,7 +461,7 @@ class JobHandle:
     async def _logged(self, after: int) -> AsyncGenerator[Event, None]:
         more = True
         while more:
-            page = await self._client.ask(GetEvents(job=self.id, after=after), EventPage)
+            page = await self._client.ask(GetEvents(job=self.id, after=after), EventPage, watching=True)
             for event in page.events:
                 after = event.sequence
                 yield event

@@ -110,8 +110,8 @@ class Workers(Section, frozen=True, kw_only=True):
     """From spawn to READY; importing torch on a cold disk is slow."""
     heartbeat_interval_s: Seconds = 1.0
     heartbeat_timeout_s: Seconds = 20.0
-    """A silent worker is killed and replaced after this long; a worker whose daemon is silent this long checkpoints and
-    exits."""
+    """A silent worker is killed and replaced after this long, one that computes meanwhile after five times as long; a worker
+    whose daemon is silent this long checkpoints and exits."""
 
 
 class Compiler(Section, frozen=True, kw_only=True):

@@ -50,6 +50,8 @@ class Peer:
         self.step: int | None = None
         self.breakers: tuple[BreakerStatus, ...] = ()
         self.heard_at = now
+        self.spoke = False
+        """Whether it ever said anything."""
         self.inbox: Mailbox[Received] = Mailbox(f"messages from {incarnation.actor}")
         self._asks: dict[int, Envelope] = {}
         """Sent to it and not answered, by correlation id."""
@@ -231,7 +233,7 @@ class Hub:
             if peer is None:
                 await self._refuse_stranger(identity, head, message)
                 continue
-            peer.heard_at = self._clock.monotonic()
+            peer.heard_at, peer.spoke = self._clock.monotonic(), True
             match message:
                 case Ready() if head.to == SUPERVISOR:
                     peer.pid, peer.shares_memory = message.pid, message.shares_memory

@@ -84,6 +84,7 @@ class Link:
         breakers: likewise.
         accepts: whether the handler can take a message; a tell that it cannot take is logged and dropped.
         beside: whether an ask is answered beside those behind it; the handler bounds how many.
+        starting: the process cannot take messages yet: entering does not say Ready, :meth:`say_ready` does. It beats meanwhile.
         codec: message types and protocol version.
         clock: decides when the daemon has been silent for too long.
     """
@@ -97,6 +98,7 @@ class Link:
         breakers: Breakers = no_breakers,
         accepts: Callable[[Message], bool] = _accept_all,
         beside: Callable[[Message], bool] = _none,
+        starting: bool = False,
         codec: Codec | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -112,6 +114,7 @@ class Link:
         self._breakers = breakers
         self._accepts = accepts
         self._beside = beside
+        self._starting = starting
         self._codec = codec or Codec()
         self._clock: Clock = clock or SystemClock()
         self._ids = itertools.count(1)
@@ -150,12 +153,10 @@ class Link:
         return self.incarnation.generation
 
     async def __aenter__(self) -> Self:
-        """Connect and say Ready.
+        """Connect and, unless it is starting, say Ready.
 
         Raises:
-            DaemonUnreachable: when nobody listens, or nobody answers within the heartbeat timeout.
-            ProtocolMismatch: when the daemon speaks another protocol version.
-            Conflict: when this incarnation is not the one the daemon waits for.
+            DaemonUnreachable: when nobody listens; what :meth:`say_ready` raises.
         """
         await self._run.__aenter__()
         return self
@@ -164,6 +165,28 @@ class Link:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         return await self._run.__aexit__(kind, error, trace)
+
+    async def say_ready(self) -> None:
+        """Tell the daemon that messages can be taken from now on. Once.
+
+        Raises:
+            DaemonUnreachable: when the daemon is lost, or does not answer within the heartbeat timeout.
+            ProtocolMismatch: when the daemon speaks another protocol version.
+            Conflict: when this incarnation is not the one the daemon waits for.
+        """
+        ready = Ready(
+            actor=self.name,
+            generation=self.generation,
+            pid=os.getpid(),
+            protocol=self._codec.protocol,
+            version=esperd.__version__,
+            shares_memory=self._shared is not None,
+        )
+        try:
+            await self.ask(SUPERVISOR, ready, self.incarnation.heartbeat_timeout_s)
+        except AskTimeout as error:
+            raise unreachable(self.incarnation.hub, error.message) from error
+        self._starting = False
 
     async def ask(self, to: str, message: Message, timeout_s: float = ASK_TIMEOUT_S) -> Reply:
         """Send a message to an actor and wait for its answer.
@@ -218,7 +241,8 @@ class Link:
             with contextlib.closing(connect_dealer(self.incarnation.hub, self.incarnation.identity)) as self._socket:
                 async with open_task_group() as tasks:
                     tasks.start_soon(self._read, self._socket)
-                    await self._say_ready()
+                    if not self._starting:
+                        await self.say_ready()
                     tasks.start_soon(self._beat, self._socket)
                     tasks.start_soon(self._listen_for_daemon)
                     tasks.start_soon(self._serve, tasks)
@@ -234,24 +258,10 @@ class Link:
             self._fail_open(unreachable(self.incarnation.hub, "this link has ended"))
             self.closed.set()
 
-    async def _say_ready(self) -> None:
-        ready = Ready(
-            actor=self.name,
-            generation=self.generation,
-            pid=os.getpid(),
-            protocol=self._codec.protocol,
-            version=esperd.__version__,
-            shares_memory=self._shared is not None,
-        )
-        try:
-            await self.ask(SUPERVISOR, ready, self.incarnation.heartbeat_timeout_s)
-        except AskTimeout as error:
-            raise unreachable(self.incarnation.hub, error.message) from error
-
     async def _flush(self) -> None:
         """Return once the daemon has passed on everything that was told: before it hears that this process ended."""
-        if self.daemon_lost.is_set():
-            return
+        if self.daemon_lost.is_set() or self._starting:
+            return  # to a process that never said Ready nobody listens
         last = self._heartbeat()
         try:
             await self.ask(SUPERVISOR, last, FLUSH_TIMEOUT_S)

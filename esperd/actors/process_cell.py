@@ -9,6 +9,7 @@ from collections.abc import Callable
 import anyio
 import anyio.abc
 
+from esperd.actors.activity import Activity, activity
 from esperd.actors.cell import Cell, End, Post
 from esperd.actors.codec import Head, Kind
 from esperd.actors.dead_letters import Reason
@@ -32,6 +33,9 @@ TERM_GRACE_S = 2.0
 MAX_ASKS = 1_024
 """Unanswered asks of one process; more are refused with ``busy``."""
 
+
+WORKING_PATIENCE = 5.0
+"""Times the heartbeat timeout that a process may be silent that computes; chosen, not measured."""
 
 AND_KILLED = "and was killed"
 """How the reason of an end says that it was the daemon that killed."""
@@ -148,30 +152,73 @@ class ProcessCell(Cell):
 
     async def _attend(self, worker: WorkerProcess, peer: Peer, started: Callable[[], None], tasks: anyio.abc.TaskGroup) -> None:
         """Wait for Ready, then pass messages both ways, until it is silent."""
-        with anyio.move_on_after(self._spec.start_timeout_s):
-            await peer.ready.wait()
-        if not peer.ready.is_set():
-            self._fault = f"was not ready within {self._spec.start_timeout_s:g} s {AND_KILLED}"
+        if why := await self._wait_for_ready(worker, peer):
+            self._fault = f"{why} {AND_KILLED}"
             worker.kill()
             return
         started()
         tasks.start_soon(self._pass_in, peer, tasks)
         tasks.start_soon(self._pass_out, peer)
-        await self._until_silent(peer)
-        self._fault = f"was silent for {self._spec.heartbeat_timeout_s:g} s {AND_KILLED}"
+        silent_s = await self._until_silent(worker, peer)
+        self._fault = f"was silent for {silent_s:g} s {AND_KILLED}"
         worker.kill()
 
-    async def _until_silent(self, peer: Peer) -> None:
+    async def _wait_for_ready(self, worker: WorkerProcess, peer: Peer) -> str:
+        """Return once it is ready, with nothing; or why it is not waited for any longer."""
+        why = f"was not ready within {self._spec.start_timeout_s:g} s"
+
+        async def give_up() -> None:
+            nonlocal why
+            why = await self._until_it_stands_still(worker, peer)
+            waiting.cancel_scope.cancel()
+
+        with anyio.move_on_after(self._spec.start_timeout_s):
+            async with open_task_group() as waiting:
+                waiting.start_soon(give_up)
+                await peer.ready.wait()
+                waiting.cancel_scope.cancel()
+        return "" if peer.ready.is_set() else why
+
+    async def _until_it_stands_still(self, worker: WorkerProcess, peer: Peer) -> str:
+        """Return why a process that is starting will not be ready: it was stopped, or it beats no more and does nothing either.
+
+        A silence alone says nothing yet: an import may hold the interpreter for longer than a heartbeat may take. One that
+        never spoke may be a wrapper that waits for something far away: it has until its start's timeout.
+        """
+        interval_s, timeout_s = self._spec.heartbeat_interval_s, self._spec.heartbeat_timeout_s
+        before: tuple[float, Activity | None] = (peer.heard_at, activity(worker.pid))
+        still_s = 0.0
+        while still_s < timeout_s:
+            await self._post.clock.sleep(interval_s)
+            now = (peer.heard_at, activity(worker.pid))
+            stands_still = now == before and now[1] is not None and (now[1].stopped or (peer.spoke and not now[1].runs))
+            # Looks are counted, and not time: the daemon, or the machine, may have been the one that slept.
+            still_s = still_s + interval_s if stands_still else 0.0
+            before = now
+        return f"stood still for {timeout_s:g} s before it was ready"
+
+    async def _until_silent(self, worker: WorkerProcess, peer: Peer) -> float:
+        """Return once it was silent for too long, with how long that is.
+
+        One that computes meanwhile, or waits for its turn on a busy machine, is given more time: another in its place would have
+        to import everything again, and make the machine busier still.
+        """
         clock, timeout_s = self._post.clock, self._spec.heartbeat_timeout_s
+        before: Activity | None = None
         while True:
             silent_s = clock.monotonic() - peer.heard_at
             if silent_s < timeout_s:
                 await clock.sleep(timeout_s - silent_s)
+                before = activity(worker.pid)
                 continue
             # The daemon may have been the one that slept: let the hub read what is queued before judging.
             await clock.sleep(self._spec.heartbeat_interval_s)
-            if clock.monotonic() - peer.heard_at >= timeout_s:
-                return
+            now = activity(worker.pid)
+            works = now is not None and before is not None and (now.runs or now.work != before.work)
+            longest_s = timeout_s * (WORKING_PATIENCE if works else 1.0)
+            if clock.monotonic() - peer.heard_at >= longest_s:
+                return longest_s
+            before = now
 
     async def _stop_when_asked(self, worker: WorkerProcess, peer: Peer) -> None:
         await self._stop_requested.wait()

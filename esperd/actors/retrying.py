@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Awaitable, Callable
 
-from esperd.errors import ActorUnavailable, Busy, EsperError
+from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError
 from esperd.messages.base import Message, Reply
 from esperd.messages.control import Hello, ListActors, ListPlugins
 from esperd.messages.dead_letters import ListDeadLetters, ShowDeadLetter
@@ -47,25 +47,30 @@ LONGEST_WAIT_S = 2.0
 """Between two tries where the daemon does not say when; chosen, not measured."""
 
 
-def wait_before_retry(message: Message, error: Exception) -> bool | float:
+def wait_before_retry(message: Message, error: Exception, *, watching: bool = False) -> bool | float:
     """Whether to ask again, or after how many seconds.
 
     ``Busy`` says that nothing was carried out, so anything may be asked again, when it says. An actor between two incarnations
-    may have carried the request out before it ended.
+    may have carried the request out before it ended. Whoever asks says how long it waits for an answer; a watcher waits for
+    the end of a job, and what does not answer in time may have been cut off for a while.
     """
     if isinstance(error, Busy):
         after = error.fields.get("retry_after_s")
         return float(after) if isinstance(after, int | float) else True
-    return isinstance(error, ActorUnavailable) and isinstance(message, IDEMPOTENT)
+    passes = (ActorUnavailable, AskTimeout) if watching else ActorUnavailable
+    return isinstance(error, passes) and isinstance(message, IDEMPOTENT)
 
 
-async def asked_patiently(ask: Callable[[], Awaitable[Reply]], message: Message, patience_s: float) -> Reply:
+async def asked_patiently(
+    ask: Callable[[], Awaitable[Reply]], message: Message, patience_s: float, *, watching: bool = False
+) -> Reply:
     """The answer to a request, asked again while that is safe.
 
     Args:
         ask: asks once.
         message: what is asked.
         patience_s: no new try begins later than this; 0: there is one try.
+        watching: whether an answer that does not come in time is waited for, too.
 
     Raises:
         EsperError: of the last try.
@@ -73,7 +78,7 @@ async def asked_patiently(ask: Callable[[], Awaitable[Reply]], message: Message,
     try:
         return await ask()
     except EsperError as error:
-        if not patience_s or wait_before_retry(message, error) is False:
+        if not patience_s or wait_before_retry(message, error, watching=watching) is False:
             raise
         first: Exception | None = error
     _import_quietly()
@@ -87,7 +92,7 @@ async def asked_patiently(ask: Callable[[], Awaitable[Reply]], message: Message,
         return await ask()
 
     patient = AsyncRetryingCaller(attempts=None, timeout=patience_s, wait_initial=FIRST_WAIT_S, wait_max=LONGEST_WAIT_S)
-    return await patient(lambda refused: wait_before_retry(message, refused), once)
+    return await patient(lambda refused: wait_before_retry(message, refused, watching=watching), once)
 
 
 def _import_quietly() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 import structlog
 
 from esperd.actors.actor import ASK_TIMEOUT_S, Actor
@@ -57,10 +58,11 @@ def serve_actor(actor_factory: Callable[[], Actor], environment: Mapping[str, st
 
     A crash is raised, so that its traceback is the end of the process's output and its status is 1. A handler runs on the
     event loop beside the heartbeats: one that computes must do it in a thread (``anyio.to_thread.run_sync``), or the daemon
-    takes this process for dead.
+    takes this process for dead after a while.
 
     Args:
-        actor_factory: makes the actor, before the link is opened: import here what is slow to import.
+        actor_factory: makes the actor, in a thread, while the process already says that it lives: import here what is slow
+            to import.
         environment: variables a daemon sets; None: ``os.environ``.
 
     Raises:
@@ -68,9 +70,8 @@ def serve_actor(actor_factory: Callable[[], Actor], environment: Mapping[str, st
         Exception: whatever a tell's handler, ``on_start`` or ``on_stop`` raised.
     """
     incarnation = Incarnation.from_environment(environment)
-    actor = actor_factory()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(actor, incarnation))
+        runner.run(_serve(actor_factory, incarnation))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -81,32 +82,40 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def _serve(actor: Actor, incarnation: Incarnation) -> None:
+async def _serve(actor_factory: Callable[[], Actor], incarnation: Incarnation) -> None:
     structlog.contextvars.bind_contextvars(actor=incarnation.actor, generation=incarnation.generation)
     hand = anyio.Lock()
     """Held while a message is handled, and before the first: the lock is fair, so messages keep their order."""
     await hand.acquire()
     beside = Beside(incarnation.actor)
+    made: list[Actor] = []
+    """The actor; there before the first message comes, which only a ready process is sent."""
+
+    def accepts(message: Message) -> bool:
+        return made[0].can_handle(message)
 
     def is_beside(message: Message) -> bool:
-        return actor.concurrency(message) > 1
+        return made[0].concurrency(message) > 1
 
     async def handle(message: Message) -> Reply | None:
         async with hand:
             if not is_beside(message):
-                return await actor.handle(message)
-            beside.enter(message, actor.concurrency(message))
+                return await made[0].handle(message)
+            beside.enter(message, made[0].concurrency(message))
         try:
-            return await actor.handle(message)
+            return await made[0].handle(message)
         finally:
             beside.leave(message)
 
     async with (
-        Link(incarnation, handle, accepts=actor.can_handle, beside=is_beside) as link,
+        Link(incarnation, handle, accepts=accepts, beside=is_beside, starting=True) as link,
         open_task_group() as tasks,
     ):
-        tasks.start_soon(_obey_signals, link)
         tasks.start_soon(_leave_when_lost, link, tasks.cancel_scope)
+        actor = await anyio.to_thread.run_sync(actor_factory, abandon_on_cancel=True)
+        made.append(actor)
+        await link.say_ready()
+        tasks.start_soon(_obey_signals, link)  # before, SIGTERM ends the process as it ends any other
         await actor.on_start(LinkContext(link, tasks))
         hand.release()
         await link.stop_requested.wait()

@@ -38,6 +38,7 @@ class ThreadLink:
     Args:
         step: read at every heartbeat, from the link's thread.
         breakers: likewise.
+        starting: opening it does not say Ready, :meth:`say_ready` does; see :class:`Link`.
         environment: variables a daemon sets; None: ``os.environ``.
         codec: message types and protocol version.
     """
@@ -47,6 +48,7 @@ class ThreadLink:
         *,
         step: Step = _no_steps,
         breakers: Breakers = no_breakers,
+        starting: bool = False,
         environment: Mapping[str, str] | None = None,
         codec: Codec | None = None,
     ) -> None:
@@ -56,6 +58,7 @@ class ThreadLink:
         self._codec = codec
         self._step = step
         self._breakers = breakers
+        self._starting = starting
         self._daemon_lost = threading.Event()
         self._closed = threading.Event()
         self._opened: concurrent.futures.Future[None] = concurrent.futures.Future()
@@ -86,7 +89,7 @@ class ThreadLink:
         return self._closed.is_set()
 
     def open(self) -> None:
-        """Connect and say Ready.
+        """Connect and, unless it is starting, say Ready.
 
         Raises:
             DaemonUnreachable: when nobody listens, or nobody answers within the heartbeat timeout.
@@ -95,6 +98,14 @@ class ThreadLink:
         """
         self._thread.start()
         self._opened.result()
+
+    def say_ready(self) -> None:
+        """Tell the daemon that messages can be taken from now on; see :meth:`Link.say_ready`.
+
+        Raises:
+            EsperError: as :meth:`open` does.
+        """
+        self._call(self._require_link().say_ready())
 
     def close(self) -> None:
         """End the link and its thread. Safe to call twice."""
@@ -167,7 +178,15 @@ class ThreadLink:
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._leave = asyncio.Event()
-        async with Link(self.incarnation, self._receive, step=self._step, breakers=self._breakers, codec=self._codec) as link:
+        opening = Link(
+            self.incarnation,
+            self._receive,
+            step=self._step,
+            breakers=self._breakers,
+            starting=self._starting,
+            codec=self._codec,
+        )
+        async with opening as link:
             self._link = link
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._pass_on_stop, link)

@@ -6,12 +6,12 @@ Plugins that the daemon blocks must be blocked here too; it says so through ``ES
 from __future__ import annotations
 
 from esperd import tracing
+from esperd.actors.actor import Actor
 from esperd.actors.leaving import leave
 from esperd.actors.serve import serve_actor
-from esperd.compiler.actor import CompilerActor
 from esperd.config import load_config
 from esperd.logs import configure_logging
-from esperd.plugins import load_plugins
+from esperd.plugins import Plugins, load_plugins
 
 
 def main() -> None:
@@ -20,7 +20,13 @@ def main() -> None:
     configure_logging(config.daemon.log_level)
     plugins = load_plugins(config.plugins.blocked)
     with tracing.exporting(config.telemetry.otlp_endpoint, "esperd compiler"):
-        serve_actor(lambda: CompilerActor(plugins))
+        serve_actor(lambda: _make(plugins))
+
+
+def _make(plugins: Plugins) -> Actor:
+    from esperd.compiler.actor import CompilerActor  # torch comes with it: the process says that it lives before
+
+    return CompilerActor(plugins)
 
 
 if __name__ == "__main__":

@@ -205,8 +205,27 @@ def backoff_s(lost: int, limits: Jobs, rng: random.Random) -> float:
 
     Full jitter, so that jobs lost together do not come back together.
     """
-    longest = min(limits.backoff_s * 2.0 ** min(lost - 1, _HIGHEST_DOUBLING), limits.backoff_max_s)
-    return rng.uniform(0.0, longest)
+    return rng.uniform(0.0, _longest_backoff_s(lost, limits))
+
+
+def _longest_backoff_s(lost: int, limits: Jobs) -> float:
+    return min(limits.backoff_s * 2.0 ** min(lost - 1, _HIGHEST_DOUBLING), limits.backoff_max_s)
+
+
+def wait_is_over(retry_at: float | None, lost: int, now: float, limits: Jobs) -> bool:
+    """Whether a queued job may be leased.
+
+    One that would wait longer than it was ever told to is due: the wall clock was set back meanwhile, by an hour or a year.
+
+    Args:
+        retry_at: until when it waits, in seconds since the epoch; None: it does not.
+        lost: workers it has lost.
+        now: seconds since the epoch.
+        limits: as for :func:`advance`.
+    """
+    if retry_at is None or retry_at <= now:
+        return True
+    return retry_at - now > max(limits.backoff_s, _longest_backoff_s(max(1, lost), limits))
 
 
 def _move(standing: JobStanding, after: JobState, verb: str) -> JobStanding:

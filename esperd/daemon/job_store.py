@@ -30,6 +30,7 @@ from esperd.daemon.job_lifecycle import (
     WorkerLost,
     advance,
     check_lease,
+    wait_is_over,
 )
 from esperd.daemon.job_rows import info_of, not_found, row_of, standing_of
 from esperd.errors import Busy, Conflict, StoreFailed, WorkerFailed
@@ -234,10 +235,8 @@ class JobStore:
         """
 
         def transaction(connection: sqlite3.Connection) -> LeasedJob | None:
-            due = connection.execute(
-                "SELECT * FROM jobs_with_usage WHERE state = ? AND (retry_at IS NULL OR retry_at <= ?) ORDER BY number",
-                (JobState.QUEUED.value, now),
-            )
+            queued = connection.execute("SELECT * FROM jobs_with_usage WHERE state = ? ORDER BY number", (JobState.QUEUED.value,))
+            due = (row for row in queued if wait_is_over(row["retry_at"], row["lost"], now, self.limits))
             found = next(self._readable(due), None)
             if found is None:
                 return None

@@ -428,7 +428,14 @@ class JobsActor(Actor):
             await self._handed(name)
         except EsperError as error:
             # Where the worker died before it was watched, nobody else will say so; a second word about it changes nothing.
-            ended = Terminated(actor=name, generation=0, reason=f"could not start: {error}", will_restart=False)
+            status = error.fields.get("status")
+            ended = Terminated(
+                actor=name,
+                generation=0,
+                reason=f"could not start: {error}",
+                will_restart=False,
+                status=status if isinstance(status, int) else None,
+            )
             await self.context.tell(self.context.name, ended)
 
     async def _last_good(self, leased: LeasedJob) -> str | None:

@@ -84,7 +84,21 @@ class Served(Actor):
                 await anyio.sleep_forever()
             case "thread":
                 await anyio.to_thread.run_sync(time.sleep, 1.0)
+            case "computes":
+                until = time.monotonic() + 1.0
+                while time.monotonic() < until:  # on the event loop: nothing beats meanwhile
+                    sum(range(100_000))
         return None
+
+
+def make() -> Served:
+    """What imports before it is ready look like."""
+    if "slow-start" in sys.argv:
+        time.sleep(1.0)
+        sum(range(40_000_000))  # holds the interpreter, as loading a large library does: no thread can beat meanwhile
+    if "stop-at-start" in sys.argv:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return Served()
 
 
 def train() -> None:
@@ -140,7 +154,7 @@ if __name__ == "__main__":
         case "serve":
             if "share" in sys.argv:
                 shared.SHARED_BYTES = OUT_OF_BAND_BYTES
-            serve_actor(Served)
+            serve_actor(make)
         case "train":
             train()
         case "stay-away":

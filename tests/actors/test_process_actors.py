@@ -228,10 +228,13 @@ async def test_a_stalled_process_is_killed_after_its_silence(tmp_path: Path) -> 
 
 
 @pytest.mark.asyncio
-async def test_a_handler_that_computes_in_a_thread_keeps_its_process_alive(tmp_path: Path) -> None:
+async def test_a_process_that_computes_is_not_taken_for_dead_even_where_that_holds_up_its_heartbeats(
+    tmp_path: Path,
+) -> None:
     async with open_system(tmp_path) as system:
-        await system.start(program("serve", heartbeat_interval_s=0.05, heartbeat_timeout_s=0.4))
+        await system.start(program("serve", heartbeat_interval_s=0.05, heartbeat_timeout_s=0.6))
         await system.ask("worker", GetJob(id="thread"))
+        await system.ask("worker", GetJob(id="computes"))
         assert of(system, "worker").generation == 1
 
 
@@ -328,6 +331,27 @@ async def test_a_process_that_is_not_ready_in_time_is_killed_and_the_caller_told
             await system.start(program("stay-away", start_timeout_s=4.0))
         assert caught.value.fields["output"] == "importing something slow"
         assert caught.value.fields["status"] == -signal.SIGKILL
+
+
+@pytest.mark.asyncio
+async def test_a_process_that_stands_still_while_it_starts_is_noticed_as_a_running_one_and_slow_imports_are_not_mistaken_for_it(
+    tmp_path: Path,
+) -> None:
+    beats = {"heartbeat_interval_s": 0.05, "heartbeat_timeout_s": 0.4, "start_timeout_s": 600.0}
+    async with open_system(tmp_path) as system, anyio.create_task_group() as tasks:
+
+        async def stop_before_its_first_word() -> None:
+            while not (spawned := [status.pid for status in system.status() if status.name == "early" and status.pid]):  # noqa: ASYNC110
+                await anyio.sleep(0.01)  # a spawned process is announced to nobody before it is ready
+            os.kill(spawned[0], signal.SIGSTOP)
+
+        tasks.start_soon(stop_before_its_first_word)
+        for name, arguments in (("early", ["stay-away"]), ("late", ["serve", "stop-at-start"])):
+            with pytest.raises(WorkerFailed, match=r"stood still for 0\.4 s before it was ready") as caught, anyio.fail_after(30):
+                await system.start(program(*arguments, name=name, **beats))
+            assert caught.value.fields["status"] == -signal.SIGKILL
+        await system.start(program("serve", "slow-start", **beats))
+        assert of(system, "worker").generation == 1
 
 
 async def start_in_vain(directory: Path, mode: str) -> None:

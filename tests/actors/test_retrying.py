@@ -57,6 +57,16 @@ async def test_what_another_try_would_not_mend_or_might_do_twice_is_an_error_at_
     assert daemon.asked == 1
 
 
+@pytest.mark.asyncio
+async def test_a_watcher_outlasts_a_line_that_is_cut_for_a_while_and_repeats_only_what_reads():
+    cut = AskTimeout("no answer")
+    daemon = Daemon(cut, cut)
+    assert await asked_patiently(daemon.answer, GetJob(id="j1"), 30.0, watching=True) == Done()
+    assert daemon.asked == 3
+    with pytest.raises(AskTimeout):
+        await asked_patiently(Daemon(cut).answer, PauseJob(id="j1"), 30.0, watching=True)
+
+
 def test_the_daemon_says_when():
     assert wait_before_retry(CancelJob(id="j1"), Busy("", retry_after_s=5.0)) == 5.0
     assert wait_before_retry(ListJobs(), Busy("")) is True

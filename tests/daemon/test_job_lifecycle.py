@@ -26,6 +26,7 @@ from esperd.daemon.job_lifecycle import (
     WorkerLost,
     advance,
     backoff_s,
+    wait_is_over,
 )
 from esperd.errors import Conflict, IllegalTransition
 from esperd.messages.jobs import (
@@ -77,6 +78,16 @@ def test_a_worker_that_left_through_no_fault_of_the_job_spends_no_attempt_howeve
 def test_the_wait_doubles_up_to_its_maximum_with_full_jitter(lost, seed):
     wait = backoff_s(lost, LIMITS, random.Random(seed))
     assert 0.0 <= wait <= min(2.0 * 2 ** min(lost - 1, 9), 5.0)
+
+
+@given(lost=st.integers(0, 5000), seed=st.integers(0, 100), set_back_s=st.floats(0.0, 1e9))
+def test_a_job_waits_its_wait_and_no_clock_that_is_set_back_makes_it_wait_longer_than_the_longest_one(lost, seed, set_back_s):
+    now = 1e9
+    wait = backoff_s(lost, LIMITS, random.Random(seed)) if lost else LIMITS.backoff_s
+    assert wait_is_over(now + wait, lost, now, LIMITS) is (now + wait <= now)
+    assert wait_is_over(now + wait, lost, now + wait, LIMITS)
+    waits_still = not wait_is_over(now + wait, lost, now - set_back_s, LIMITS)
+    assert not waits_still or wait + set_back_s <= 5.0 + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import errno
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from esperd_chaos import Chaos, Plan, plan_from
+from esperd_chaos import Chaos, Plan, plan_from, raising
 from esperd_chaos.disk import FailingFilesystem
 from esperd_chaos.faults import turn_a_bit
+from esperd_chaos.orders import Orders
 from esperd_chaos.proxy import BadLine
 
+from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs
 
 
@@ -21,6 +24,7 @@ def test_without_words_nothing_happens():
 
 def test_words_are_read_and_a_wrong_one_is_named_with_those_that_there_are():
     assert plan_from("kill=30, block=0.5,raise,seed=7") == Plan(kill_s=30.0, block_s=0.5, raises=True, seed=7)
+    assert plan_from("orders=/tmp/a") == Plan(orders=Path("/tmp/a"))
     for wrong in ("kil=3", "kill", "raise=1", "block=-1", "seed=x"):
         with pytest.raises(ValueError, match=r"ESPERD_CHAOS|invalid literal"):
             plan_from(wrong)
@@ -31,6 +35,25 @@ def test_hooks_raise_when_they_are_told_to_and_only_then():
     Chaos(Plan()).esperd_job_finished(job)
     with pytest.raises(RuntimeError, match="ESPERD_CHAOS says: job j1 finished"):
         Chaos(Plan(raises=True)).esperd_job_finished(job)
+
+
+def test_orders_are_whole_and_standing_still_is_asked_for_once(tmp_path):
+    orders = Orders(tmp_path / "orders")
+    assert (orders.clock(), orders.take_block()) == (0.0, None)
+    orders.set_clock(-3600.0)
+    orders.block(1.5)
+    assert (orders.clock(), orders.take_block(), orders.take_block()) == (-3600.0, 1.5, None)
+
+
+def test_there_is_a_plugin_for_every_hook_that_raises_in_it_and_is_listed_with_what_it_raised():
+    plugins = Plugins()
+    for name in raising.names():
+        plugins.add(name, getattr(raising, name))
+    for hook in ("job_started", "decision", "stage_changed", "job_finished"):
+        plugins.notify(f"esperd_{hook}", job=None, decision=None, change=None)
+    told = {plugin.name: plugin.error or "" for plugin in plugins.records()}
+    assert len(told) == 2 * len(raising.HOOKS) >= 24
+    assert [name for name, error in told.items() if f"chaos: {name.rpartition('_')[0]} raises" not in error] == []
 
 
 def test_the_disk_fails_at_its_nth_call_and_only_then(tmp_path):

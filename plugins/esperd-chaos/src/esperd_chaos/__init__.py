@@ -9,12 +9,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from esperd import hookimpl
 from esperd.messages.jobs import JobInfo
 from esperd.messages.telemetry import DecisionMade, StageChanged
 from esperd.testing import children_of
+from esperd_chaos.orders import Orders, bend_the_clock, block_when_told
 
 VARIABLE = "ESPERD_CHAOS"
 
@@ -27,12 +29,14 @@ class Plan:
         kill_s: mean seconds between two lost processes; None: none is lost.
         block_s: seconds for which a decision blocks the event loop; None: it does not.
         raises: whether observing hooks raise.
+        orders: folder in which faults are asked for; None: nobody asks.
         seed: of the draws; None: fresh ones.
     """
 
     kill_s: float | None = None
     block_s: float | None = None
     raises: bool = False
+    orders: Path | None = None
     seed: int | None = None
 
 
@@ -46,7 +50,9 @@ def plan_from(text: str) -> Plan:
     for word in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = word.partition("=")
         if name not in READ or (name == "raise") != (not value):
-            raise ValueError(f"{VARIABLE}: {word!r} names no fault; there are kill=SECONDS, block=SECONDS, raise and seed=N")
+            raise ValueError(
+                f"{VARIABLE}: {word!r} names no fault; there are kill=SECONDS, block=SECONDS, orders=FOLDER, raise and seed=N"
+            )
         field, read = READ[name]
         plan = replace(plan, **{field: read(value)})
     return plan
@@ -62,6 +68,7 @@ def _seconds(value: str) -> float:
 READ: dict[str, tuple[str, Callable[[str], Any]]] = {
     "kill": ("kill_s", _seconds),
     "block": ("block_s", _seconds),
+    "orders": ("orders", Path),
     "seed": ("seed", int),
     "raise": ("raises", lambda _value: True),
 }
@@ -75,10 +82,16 @@ class Chaos:
         self.plan = plan
         self._rng = random.Random(plan.seed)  # noqa: S311 - faults are no secrets
         self._killing: threading.Thread | None = None
+        self._orders: Orders | None = None
+        if plan.orders is not None:
+            bend_the_clock(Orders(plan.orders))
 
     @hookimpl
     def esperd_job_started(self, job: JobInfo) -> None:
-        """Begin to kill."""
+        """Begin to kill, and to listen for orders."""
+        if self.plan.orders is not None and self._orders is None:
+            self._orders = Orders(self.plan.orders)
+            block_when_told(self._orders)
         if self.plan.kill_s is not None and self._killing is None:
             self._killing = threading.Thread(target=self._kill_for_ever, args=(self.plan.kill_s,), daemon=True)
             self._killing.start()

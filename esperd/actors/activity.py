@@ -1,0 +1,58 @@
+"""Whether a process does anything, as far as the kernel can tell from outside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+STOPPED = "T"
+"""State of a process that SIGSTOP stopped; one that a debugger holds is ``t``."""
+RUNS = "R"
+
+
+@dataclass(frozen=True)
+class Activity:
+    """What a process and its descendants have done so far; equal to a later one when they did nothing between.
+
+    Args:
+        work: processor time in clock ticks, and page faults; of processes that ended, only as their parents took it over.
+        stopped: whether all of them are stopped.
+        runs: whether one of them runs, or waits for nothing but its turn: on a busy machine that may take seconds.
+    """
+
+    work: int
+    stopped: bool
+    runs: bool
+
+
+def activity(pid: int) -> Activity | None:
+    """What a process and its descendants have done so far; None where the kernel does not say, or the process is gone."""
+    found = [status for member in _family(pid) if (status := _status(member)) is not None]
+    if not found:
+        return None
+    states = [state for _, state in found]
+    return Activity(sum(work for work, _ in found), all(state == STOPPED for state in states), RUNS in states)
+
+
+def _family(pid: int) -> list[int]:
+    """A process and its descendants, as far as the kernel lists them."""
+    family = [pid]
+    for member in family:  # grows meanwhile
+        for listed in (PROC / str(member) / "task").glob("*/children"):
+            try:
+                family += map(int, listed.read_text(encoding="ascii").split())
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # the thread ended meanwhile
+    return family
+
+
+def _status(pid: int) -> tuple[int, str] | None:
+    try:
+        text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    state, *fields = text.rpartition(")")[2].split()  # a program's name may hold blanks and parentheses
+    minor, children_minor, major, children_major, user, system, children_user, children_system = map(int, fields[6:14])
+    work = minor + children_minor + major + children_major + user + system + children_user + children_system
+    return work, state
