@@ -35,12 +35,14 @@ def _by_seed(lines: lab.Lines, part: str, arm: str) -> dict[int, dict]:
 
 
 def continued(lines: lab.Lines) -> str:
-    """The rate at which the host continued did best on the gate split, over the RNG seeds that every rate was run for; the first
-    one that was run where there are none.
+    """The rate at which the host continued did best on the gate split, of those that were run for most RNG seeds, over the seeds
+    that all of these were run for; the first one where there are none.
     """
     arms = sorted({line["arm"] for line in _ran(lines, part="h1") if line["arm"].startswith("continued_")}, reverse=True)
     by_arm = {arm: _by_seed(lines, "h1", arm) for arm in arms}
-    common = set.intersection(*(set(found) for found in by_arm.values()))
+    most = max(map(len, by_arm.values()))
+    arms = [arm for arm in arms if len(by_arm[arm]) == most]
+    common = set.intersection(*(set(by_arm[arm]) for arm in arms))
     return max(arms, key=lambda arm: sum(by_arm[arm][seed]["gate_accuracy"] for seed in common))
 
 
