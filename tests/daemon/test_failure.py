@@ -80,6 +80,9 @@ def test_attempts_that_end_in_the_same_way_are_counted_and_those_that_ended_thro
     found = analyse(info(KILLED), attempts[1:])
     assert any("in the same way each time, before its first checkpoint" in advice for advice in found.advice)
     assert found.advice[-1].endswith("begins anew: there is no checkpoint")
+    silent = [JobError(code="worker_failed", message=f"was silent for {seconds} s and was killed") for seconds in (20, 31)]
+    found = analyse(info(silent[1]), [attempt(1, silent[0]), attempt(2, silent[1])])
+    assert found.same_in_a_row == 2, "numbers in a message make no other error of it"
 
 
 def test_of_a_job_that_did_not_fail_there_is_nothing_to_explain():

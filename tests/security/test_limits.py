@@ -24,7 +24,7 @@ from esperd.daemon.remote import endpoints, seen_from
 from esperd.errors import Busy, ConfigError, JobNotFound, MalformedMessage, NotAllowed
 from esperd.messages import Message, Reply
 from esperd.messages.control import ActorList, ListActors
-from esperd.messages.jobs import Budget, Export, GetJob, Job, JobInfo, JobState, Optimizer
+from esperd.messages.jobs import Budget, Export, GetJob, Job, JobInfo, JobState, Optimizer, Scheduler
 
 NO_ACTORS = ActorList(actors=(), dead_letters={})
 LIMITS = ClientLimits(request_bytes=1024, requests_per_s=1e6, burst=1_000_000, open_requests=2)
@@ -131,6 +131,7 @@ def test_modules_interpreters_and_directories_outside_of_what_is_allowed_are_ref
         {"loss": "mylabel:f"},
         {"metric": "os:system"},
         {"optimizer": Optimizer(name="evil:make")},
+        {"scheduler": Scheduler(name="evil:make")},
         {"python": "/opt/envs/../../bin/sh"},
         {"python": "python"},
         {"workdir": f"{inside}/../out"},
