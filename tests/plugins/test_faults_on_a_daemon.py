@@ -32,6 +32,7 @@ CONFIG = Config(
 )
 
 
+@pytest.mark.timeout(600)
 def test_stale_workers_a_blocked_loop_a_clock_set_back_slow_watchers_and_raising_hooks_change_no_story(tmp_path, monkeypatch):
     monkeypatch.setattr(faults, "SLOWLY_READ", 10)
     orders = Orders(tmp_path / "orders")
@@ -82,6 +83,7 @@ with SyncClient(endpoint, 1.0, 60.0, server_key=server, client_key=mine) as espe
 """
 
 
+@pytest.mark.timeout(600)
 def test_a_line_that_is_cut_between_client_and_daemon_heals_by_itself_and_nothing_is_submitted_twice(tmp_path):
     state, keys = tmp_path / "state", tmp_path / "keys"
     keys.mkdir()
