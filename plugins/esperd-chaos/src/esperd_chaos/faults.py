@@ -144,7 +144,12 @@ def set_clock_back(victim: Victim) -> None:
 
 def block_loop(victim: Victim) -> None:
     """The daemon's event loop stands still for longer than a worker may be silent, while its sockets go on taking in."""
-    _orders(victim).block(victim.rng.uniform(1.0, 6.0))
+    orders, seconds = _orders(victim), victim.rng.uniform(1.0, 6.0)
+    orders.block(seconds)
+    give_up_at = time.monotonic() + SLOW_S
+    while orders.blocks and time.monotonic() < give_up_at:  # it is heard once a job has begun
+        time.sleep(0.05)
+    time.sleep(seconds / 2)
 
 
 def say_what_a_stale_worker_says(victim: Victim) -> None:

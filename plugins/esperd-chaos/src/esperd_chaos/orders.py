@@ -41,6 +41,11 @@ class Orders:
         except FileNotFoundError:
             return 0.0
 
+    @property
+    def blocks(self) -> bool:
+        """Whether somebody was asked to stand still and has not heard it."""
+        return (self.folder / BLOCK).exists()
+
     def take_block(self) -> float | None:
         """How long to stand still; None: no more."""
         try:
