@@ -39,18 +39,23 @@ def _family(pid: int) -> list[int]:
     """A process and its descendants, as far as the kernel lists them."""
     family = [pid]
     for member in family:  # grows meanwhile
-        for listed in (PROC / str(member) / "task").glob("*/children"):
+        try:
+            threads = list((PROC / str(member) / "task").iterdir())
+        except OSError:
+            continue  # it ended meanwhile, or is not ours to look at
+        for thread in threads:
             try:
-                family += map(int, listed.read_text(encoding="ascii").split())
-            except (FileNotFoundError, ProcessLookupError):
+                listed = (thread / "children").read_text(encoding="ascii")
+            except OSError:
                 continue  # the thread ended meanwhile
+            family += map(int, listed.split())
     return family
 
 
 def _status(pid: int) -> tuple[int, str] | None:
     try:
         text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except OSError:
         return None
     state, *fields = text.rpartition(")")[2].split()  # a program's name may hold blanks and parentheses
     minor, children_minor, major, children_major, user, system, children_user, children_system = map(int, fields[6:14])

@@ -24,7 +24,7 @@ from esperd.actors.sockets import bind_router
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, Busy, Conflict, EsperError, MalformedMessage
 from esperd.messages import Done, ErrorReply, Message, Reply
-from esperd.messages.control import BreakerStatus, Heartbeat, HeartbeatReceived, Ready
+from esperd.messages.control import BreakerStatus, Heartbeat, HeartbeatReceived, Ready, Stop
 
 SEND_AGAIN_S = 0.02
 """Pause before another attempt to send to a peer whose queue is full; chosen, not measured."""
@@ -158,8 +158,7 @@ class Hub:
             ActorUnavailable: when the process is not connected.
             MalformedMessage: when the message has no form on the wire.
         """
-        # The supervisor's own words are part of the link's conversation: nobody says to have handled them.
-        is_followed = envelope.answer is not None or envelope.sender != SUPERVISOR
+        is_followed = not isinstance(envelope.message, Stop)  # part of the link's conversation: nobody says to have handled it
         head = self._codec.head(
             Kind.TELL if envelope.answer is None else Kind.ASK,
             peer.remember(envelope) if is_followed else UNKNOWN_ID,
@@ -170,7 +169,7 @@ class Hub:
         )
         try:
             await self._send_patiently(peer, self._codec.encode(head, envelope.message))
-        except BaseException:
+        except EsperError:  # not when this is cancelled: what may have been sent is told of when the process is gone
             peer.unsent(head.id)
             raise
 

@@ -300,7 +300,7 @@ class Link:
         answer = self._open.get(opening.id)
         if opening.kind == Kind.REPLY and answer is not None and not answer.done():
             answer.set_exception(error)
-        elif opening.kind == Kind.ASK:
+        elif opening.kind == Kind.ASK or (opening.kind == Kind.TELL and opening.id != UNKNOWN_ID):
             await self._reply(opening.id, SUPERVISOR, error_reply(error, actor=self.name, message=None))
 
     async def _accept(self, head: Head, message: Message) -> None:
@@ -401,13 +401,13 @@ class Link:
 
     async def _send(self, frames: Sequence[bytes], timeout_s: float = math.inf) -> None:
         """Hand frames to ZeroMQ, waiting for room as long as there is a daemon, and no longer than was said."""
-        if self._socket is None:
-            raise unreachable(self.incarnation.hub, "this link is not open")
         places: list[Place] = []
-        if self._shared is not None and is_worth_sharing(frames):
+        if self._socket is not None and self._shared is not None and is_worth_sharing(frames):
             frames, places = await self._shared.place(frames)
         sent = False
         try:
+            if self._socket is None:  # it may have closed while bytes were placed
+                raise unreachable(self.incarnation.hub, "this link is not open")
             sent = await self._send_placed(self._socket, frames, timeout_s)
         finally:
             if places and not sent and self._shared is not None:

@@ -16,6 +16,7 @@ Layout: ``SLOTS`` unsigned 64-bit numbers (0: free), the rest of a page, then by
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
@@ -104,17 +105,25 @@ class Segment:
         return os.pread(self.descriptor, size_bytes, offset)
 
     def give_back(self, place: Place) -> None:
-        """Free the memory of a place; what is read there from now on is zeros."""
-        self._memory.madvise(mmap.MADV_REMOVE, place.offset, _whole_pages(place.size_bytes))
+        """Free the memory of a place; what is read there from now on is zeros. Where the kernel will not, it stays taken until
+        the segment goes.
+        """
+        with contextlib.suppress(OSError):
+            self._memory.madvise(mmap.MADV_REMOVE, place.offset, _whole_pages(place.size_bytes))
 
-    def close(self) -> None:
-        """Let go of it, after whoever writes. Safe to call twice."""
+    def unmap(self) -> None:
+        """Let go of it, after whoever writes, and leave the descriptor to its owner. Safe to call twice."""
         with self._use:
             if self.closed:
                 return
             self.closed = True
             self.numbers.release()
             self._memory.close()
+
+    def close(self) -> None:
+        """Let go of it, after whoever writes. Safe to call twice."""
+        if not self.closed:
+            self.unmap()
             os.close(self.descriptor)
 
 
@@ -157,6 +166,7 @@ class Outgoing:
     def withdraw(self, place: Place) -> None:
         """Nobody was told of a place: it is free."""
         if not self._segment.closed and self._held.get(place.slot) == place:
+            self._segment.give_back(place)
             self._segment.numbers[place.slot] = 0
 
     def _gap(self, size_bytes: int) -> int | None:
@@ -216,7 +226,7 @@ class Shared:
         incoming: descriptor of the one it reads; likewise.
 
     Raises:
-        OSError: when one of them is no segment.
+        OSError: when one of them is no segment, or cannot be mapped; the descriptors are left as they are.
     """
 
     def __init__(self, outgoing: int, incoming: int) -> None:
@@ -224,7 +234,7 @@ class Shared:
         try:
             self._segments.append(Segment(incoming))
         except BaseException:
-            self.close()
+            self._segments[0].unmap()
             raise
         self._outgoing, self._incoming = Outgoing(self._segments[0]), Incoming(self._segments[1])
         self.placed = 0
@@ -243,7 +253,12 @@ class Shared:
                 place = self._outgoing.reserve(len(sent[number])) if len(sent[number]) >= SHARED_BYTES else None
                 if place is not None:
                     places.append(place)
-                    await anyio.to_thread.run_sync(self._segments[0].write, sent[number], place.offset)
+                    try:
+                        await anyio.to_thread.run_sync(self._segments[0].write, sent[number], place.offset)
+                    except OSError as error:  # no memory: it travels as a frame, as what finds no room does
+                        self.withdraw([places.pop()])
+                        log.warning("bytes are sent and not shared", size_bytes=len(sent[number]), reason=str(error))
+                        continue
                     sent[number] = _encode(place)
         except BaseException:
             self.withdraw(places)
@@ -263,15 +278,19 @@ class Shared:
             MalformedMessage: when a frame is neither, or a place does not hold what it should.
         """
         received = list(frames)
+        wrong: MalformedMessage | None = None
         for number in range(ENVELOPE, len(received)):
             if len(received[number]) >= OUT_OF_BAND_BYTES:
                 continue
             try:
-                place = _decode(received[number])
+                received[number] = self._incoming.take(_decode(received[number]))
+                self.taken += 1
             except UNDECODABLE as error:
-                raise MalformedMessage(f"frame {number} is neither a buffer nor the place of one: {error}") from error
-            received[number] = self._incoming.take(place)
-            self.taken += 1
+                wrong = wrong or MalformedMessage(f"frame {number} is neither a buffer nor the place of one: {error}")
+            except MalformedMessage as error:
+                wrong = wrong or error
+        if wrong is not None:  # only now: the other places are free again
+            raise wrong
         return received
 
     def close(self) -> None:
@@ -288,13 +307,12 @@ def make_shared(name: str) -> tuple[Shared, tuple[int, int]] | None:
     try:
         made.append(make_segment(f"to {name}"))
         made.append(make_segment(f"from {name}"))
+        return Shared(*made), (made[0], made[1])
     except (OSError, AttributeError) as error:
         for descriptor in made:
             os.close(descriptor)
         log.warning("no memory is shared with a process", actor=name, reason=str(error))
         return None
-    to_process, from_process = made
-    return Shared(to_process, from_process), (to_process, from_process)
 
 
 def inherited(descriptors: tuple[int, int] | None, name: str) -> Shared | None:

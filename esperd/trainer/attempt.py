@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -19,13 +20,14 @@ from esperd.messages.leases import (
 )
 from esperd.plugins import load_plugins
 from esperd.store.blobs import Blobs
+from esperd.store.refusal import ERRNOS
 from esperd.trainer import memory
 from esperd.trainer.circumstances import circumstances
 from esperd.trainer.link_desk import DAEMON_TROUBLE, LinkDesk
 from esperd.trainer.passes import Stopped
 from esperd.trainer.session import Session
 
-DISK_REFUSES = frozenset({"ENOSPC", "EDQUOT", "EROFS", "EIO"})
+DISK_REFUSES = frozenset(errno.errorcode[number] for number in ERRNOS)
 """The state directory cannot be written: the machine's trouble, not the job's."""
 
 

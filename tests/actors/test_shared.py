@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,41 @@ async def test_what_one_side_places_the_other_takes_in_both_directions(sides: tu
             assert sum(map(len, sent)) < 100
             assert len(places) == 2
             assert receiver.fetch(sent) == frames
+
+
+@pytest.mark.asyncio
+async def test_a_message_that_was_not_sent_or_is_wrong_in_one_frame_keeps_no_memory(sides: tuple[Shared, Shared]) -> None:
+    daemon, process = sides
+    segment = daemon._segments[0].descriptor
+    _, places = await daemon.place([*HEAD_AND_BODY, BYTES])
+    daemon.withdraw(places)
+    assert os.fstat(segment).st_blocks * 512 <= HEADER_BYTES
+    sent, _ = await daemon.place([*HEAD_AND_BODY, BYTES, BYTES])
+    with pytest.raises(MalformedMessage):
+        process.fetch([*sent[:2], b"no place", *sent[2:]])
+    assert os.fstat(segment).st_blocks * 512 <= HEADER_BYTES
+
+
+@pytest.mark.asyncio
+async def test_where_memory_is_refused_bytes_travel_as_frames(
+    sides: tuple[Shared, Shared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr("esperd.actors.shared.os.pwrite", refused)
+    frames = [*HEAD_AND_BODY, BYTES]
+    assert await sides[0].place(frames) == (frames, [])
+
+
+def test_where_memory_cannot_be_mapped_none_is_shared_and_no_descriptor_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    monkeypatch.setattr("esperd.actors.shared.mmap.mmap", refused)
+    held = len(list(Path("/proc/self/fd").iterdir()))
+    assert make_shared("another") is None
+    assert len(list(Path("/proc/self/fd").iterdir())) == held
 
 
 @pytest.mark.asyncio

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 
+import anyio
 import msgspec
 import pytest
 from daemon_jobs import QUICK, job
@@ -16,6 +18,7 @@ from esperd.daemon import placing
 from esperd.daemon.cards import Card, ask_driver, looked_again, read_cards, visible
 from esperd.daemon.machine import Machine
 from esperd.daemon.placement import Need, allowance, never_fits, placed
+from esperd.daemon.usage import Usage
 from esperd.daemon.worker_processes import worker_environment, worker_name
 from esperd.errors import NeverFits
 from esperd.messages.jobs import CancelJob, GetJob, Job, SubmitJob
@@ -193,6 +196,46 @@ async def test_two_jobs_get_a_card_each_and_the_third_waits_until_memory_is_left
         driver("the driver fell silent")  # what is not known is held against nobody
         await here.leased(third, 1)
         assert here.specs[worker_name(third, 1)].environment["CUDA_VISIBLE_DEVICES"] == given[first]
+
+
+@pytest.mark.asyncio
+async def test_a_driver_that_never_answers_is_asked_once_and_jobs_go_on_without_it():
+    now, asked, answer = [100.0], [], threading.Event()
+
+    def ask():
+        asked.append(now[0])
+        answer.wait()
+        return (card(A, 0, 80, 20),)
+
+    place = placing.Placing(room(card(A, 0, 80, 80)), lambda: now[0], ask)
+    wanted = msgspec.convert(job(1, device="cuda", resources={"gpu_memory_bytes": GIB}), Job)
+
+    def lacks():
+        return place.lacking("one", wanted, Usage(), [], Resources())
+
+    async def has_asked():
+        return bool(asked)
+
+    assert lacks() == placing.LOOKING
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(place.look, list)
+        await until(has_asked)
+        assert lacks() == placing.LOOKING
+        assert not place.look_is_due, "one look at a time"
+        await place.look(list)
+        assert len(asked) == 1
+        now[0] += placing.STUCK_S + 1
+        assert lacks() == "", "by what was known"
+        place.freed(wants(60, card=A))
+        answer.set()
+    assert place.look_is_due is False
+    assert lacks() == placing.LOOKING, "a job that ended during a look makes it old"
+
+
+def test_a_job_that_takes_all_of_a_card_is_tried_on_an_empty_one_though_the_driver_keeps_some():
+    driver_keeps = Card(uuid=A, index=0, memory_bytes=80 * GIB, free_bytes=80 * GIB - GIB // 2, others_bytes=GIB // 2)
+    assert placed(wants(80), [], room(driver_keeps)) == ("", driver_keeps)
+    assert placed(wants(80), [wants(1, card=A)], room(driver_keeps)).card is None
 
 
 @pytest.mark.gpu
