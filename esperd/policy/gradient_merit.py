@@ -8,6 +8,7 @@ from dataclasses import replace
 from esperd.messages.policy import Arm, ArmMerit, Decide, Decided, Decision, Observation
 from esperd.policy import pipeline
 from esperd.policy.arms import RankedArm, Selection, affordable, by_score
+from esperd.policy.lots import listing
 from esperd.policy.state import BanditState
 from esperd.policy.wording import gauge
 
@@ -35,8 +36,9 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     ranked = [_gauged(found, fresh, len(open_to)) for found in open_to]
     known = [found for found in ranked if found.pays]
     failed = [found for found in ranked if not found.pays]
-    failed = [*failed, *(judged for judged in out if judged is not None)]
-    return Selection(ranked=[*by_score(known, request.rng_seed), *failed], promise="has a gradient merit of")
+    failed += [judged for judged in out if judged is not None]
+    ranked = [*by_score(known, request.rng_seed), *sorted(failed, key=lambda found: listing(request.rng_seed, found.arm))]
+    return Selection(ranked=ranked, promise="has a gradient merit of")
 
 
 SHARE = 0.05

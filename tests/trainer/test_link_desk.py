@@ -29,7 +29,7 @@ from esperd.messages.policy import Conclude
 from esperd.messages.telemetry import BreakerChanged, CheckpointSaved, EpochCompleted, PolicyUnavailable, Record
 from esperd.store.blobs import Blobs
 from esperd.store.filesystem import RealFilesystem
-from esperd.trainer import link_desk, worker
+from esperd.trainer import attempt, link_desk, worker
 from esperd.trainer.link_desk import LinkDesk
 from esperd.trainer.session import Session
 
@@ -169,13 +169,13 @@ def test_a_checkpoint_that_the_disk_refuses_ends_no_job(tmp_path):
 def test_a_job_whose_artifacts_the_disk_refuses_is_left_for_another_worker_and_not_called_broken(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(worker, "Blobs", lambda directory: Blobs(directory, FullDisk()))
+    monkeypatch.setattr(attempt, "Blobs", lambda directory: Blobs(directory, FullDisk()))
     job = msgspec.structs.replace(SHORT, workdir=str(Path(desks.__file__).parent))
     lease = msgspec.structs.replace(
         LEASE, job=job, blob_directory=str(tmp_path / "blobs"), checkpoint_directory=str(tmp_path / "kept")
     )
     with pytest.raises(StoreFailed, match="ENOSPC"):
-        worker._train(LinkDesk(Link(), lease), lease)
+        attempt.train(LinkDesk(Link(), lease), lease)
 
 
 def test_how_the_seeds_ended_is_told_to_the_policy_and_trouble_is_the_runs_to_judge():
