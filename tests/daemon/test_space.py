@@ -189,7 +189,7 @@ async def test_on_a_disk_that_fills_up_the_daemon_is_read_only_until_there_is_ro
     config = msgspec.structs.replace(QUICK, storage=Storage(min_free_bytes=4 * 2**20, reserve_bytes=2**20))
     with running_daemon(tmpfs / "state", config) as daemon:
         async with daemon.client() as esper:
-            handle = await esper.submit(job(40, host_options={"delay_s": 0.004}))
+            handle = await esper.submit(job(16, host_options={"delay_s": 0.004}))
             await first_event(handle, EpochCompleted)
             fill(tmpfs / "others")
 
@@ -202,7 +202,7 @@ async def test_on_a_disk_that_fills_up_the_daemon_is_read_only_until_there_is_ro
             assert not (tmpfs / "state" / RESERVE_FILE).exists()
             (tmpfs / "others").unlink()
             ended = await handle.wait()
-            assert (ended.state, ended.epoch, ended.error) == (JobState.SUCCEEDED, 40, None)
+            assert (ended.state, ended.epoch, ended.error) == (JobState.SUCCEEDED, 16, None)
             await (await esper.submit(job(1))).cancel()
             assert (tmpfs / "state" / RESERVE_FILE).stat().st_size == 2**20
 
