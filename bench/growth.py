@@ -223,6 +223,8 @@ def main() -> None:
     parser.add_argument("--plots", type=Path, help="write a picture of what is known there, for example growth.svg")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no run after so many seconds")
     chosen = harness.parsed(parser)
+    if chosen.plots is not None and not chosen.plots.parent.is_dir():
+        parser.error(f"{chosen.plots} cannot be written: there is no folder {chosen.plots.parent}")
     data = lab.load(chosen.data)
     plan = growth_plan.plan_of(data, quick=chosen.quick)
     lines = lab.Lines(

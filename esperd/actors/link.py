@@ -26,7 +26,7 @@ from esperd.actors.dead_letters import Reason
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.mailbox import Mailbox
 from esperd.actors.outcome import answer_of, error_reply, result_of
-from esperd.actors.patience import Patience
+from esperd.actors.patience import Patience, unanswered
 from esperd.actors.scope import handling
 from esperd.actors.shared import Place, Shared, inherited, is_worth_sharing
 from esperd.actors.sockets import connect_dealer, unreachable
@@ -206,17 +206,8 @@ class Link:
         )
         frames = self._codec.encode(head, message)
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-        def late() -> AskTimeout:
-            return AskTimeout(
-                f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
-                actor=to,
-                message_type=type(message).__name__,
-                timeout_s=timeout_s,
-            )
-
         self._open[request] = answer
-        patience = Patience(answer, timeout_s, late)
+        patience = Patience(answer, timeout_s, lambda: unanswered(to, message, timeout_s))
         try:
             await self._send(frames, timeout_s)
             return result_of(await answer)

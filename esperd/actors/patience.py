@@ -7,7 +7,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from esperd.errors import EsperError
+from esperd.errors import AskTimeout, EsperError
+from esperd.messages import Message
+
+
+def unanswered(to: str, message: Message, timeout_s: float) -> AskTimeout:
+    """An actor was asked and did not answer in time."""
+    kind = type(message).__name__
+    return AskTimeout(f"{to} did not answer {kind} within {timeout_s:g} s", actor=to, message_type=kind, timeout_s=timeout_s)
 
 
 class Patience:

@@ -26,7 +26,7 @@ from esperd.actors.hub import Hub
 from esperd.actors.incarnation import SUPERVISOR
 from esperd.actors.observer import Observer, Unobserved, kind_of, result_name
 from esperd.actors.outcome import result_of
-from esperd.actors.patience import Patience
+from esperd.actors.patience import Patience, unanswered
 from esperd.actors.process_cell import ProcessCell
 from esperd.actors.spec import ChildSpec, ProcessSpec, Spec
 from esperd.actors.supervisor import (
@@ -46,7 +46,7 @@ from esperd.actors.supervisor import (
     Tick,
 )
 from esperd.actors.tasks import open_task_group
-from esperd.errors import ActorUnavailable, AskTimeout, ConfigError, Conflict, EsperError, HandlerFailed, WorkerFailed
+from esperd.errors import ActorUnavailable, ConfigError, Conflict, EsperError, HandlerFailed, WorkerFailed
 from esperd.messages import Message, Reply
 from esperd.messages.control import ActorState, ActorStatus, Terminated
 
@@ -222,16 +222,7 @@ class ActorSystem:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Reply] = loop.create_future()
         envelope = Envelope(message, sender, answer, loop.time() + timeout_s, tracing.current())
-
-        def late() -> AskTimeout:
-            return AskTimeout(
-                f"{to} did not answer {type(message).__name__} within {timeout_s:g} s",
-                actor=to,
-                message_type=type(message).__name__,
-                timeout_s=timeout_s,
-            )
-
-        patience = Patience(answer, timeout_s, late)
+        patience = Patience(answer, timeout_s, lambda: unanswered(to, message, timeout_s))
         try:
             await self.deliver(to, envelope)
             reply = await answer

@@ -71,7 +71,9 @@ def backup(
         output.json(told | {"keys": manifest.keys})
     else:
         output.line(f"backed up {len(manifest.files)} files, {size:,} bytes, into {target}")
-        if manifest.keys is not None:
+        if manifest.keys == ():
+            output.line("the state directory holds no keys of the network")
+        elif manifest.keys is not None:
             output.line(f"{len(manifest.keys)} of them are keys of the network: keep the backup as secret as they are")
         elif (state / KEYS).exists():
             output.line("keys of the network are not in it; --with-keys takes them", style="yellow")

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import sys
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
 
 import anyio
 import msgspec
@@ -22,9 +21,10 @@ from esperd.daemon.announcer import Announcer
 from esperd.daemon.cards import CardStatus
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.failure import analyse
+from esperd.daemon.held import Held
 from esperd.daemon.job_store import DONE_FOR_GOOD, Asked, JobStore, LeasedJob
 from esperd.daemon.machine import Machine, measure, oom_kills
-from esperd.daemon.placement import NOT_KNOWN, Need, need, never_fits
+from esperd.daemon.placement import Need, need, never_fits
 from esperd.daemon.placing import Placing
 from esperd.daemon.space import Space
 from esperd.daemon.usage import Usage
@@ -90,26 +90,6 @@ ANNOUNCE_S = 2.0
 
 
 log = structlog.get_logger()
-
-
-@dataclass
-class Held:
-    """A lease that a worker holds."""
-
-    job_id: str
-    generation: int
-    handed: bool = False
-    """True once the worker has the lease; before, it understands nothing."""
-    stop: StopJob | None = None
-    """What it must be told as soon as it has the lease."""
-    ended: bool = False
-    """True once the worker reported the end: its exit is then no loss."""
-    need: Need = NOT_KNOWN
-    """What is set aside for it."""
-    oom_kills: int | None = None
-    """Processes of the daemon's control group that the kernel had killed for memory when it started."""
-    gone: Terminated | None = None
-    """How its process ended, until that is recorded."""
 
 
 class JobsActor(Actor):

@@ -17,6 +17,7 @@ from esperd.actors import shared
 from esperd.actors.actor import Actor, handles
 from esperd.actors.codec import OUT_OF_BAND_BYTES, UNKNOWN_ID, Codec, Kind
 from esperd.actors.dead_letters import Reason
+from esperd.actors.hub import Hub
 from esperd.actors.incarnation import Incarnation
 from esperd.actors.link import Link
 from esperd.actors.spec import ChildSpec, ProcessSpec
@@ -172,6 +173,36 @@ async def test_a_killed_process_is_noticed_replaced_and_its_askers_are_told(tmp_
         Heartbeat(actor="behind it", generation=1),
     )
     assert "was killed by SIGKILL" in letter.detail
+
+
+@pytest.mark.asyncio
+async def test_what_was_being_sent_to_a_process_when_it_died_is_not_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    async def ask(system: ActorSystem) -> None:
+        with pytest.raises(ActorUnavailable) as caught:
+            await system.ask("worker", GetJob(id="typed"))
+        told.append(caught.value.message)
+
+    async with open_system(tmp_path) as system, anyio.create_task_group() as tasks:
+        await system.start(program("serve"))
+        pid = of(system, "worker").pid
+        assert pid is not None
+        with monkeypatch.context() as patch:
+            tried = anyio.Event()
+
+            def full(*_: object) -> bool:
+                tried.set()
+                return False
+
+            patch.setattr(Hub, "_send", full)  # the peer's queue is full: the message waits at the socket
+            tasks.start_soon(ask, system)
+            await tried.wait()
+            os.kill(pid, signal.SIGKILL)
+            await system._until(lambda: bool(told))
+    assert told == ["worker stopped before it answered"]
 
 
 def shared_segments() -> int:
