@@ -111,19 +111,14 @@ class Segment:
         with contextlib.suppress(OSError):
             self._memory.madvise(mmap.MADV_REMOVE, place.offset, _whole_pages(place.size_bytes))
 
-    def unmap(self) -> None:
-        """Let go of it, after whoever writes, and leave the descriptor to its owner. Safe to call twice."""
+    def close(self) -> None:
+        """Let go of it, after whoever writes. Safe to call twice."""
         with self._use:
             if self.closed:
                 return
             self.closed = True
             self.numbers.release()
             self._memory.close()
-
-    def close(self) -> None:
-        """Let go of it, after whoever writes. Safe to call twice."""
-        if not self.closed:
-            self.unmap()
             os.close(self.descriptor)
 
 
@@ -230,12 +225,7 @@ class Shared:
     """
 
     def __init__(self, outgoing: int, incoming: int) -> None:
-        self._segments = [Segment(outgoing)]
-        try:
-            self._segments.append(Segment(incoming))
-        except BaseException:
-            self._segments[0].unmap()
-            raise
+        self._segments = [Segment(outgoing), Segment(incoming)]
         self._outgoing, self._incoming = Outgoing(self._segments[0]), Incoming(self._segments[1])
         self.placed = 0
         """Buffers that were written instead of sent."""

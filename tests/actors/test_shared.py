@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,8 +71,15 @@ async def test_where_memory_is_refused_bytes_travel_as_frames(
     assert await sides[0].place(frames) == (frames, [])
 
 
-def test_where_memory_cannot_be_mapped_none_is_shared_and_no_descriptor_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*_: object) -> None:
+@pytest.mark.parametrize("mapped", [0, 1])
+def test_where_memory_cannot_be_mapped_none_is_shared_and_no_descriptor_stays_open(
+    monkeypatch: pytest.MonkeyPatch, mapped: int
+) -> None:
+    maps = [mmap.mmap] * mapped
+
+    def refused(descriptor: int, size_bytes: int) -> mmap.mmap:
+        if maps:
+            return maps.pop()(descriptor, size_bytes)
         raise OSError(errno.ENOMEM, "no memory")
 
     monkeypatch.setattr("esperd.actors.shared.mmap.mmap", refused)

@@ -204,7 +204,7 @@ async def test_a_driver_that_never_answers_is_asked_once_and_jobs_go_on_without_
 
     def ask():
         asked.append(now[0])
-        answer.wait()
+        answer.wait(20.0)
         return (card(A, 0, 80, 20),)
 
     place = placing.Placing(room(card(A, 0, 80, 80)), lambda: now[0], ask)
