@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import recovery_daemon
 from leftovers import left_behind, own_temporary_folder, shared
 from recovery_daemon import ANSWER_S, CONFIG, outcome, undisturbed, wait_until_it_goes_on
 
-from esperd.actors.keys import AllowList, create_pair
-from esperd.config import Network
 from esperd.testing import running_daemon
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "plugins" / "esperd-chaos" / "src"))
-from esperd_chaos.network import NEAR, NoNamespaces, two_hosts
+from esperd_chaos.network import NoNamespaces, open_to_far, two_hosts
 
 CUTS_S = (6.0, 0.5, 12.0, 2.0)
 """How long the line is cut, in turns; workers and daemon give each other up after four seconds."""
@@ -62,14 +58,8 @@ def cut_lines(scratch: Path, count: int, epochs: int, rng: random.Random) -> Ite
 
 
 def _cut_lines(scratch: Path, count: int, epochs: int, rng: random.Random) -> Iterator[dict[str, Any]]:
-    state, keys = scratch / "state", scratch / "keys"
-    keys.mkdir()
-    server, mine = create_pair(keys / "server.key"), create_pair(keys / "mine.key")
-    (state / "keys").mkdir(parents=True)
-    shutil.copy(keys / "server.key", state / "keys" / "server.key")
-    AllowList(state / "keys" / "allowed").allow("mine", mine.public)
-    listen = f"tcp://{NEAR}:7411"
-    config = msgspec.structs.replace(CONFIG, network=Network(listen=listen, events=f"tcp://{NEAR}:7412"))
+    state = scratch / "state"
+    config, access = open_to_far(state, scratch / "keys", CONFIG)
     environment = {**own_temporary_folder(scratch), "PYTHONPATH": recovery_daemon.paths(scratch)}
     before = shared()
     jobs = -(-count // CUTS_A_JOB)
@@ -81,7 +71,7 @@ def _cut_lines(scratch: Path, count: int, epochs: int, rng: random.Random) -> It
         here = recovery_daemon.job(scratch, epochs)
         reference, limit_s = undisturbed(daemon, here)
         wanted = {**here, "python": str(hosts.far_python(scratch, hub))}
-        arguments = (json.dumps(wanted), listen, server.public.hex(), str(keys / "mine.key"), str(CLIENT_S), str(jobs))
+        arguments = (json.dumps(wanted), access.listen, access.server_key, str(access.client_key), str(CLIENT_S), str(jobs))
         with hosts.on(hosts.far, "-c", FAR_CLIENT, *arguments) as client:
             for number in range(jobs):
                 assert client.stdout is not None

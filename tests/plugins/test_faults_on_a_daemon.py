@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import sys
 from pathlib import Path
 
-import msgspec
 import pytest
 
-from esperd.actors.keys import AllowList, create_pair
-from esperd.config import Config, Jobs, Network, Workers
+from esperd.config import Config, Jobs, Workers
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import EpochCompleted
 from esperd.testing import running_daemon
@@ -23,7 +20,7 @@ sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
 import recovery_daemon
 from esperd_chaos import faults, raising
-from esperd_chaos.network import NEAR, NoNamespaces, two_hosts
+from esperd_chaos.network import NoNamespaces, open_to_far, two_hosts
 from esperd_chaos.orders import Orders
 
 CONFIG = Config(
@@ -85,14 +82,8 @@ with SyncClient(endpoint, 1.0, 60.0, server_key=server, client_key=mine) as espe
 
 @pytest.mark.timeout(600)
 def test_a_line_that_is_cut_between_client_and_daemon_heals_by_itself_and_nothing_is_submitted_twice(tmp_path):
-    state, keys = tmp_path / "state", tmp_path / "keys"
-    keys.mkdir()
-    server, mine = create_pair(keys / "server.key"), create_pair(keys / "mine.key")
-    (state / "keys").mkdir(parents=True)
-    shutil.copy(keys / "server.key", state / "keys" / "server.key")
-    AllowList(state / "keys" / "allowed").allow("mine", mine.public)
-    listen = f"tcp://{NEAR}:7411"
-    config = msgspec.structs.replace(CONFIG, network=Network(listen=listen, events=f"tcp://{NEAR}:7412"))
+    state = tmp_path / "state"
+    config, access = open_to_far(state, tmp_path / "keys", CONFIG)
     wanted = {"host": "mlp", "data": "digits", "workdir": str(tmp_path), "budget": {"epochs": 10**6}}
     try:
         with (
@@ -100,7 +91,7 @@ def test_a_line_that_is_cut_between_client_and_daemon_heals_by_itself_and_nothin
             running_daemon(state, config, python=hosts.near_python(tmp_path)) as daemon,
             daemon.sync_client() as here,
             hosts.on(
-                hosts.far, "-c", FAR_CLIENT, json.dumps(wanted), listen, server.public.hex(), str(keys / "mine.key")
+                hosts.far, "-c", FAR_CLIENT, json.dumps(wanted), access.listen, access.server_key, str(access.client_key)
             ) as client,
         ):
             assert client.stdout is not None

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import msgspec
+
+from esperd.actors.keys import AllowList, create_pair
+from esperd.config import Config, Network
 
 NEAR, FAR = "10.99.61.1", "10.99.61.2"
 """Addresses of the two hosts; each namespace has them to itself."""
@@ -19,6 +25,33 @@ export ESPERD_HUB="{hub}"
 setsid ip netns exec {far} {python} "$@" &
 wait $!
 """
+
+
+@dataclass(frozen=True)
+class FarAccess:
+    """What a client on the far host needs to reach its daemon; made by :func:`open_to_far`."""
+
+    listen: str
+    server_key: str
+    client_key: Path
+
+
+def open_to_far(state: Path, keys: Path, config: Config) -> tuple[Config, FarAccess]:
+    """Let a daemon on the near host serve the far one: keys of both, and the configuration that listens there.
+
+    Args:
+        state: of the daemon; made.
+        keys: where the client's key goes; made.
+        config: what else the daemon is told.
+    """
+    keys.mkdir()
+    server, mine = create_pair(keys / "server.key"), create_pair(keys / "mine.key")
+    (state / "keys").mkdir(parents=True)
+    shutil.copy(keys / "server.key", state / "keys" / "server.key")
+    AllowList(state / "keys" / "allowed").allow("mine", mine.public)
+    network = Network(listen=f"tcp://{NEAR}:7411", events=f"tcp://{NEAR}:7412")
+    access = FarAccess(network.listen, server.public.hex(), keys / "mine.key")
+    return msgspec.structs.replace(config, network=network), access
 
 
 class NoNamespaces(Exception):
