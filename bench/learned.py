@@ -1,4 +1,5 @@
-"""Would a learned strategy choose better? A graph network on recorded choices, judged on RNG seeds that it never saw.
+"""Would a learned strategy choose better? A graph network on recorded choices, and cheap scores weighted by what they proved
+worth, both judged on RNG seeds that they never saw.
 
 Protocol: ``bench/PROTOCOL.md``. It runs no arm: it reads the lines of H2 in ``bench/results/growth.jsonl``, trains for minutes,
 and says whether such a strategy ships.
@@ -6,6 +7,7 @@ and says whether such a strategy ships.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -18,8 +20,9 @@ import lab
 import torch
 from learned_graph import GraphNetwork, Graphs, Record, graphs, learn, records
 
+LEARNERS = ("learned", "weighted")
 PEERS = ("gradient_merit", "best_fixed")
-"""Whom it has to beat."""
+"""Whom a learner has to beat."""
 
 
 def left_out(known: Graphs, arms: Sequence[str]) -> list[torch.Tensor]:
@@ -40,6 +43,27 @@ def unseen_blueprint(known: Graphs, arms: Sequence[str]) -> list[torch.Tensor]:
             scores[mine] = learn(known, others, rest)(seed)[mine]
         found.append(scores)
     return found
+
+
+def weighted(known: Graphs, arms: Sequence[str], found: list[Record]) -> list[torch.Tensor]:
+    """Scores of the arms of each RNG seed, (A,): ranks by the cheap scores, each weighted by its mean rank correlation with the
+    gains in the other RNG seeds. A score has no say on an arm of which it knows nothing.
+    """
+    names = list(found[0].of["scores"]["scores"])
+    ranks = torch.zeros(len(found), len(names), len(arms), dtype=torch.double)
+    worth = torch.full((len(found), len(names)), torch.nan, dtype=torch.double)
+    for seed, name in itertools.product(range(len(found)), range(len(names))):
+        told = found[seed].of["scores"]["scores"][names[name]]
+        places = [place for place, arm in enumerate(arms) if told[arm] is not None]
+        values = [told[arms[place]] for place in places]
+        if len(places) > 2:  # fewer have no order to speak of
+            order = torch.tensor(values).argsort().argsort().double()
+            ranks[seed, name, places] = order / (len(places) - 1) - 0.5
+            worth[seed, name] = growth_figures.rank_correlation(values, known.gains[seed, places].tolist())
+    weights = [
+        worth[[other for other in range(len(found)) if other != seed]].nanmean(0).nan_to_num() for seed in range(len(found))
+    ]
+    return list(torch.einsum("sk,ska->sa", torch.stack(weights), ranks))
 
 
 def agreement(known: Graphs, scores: list[torch.Tensor]) -> float:
@@ -74,8 +98,8 @@ def reached(found: list[Record], picked: list[int | None], figure: str) -> list[
 def report(data: lab.Data, arms: Sequence[str], found: list[Record]) -> tuple[str, list[harness.Figure]]:
     """Everything there is to read, the verdict in its last line; and figures."""
     known = graphs(data, list(arms), found)
-    scores = left_out(known, arms)
-    told = {"learned": [int(of.argmax()) for of in scores], **picks(known, arms, found)}
+    scores = {"learned": left_out(known, arms), "weighted": weighted(known, arms, found)}
+    told = {**{name: [int(of.argmax()) for of in by_seed] for name, by_seed in scores.items()}, **picks(known, arms, found)}
     losses = {name: reached(found, picked, "losses") for name, picked in told.items()}
     audits = {name: reached(found, picked, "audits") for name, picked in told.items()}
     losses["uniform"] = [statistics.fmean(record.losses) for record in found]
@@ -83,25 +107,34 @@ def report(data: lab.Data, arms: Sequence[str], found: list[Record]) -> tuple[st
     best = [record.audits[record.losses.index(min(record.losses))] for record in found]
     size = sum(weight.numel() for weight in GraphNetwork(known.nodes.shape[-1]).parameters())
     rows = [
-        f"A learned strategy: {size} parameters, {len(found)} RNG seeds of {len(arms)} arms",
-        "  regret: gate loss over the lowest; points of audit accuracy below its arm; learned minus the other [95 % BCa]",
+        f"A learned strategy ({size} parameters) and weighted scores: {len(found)} RNG seeds of {len(arms)} arms",
+        "  regret: gate loss over the lowest; audit points below its arm; learned, weighted minus the other, points [95 % BCa]",
     ]
-    differences = {}
+    over = {
+        (learner, name): [100 * (mine - other) for mine, other in zip(audits[learner], audits[name], strict=True)]
+        for learner in LEARNERS
+        for name in losses
+    }
     for name in sorted(losses, key=lambda name: statistics.fmean(losses[name])):
         regret = statistics.fmean(loss - min(record.losses) for loss, record in zip(losses[name], found, strict=True))
         behind = statistics.fmean(100 * (top - mine) for top, mine in zip(best, audits[name], strict=True))
-        differences[name] = [100 * (mine - other) for mine, other in zip(audits["learned"], audits[name], strict=True)]
-        mean, low, high = growth_figures.interval(differences[name])
-        against = "" if name == "learned" else f"  {mean:+.2f} [{low:+.2f}, {high:+.2f}]"
-        rows.append(f"  {name:20} {regret:.4f}  {behind:+.2f}{against}")
-    seen, unseen = agreement(known, scores), agreement(known, unseen_blueprint(known, arms))
+        against = "".join(
+            "                      "
+            if learner == name
+            else "  {:+.2f} [{:+.2f}, {:+.2f}]".format(*growth_figures.interval(over[learner, name]))
+            for learner in LEARNERS
+        )
+        rows.append(f"  {name:20} {regret:.4f}  {behind:+.2f}{against}".rstrip())
+    unseen = agreement(known, unseen_blueprint(known, arms))
+    rows += [f"  rank correlation of {name} with the gains: {agreement(known, scores[name]):+.2f}" for name in LEARNERS]
     rows += [
-        f"  rank correlation with the gains: {seen:+.2f}; of a blueprint that was left out of training: {unseen:+.2f}",
+        f"  of learned, for a blueprint that was left out of training: {unseen:+.2f}",
         "  Records are of one host: what another host needs cannot be in them.",
     ]
-    lows = {name: growth_figures.interval(differences[name])[1] for name in PEERS}
-    rows.append(f"Verdict: it {'ships' if ships(lows) else 'does not ship'}; {_because(lows)}")
-    return "\n".join(rows), [_figure(name, differences[name], audits[name]) for name in PEERS]
+    for learner in LEARNERS:
+        lows = {name: growth_figures.interval(over[learner, name])[1] for name in PEERS}
+        rows.append(f"Verdict: {learner} {'ships' if ships(lows) else 'does not ship'}; {_because(lows)}")
+    return "\n".join(rows), [_figure(learner, name, over[learner, name], audits[name]) for learner in LEARNERS for name in PEERS]
 
 
 def ships(lows: dict[str, float]) -> bool:
@@ -114,10 +147,10 @@ def _because(lows: dict[str, float]) -> str:
     return ", ".join(f"over {name}: {few if math.isinf(low) else f'lower end {low:+.2f} points'}" for name, low in lows.items())
 
 
-def _figure(peer: str, differences: list[float], audits: list[float]) -> harness.Figure:
+def _figure(learner: str, peer: str, differences: list[float], audits: list[float]) -> harness.Figure:
     mean, baseline = statistics.fmean(differences), [100 * audit for audit in audits]
     return harness.Figure(
-        name=f"learned_over_{peer}/mean",
+        name=f"{learner}_over_{peer}/mean",
         value=mean,
         unit="points",
         better="higher",

@@ -74,9 +74,39 @@ def test_what_audit_says_has_no_part_in_learning_or_choosing(data):
 
 def test_it_ships_where_it_beats_both_peers_and_says_by_how_much(data):
     told, figures = learned.report(data, ARMS, [record(seed, best_by_merit=True) for seed in range(8)])
-    assert told.splitlines()[-1].startswith("Verdict: it ships; over gradient_merit: lower end +")
-    assert {figure.name for figure in figures} == {"learned_over_gradient_merit/mean", "learned_over_best_fixed/mean"}
+    assert [line.partition(" points")[0].rpartition(" ")[0] for line in told.splitlines()[-2:]] == [
+        f"Verdict: {learner} ships; over gradient_merit: lower end" for learner in ("learned", "weighted")
+    ]
+    names = {f"{learner}_over_{peer}/mean" for learner in ("learned", "weighted") for peer in ("gradient_merit", "best_fixed")}
+    assert {figure.name for figure in figures} == names
     assert all(figure.value > 0 for figure in figures)
+
+
+def test_a_score_weighs_what_it_proved_worth_in_the_other_rng_seeds(data):
+    found = [record(seed, best_by_merit=True) for seed in range(3)]
+    generator = torch.Generator().manual_seed(0)
+    for one in found:
+        noise = torch.rand(len(ARMS), generator=generator).tolist()
+        one.of["scores"]["scores"] = {
+            "merit": one.of["scores"]["scores"]["merit"],
+            "backwards": {arm: -value for arm, value in one.of["scores"]["scores"]["merit"].items()},
+            "noise": dict(zip(ARMS, noise, strict=True)),
+        }
+    known = learned_graph.graphs(data, list(ARMS), found)
+    assert learned.agreement(known, learned.weighted(known, ARMS, found)) > 0.8
+    known.gains[0] = -known.gains[0]
+    turned = learned.weighted(known, ARMS, found)
+    assert learned.agreement(known, turned) < 0.8, "what an RNG seed came to has no part in its own weights"
+    assert turned[0].equal(learned.weighted(learned_graph.graphs(data, list(ARMS), found), ARMS, found)[0])
+
+
+def test_a_score_that_knows_nothing_of_an_arm_has_no_say_on_it(data):
+    found = [record(seed, best_by_merit=True) for seed in range(3)]
+    known = learned_graph.graphs(data, list(ARMS), found)
+    with_contest = learned.weighted(known, ARMS, found)
+    for one in found:
+        del one.of["scores"]["scores"][CONTEST]  # it spoke of one arm alone
+    assert all(torch.equal(a, b) for a, b in zip(with_contest, learned.weighted(known, ARMS, found), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +119,7 @@ def test_it_ships_only_if_both_intervals_lie_above_0(over_merit, over_fixed, shi
 def test_of_too_few_rng_seeds_there_is_no_interval_and_it_does_not_ship(data):
     told, _ = learned.report(data, ARMS, [record(seed, best_by_merit=True) for seed in range(3)])
     verdict = told.splitlines()[-1]
-    assert verdict.startswith("Verdict: it does not ship")
+    assert verdict.startswith("Verdict: weighted does not ship")
     assert "no interval of fewer than eight RNG seeds" in verdict
 
 
