@@ -141,6 +141,7 @@ class Client:
                     daemon=welcome.protocol,
                 )
             self._welcome = welcome
+            self._requests.largest_request_bytes = welcome.largest_request_bytes
             self._open = opening.pop_all()
         return self
 

@@ -34,6 +34,12 @@ class Reason(enum.StrEnum):
     """It was sent to a process that ended before it said that the message was handled."""
 
 
+BURIED_BY_LINK = (Reason.MAILBOX_FULL, Reason.NOT_HANDLED)
+"""What the far side of a link says, in the field ``reason`` of its error, of a tell that no handler began. Any other error is the
+handler's own.
+"""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DeadLetter:
     """One of them."""

@@ -14,7 +14,7 @@ import zmq
 from esperd.actors.channel import Channel
 from esperd.actors.clock import Clock
 from esperd.actors.codec import UNKNOWN_ID, Codec, Head, Kind
-from esperd.actors.dead_letters import DeadLetter, DeadLetters, Reason
+from esperd.actors.dead_letters import BURIED_BY_LINK, DeadLetter, DeadLetters, Reason
 from esperd.actors.envelope import Envelope
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
 from esperd.actors.mailbox import Mailbox
@@ -250,11 +250,8 @@ class Hub:
                     await self._take_in(peer, head, message)
 
     def _bury_unhandled(self, peer: Peer, envelope: Envelope, why: ErrorReply) -> None:
-        reason = Reason.HANDLER_FAILED
-        if why.code == Busy.code:
-            reason = Reason.MAILBOX_FULL
-        elif why.fields.get("reason") == Reason.NOT_HANDLED:
-            reason = Reason.NOT_HANDLED
+        told = why.fields.get("reason")
+        reason = next((known for known in BURIED_BY_LINK if known == told), Reason.HANDLER_FAILED)
         head = self._codec.head(Kind.TELL, UNKNOWN_ID, to=peer.name, sender=envelope.sender)
         self._bury(reason, head, envelope.message, why.message)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import msgspec
 
@@ -58,6 +58,21 @@ class ClientLimits(msgspec.Struct, frozen=True, kw_only=True):
     open_requests: int
 
 
+def require_small(frames: Sequence[bytes], limit_bytes: int) -> None:
+    """Refuse a request that is larger than the daemon's ``limits.request_bytes``.
+
+    Raises:
+        MalformedMessage: it is.
+    """
+    size_bytes = sum(map(len, frames))
+    if size_bytes > limit_bytes:
+        raise MalformedMessage(
+            f"a request of {size_bytes} bytes is larger than the daemon's limits.request_bytes = {limit_bytes}",
+            size_bytes=size_bytes,
+            limit_bytes=limit_bytes,
+        )
+
+
 class Turnstile:
     """Lets requests in, client by client.
 
@@ -71,7 +86,7 @@ class Turnstile:
         self._buckets: dict[Hashable, TokenBucket] = {}
         self._open: dict[Hashable, int] = {}
 
-    def admit(self, client: Hashable, size_bytes: int, now: float) -> None:
+    def admit(self, client: Hashable, frames: Sequence[bytes], now: float) -> None:
         """Count a request that arrived, before anything of it is read.
 
         Raises:
@@ -88,12 +103,7 @@ class Turnstile:
                 f"this client asks more than limits.requests_per_s = {self.limits.requests_per_s:g}; try again in {wait_s:.3g} s",
                 retry_after_s=wait_s,
             )
-        if size_bytes > self.limits.request_bytes:
-            raise MalformedMessage(
-                f"a request of {size_bytes} bytes is larger than limits.request_bytes = {self.limits.request_bytes}",
-                size_bytes=size_bytes,
-                limit_bytes=self.limits.request_bytes,
-            )
+        require_small(frames, self.limits.request_bytes)
 
     def enter(self, client: Hashable, retry_after_s: float) -> None:
         """Open a request; :meth:`leave` closes it.

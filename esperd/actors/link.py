@@ -302,7 +302,8 @@ class Link:
                 await self._reply(head.id, head.sender, error_reply(error, actor=self.name, message=message))
             else:
                 log.warning("message dropped, the inbox is full", actor=self.name, message_type=type(message).__name__)
-                await self._acknowledge(head, error_reply(error, actor=self.name, message=message))
+                full = Busy(error.message, **error.fields, reason=Reason.MAILBOX_FULL.value)
+                await self._acknowledge(head, error_reply(full, actor=self.name, message=message))
 
     async def _serve(self, tasks: anyio.abc.TaskGroup) -> None:
         """One message at a time. An ask's exception is the asker's; a tell's ends the process."""

@@ -21,7 +21,7 @@ from esperd.actors.codec import LARGEST_FRAME_BYTES, UNKNOWN_ID, Codec, Head, Ki
 from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
-from esperd.actors.limits import Turnstile
+from esperd.actors.limits import Turnstile, require_small
 from esperd.actors.outcome import answer_of, error_reply, result_of
 from esperd.actors.patience import Patience
 from esperd.actors.sockets import (
@@ -177,7 +177,7 @@ class RequestServer:
                     if self._security is not None:
                         who = self._security.client(frames.pop()).encode()
                     if self._turnstile is not None:
-                        self._turnstile.admit(who, sum(map(len, frames)), self._clock.monotonic())
+                        self._turnstile.admit(who, frames, self._clock.monotonic())
                     head, message = self._codec.decode(frames)
                     if head.kind is not Kind.ASK:
                         raise MalformedMessage(f"a client may only ask; got a {head.kind.name.lower()}")
@@ -284,6 +284,8 @@ class RequestClient:
         self._ids = itertools.count(1)
         self._open: dict[int, asyncio.Future[Reply]] = {}
         self._heard = False
+        self.largest_request_bytes: int | None = None
+        """What the daemon takes; larger requests are refused here. None: not known, and every request is sent."""
         self._security = security
         self._handshake: Handshake | None = None
         self._refusal: EsperError | None = None
@@ -360,6 +362,7 @@ class RequestClient:
 
         Raises:
             DaemonUnreachable: when nobody answers, or the client is not open.
+            MalformedMessage: when the request is larger than the daemon takes.
             AskTimeout: when the daemon is there but does not answer this request in time.
             EsperError: of whatever class the daemon answered with.
         """
@@ -378,6 +381,8 @@ class RequestClient:
             Kind.ASK, request, to=SERVER, sender=self._sender, deadline_ms=deadline_ms, trace=tracing.current()
         )
         frames = self._codec.encode(head, message)
+        if self.largest_request_bytes is not None:
+            require_small(frames, self.largest_request_bytes)  # ZeroMQ would end the connection, without a word
         answer: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         self._open[request] = answer
         patience = Patience(answer, limit_s, lambda: self._late(message, limit_s))

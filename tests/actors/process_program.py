@@ -16,7 +16,7 @@ from esperd.actors.actor import Actor, Context, handles
 from esperd.actors.codec import OUT_OF_BAND_BYTES
 from esperd.actors.serve import serve_actor
 from esperd.actors.threadlink import ThreadLink
-from esperd.errors import EsperError, JobNotFound
+from esperd.errors import Busy, EsperError, JobNotFound
 from esperd.messages import Done, Reply
 from esperd.messages.control import ActorList, BreakerState, BreakerStatus, Heartbeat, ListActors, ListPlugins, Stop, Terminated
 from esperd.messages.jobs import ArtifactChunk, GetJob, ListJobs
@@ -49,6 +49,8 @@ class Served(Actor):
     async def pass_on(self, message: Heartbeat) -> None:
         if message.actor == "crash":
             raise ValueError("told to crash")
+        if message.actor == "busy":
+            raise Busy("told to be busy")
         if message.actor == "release":
             self.release.set()
         await self.context.tell("recorder", message)

@@ -16,13 +16,14 @@ import zmq
 import zmq.asyncio
 
 from esperd.actors.codec import Codec, Head, Kind
+from esperd.actors.dead_letters import Reason
 from esperd.actors.incarnation import Incarnation
 from esperd.actors.link import Link
 from esperd.actors.mailbox import MAX_MESSAGES
 from esperd.actors.spec import ProcessSpec
 from esperd.actors.system import ActorSystem
 from esperd.actors.threadlink import ThreadLink
-from esperd.errors import ActorUnavailable, ConfigError, DaemonUnreachable, EsperError, MalformedMessage
+from esperd.errors import ActorUnavailable, Busy, ConfigError, DaemonUnreachable, EsperError, MalformedMessage
 from esperd.messages import Done, ErrorReply, Message, Reply
 from esperd.messages.control import ActorState, Heartbeat, HeartbeatReceived, ListActors, Ready, Stop
 
@@ -151,6 +152,36 @@ async def test_a_stop_sets_an_event_and_a_failing_tell_ends_the_link_with_its_ow
             with pytest.raises(ValueError, match="told to"):
                 await live(daemon)
             tasks.cancel_scope.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_tell_that_finds_a_full_inbox_is_refused_with_that_reason_and_no_other_is(tmp_path: Path) -> None:
+    with fake_daemon(tmp_path) as daemon:
+        async with anyio.create_task_group() as tasks:
+            refused: list[ErrorReply] = []
+            full, release = anyio.Event(), anyio.Event()
+
+            async def overfill() -> None:
+                with anyio.move_on_after(0.2):
+                    await daemon.serve()
+                for number in range(1, MAX_MESSAGES + 10):
+                    await daemon.say(Kind.TELL, number, ListActors())
+                _, message = await daemon.answer()
+                assert isinstance(message, ErrorReply)
+                refused.append(message)
+                full.set()
+                await daemon.serve()
+
+            async def hold(message: Message) -> None:
+                await release.wait()
+
+            tasks.start_soon(overfill)
+            async with Link(daemon.incarnation, hold):
+                with anyio.fail_after(20):
+                    await full.wait()
+                release.set()
+            tasks.cancel_scope.cancel()
+    assert (refused[0].code, refused[0].fields["reason"]) == (Busy.code, Reason.MAILBOX_FULL)
 
 
 @pytest.mark.asyncio

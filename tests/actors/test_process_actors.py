@@ -283,20 +283,21 @@ async def test_the_end_of_a_dead_process_output_is_told(tmp_path: Path) -> None:
     assert "these were my last words" in ended.reason
 
 
+@pytest.mark.parametrize(("told", "said"), [("crash", "ValueError: told to crash"), ("busy", "Busy: told to be busy")])
 @pytest.mark.asyncio
-async def test_a_failing_tell_ends_the_process_with_its_traceback(tmp_path: Path) -> None:
+async def test_a_failing_tell_ends_the_process_with_its_traceback(tmp_path: Path, told: str, said: str) -> None:
     recorder = Recorder()
     async with open_system(tmp_path) as system:
         await system.start(ChildSpec("recorder", lambda: recorder))
         await system.start(program("serve", restart="temporary"))
         system.watch("worker", "recorder")
         await system.tell("worker", ActorList(actors=(), dead_letters={}))
-        await system.tell("worker", Heartbeat(actor="crash", generation=1))
+        await system.tell("worker", Heartbeat(actor=told, generation=1))
         ended = await recorder.until_ended()
-    assert "ValueError: told to crash" in ended.reason
+    assert said in ended.reason
     unknown, poison = system.dead_letters
     assert (unknown.reason, unknown.message) == (Reason.NOT_HANDLED, NO_ACTORS)
-    assert poison.message == Heartbeat(actor="crash", generation=1)
+    assert poison.message == Heartbeat(actor=told, generation=1)
     # Its process's last word may come too late to be heard.
     assert poison.reason in (Reason.HANDLER_FAILED, Reason.PROCESS_DIED)
     assert of(system, "worker").state is ActorState.FAILED

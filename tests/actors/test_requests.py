@@ -346,4 +346,7 @@ async def test_who_sends_more_than_a_server_takes_is_cut_off_with_a_typed_error_
             await client.request(GetJob(id="x" * 1_000_000), timeout_s=0.5)
         assert await other.request(ListActors()) == NO_ACTORS
         assert await client.request(ListActors(), timeout_s=5) == NO_ACTORS, "it is connected again"
+        client.largest_request_bytes = 10_000  # as a daemon tells its clients
+        with pytest.raises(MalformedMessage, match=r"limits\.request_bytes = 10000"):
+            await client.request(GetJob(id="x" * 1_000_000))
         assert server.statistics().malformed == 1

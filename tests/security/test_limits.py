@@ -43,12 +43,12 @@ def test_a_bucket_gives_no_more_than_its_burst_and_its_rate(pauses: list[float])
 
 def test_a_client_that_asks_too_often_is_told_when_to_come_back_and_others_are_not_held_up() -> None:
     turnstile = Turnstile(ClientLimits(request_bytes=10, requests_per_s=2.0, burst=1, open_requests=1))
-    turnstile.admit("loud", 1, now=0.0)
+    turnstile.admit("loud", [b"x"], now=0.0)
     with pytest.raises(Busy) as caught:
-        turnstile.admit("loud", 1, now=0.0)
+        turnstile.admit("loud", [b"x"], now=0.0)
     assert caught.value.fields["retry_after_s"] == 0.5
-    turnstile.admit("quiet", 1, now=0.0)
-    turnstile.admit("loud", 1, now=0.5)
+    turnstile.admit("quiet", [b"x"], now=0.0)
+    turnstile.admit("loud", [b"x"], now=0.5)
 
 
 @pytest.mark.asyncio

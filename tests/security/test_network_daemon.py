@@ -13,7 +13,7 @@ from test_keys_and_gate import free_endpoint
 from esperd.cli.client import esper
 from esperd.cli.exit_codes import BAD_INPUT, OK, run
 from esperd.config import Config, Jobs, Limits, Network
-from esperd.errors import AuthenticationFailed, ConfigError, NotAllowed
+from esperd.errors import AuthenticationFailed, ConfigError, MalformedMessage, NotAllowed
 from esperd.sync_client import SyncClient
 from esperd.testing import running_daemon
 
@@ -49,6 +49,8 @@ def test_a_daemon_on_the_network_serves_whom_it_was_told_to_and_nobody_else(
         with SyncClient(listen, **arguments) as remote:  # type: ignore[arg-type]
             assert remote.daemon.pid == daemon.pid
             assert (remote.daemon.events_endpoint, remote.daemon.largest_request_bytes) == (events, 4096)
+            with pytest.raises(MalformedMessage, match=r"limits\.request_bytes = 4096"):
+                remote.job("x" * 100_000).info()  # more than ZeroMQ would let in: refused before it is sent
             with pytest.raises(NotAllowed, match="mylab"):
                 remote.submit({"host": "networks:small", "data": "digits", "budget": {"epochs": 1}, "workdir": str(tmp_path)})
             handle = remote.submit({"host": "mlp", "data": "digits", "budget": {"epochs": 10**6}, "workdir": str(tmp_path)})
