@@ -2,6 +2,7 @@
 
 Protocol: ``bench/PROTOCOL.md``. Every job is a real one: submitted by a client, leased to a worker process, trained, reported,
 its events and its report read back. Once a minute a line says what the daemon holds: ``bench/results/soak.jsonl``.
+``--dying`` soaks the way of a job whose worker ends at once, which costs so little that an hour has thousands of them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import harness
-from leftovers import left_behind, resident_mib
+import msgspec
+from leftovers import left_behind, resident_mib, shared
 
 from esperd.config import Config, Jobs, Workers
 from esperd.messages.jobs import FINAL_JOB_STATES, JobState
@@ -34,8 +36,8 @@ QUICK_SECONDS = 30.0
 LOOK_S = 60.0
 QUICK_LOOK_S = 0.0
 AT_ONCE = 2
-WAITING = 4
-"""Jobs that are submitted and not done."""
+WAITING = {False: 4, True: 20}
+"""Jobs that are submitted and not done; of those that die."""
 POLL_S = 0.5
 PATIENCE_S = 900.0
 """For one answer: on a machine that gives its time to others, a daemon at the lowest priority may wait for minutes."""
@@ -59,10 +61,20 @@ def clouds(count=60):
 """
 
 
-def job(folder: Path, number: int) -> dict[str, Any]:
-    """One step of training; every tenth job grows for three epochs."""
+DYING = """#!/bin/sh
+case "$*" in *esperd.trainer.worker*) exit 3;; esac
+exec {python} "$@"
+"""
+"""An interpreter that has esperd, as the daemon finds when it looks, and whose workers end at once."""
+DYING_CONFIG = msgspec.structs.replace(CONFIG, jobs=Jobs(max_running=AT_ONCE, max_attempts=1))
+
+
+def job(folder: Path, number: int, *, dying: bool) -> dict[str, Any]:
+    """One step of training; every tenth job grows for three epochs. Or a job that dies."""
     grows = number % GROWING_EVERY == 0
+    interpreter = {"python": str(folder / "python")} if dying else {}
     return {
+        **interpreter,
         "host": "soaked:small",
         "data": "soaked:clouds",
         "workdir": str(folder),
@@ -73,7 +85,7 @@ def job(folder: Path, number: int) -> dict[str, Any]:
     }
 
 
-def soak(scratch: Path, *, jobs: int, seconds: float, look_s: float) -> Iterator[dict[str, Any]]:
+def soak(scratch: Path, *, jobs: int, seconds: float, look_s: float, dying: bool) -> Iterator[dict[str, Any]]:
     """A line a look, and one at the end.
 
     Args:
@@ -81,20 +93,24 @@ def soak(scratch: Path, *, jobs: int, seconds: float, look_s: float) -> Iterator
         jobs: after so many it ends,
         seconds: or after this time.
         look_s: between two looks.
+        dying: jobs whose worker ends at once.
     """
     (scratch / "soaked.py").write_text(PROJECT, encoding="utf-8")
-    with running_daemon(scratch / "state", CONFIG) as daemon:
+    (scratch / "python").write_text(DYING.format(python=sys.executable), encoding="utf-8")
+    (scratch / "python").chmod(0o755)
+    before = shared()
+    with running_daemon(scratch / "state", DYING_CONFIG if dying else CONFIG) as daemon:
         began = looked = time.monotonic()
         waiting: deque[SyncJobHandle] = deque()
         submitted = done = 0
         unsound: list[str] = []
         with daemon.sync_client(timeout_s=PATIENCE_S) as esper:
             while done < jobs and time.monotonic() - began < seconds:
-                while len(waiting) < WAITING and submitted < jobs:
+                while len(waiting) < WAITING[dying] and submitted < jobs:
                     submitted += 1
-                    waiting.append(esper.submit(job(scratch, submitted), idempotency_key=f"soak {submitted}"))
+                    waiting.append(esper.submit(job(scratch, submitted, dying=dying), idempotency_key=f"soak {submitted}"))
                 if _is_over(waiting[0]):
-                    unsound += _problems(waiting.popleft())
+                    unsound += _problems(waiting.popleft(), dying=dying)
                     done += 1
                 else:
                     time.sleep(POLL_S)
@@ -102,10 +118,10 @@ def soak(scratch: Path, *, jobs: int, seconds: float, look_s: float) -> Iterator
                     looked = time.monotonic()
                     yield {"part": "look", "seconds": round(looked - began, 1), "jobs": done, **held(daemon, esper)}
             while waiting:
-                unsound += _problems(waiting.popleft())
+                unsound += _problems(waiting.popleft(), dying=dying)
                 done += 1
         took, runtime, pids = time.monotonic() - began, daemon.runtime_directory, {daemon.pid}
-    leaked = left_behind(runtime, scratch, pids)
+    leaked = left_behind(runtime, scratch, pids, before)
     yield {"part": "end", "seconds": round(took, 1), "jobs": done, "unsound": unsound, "leaked": leaked}
 
 
@@ -113,13 +129,16 @@ def _is_over(handle: SyncJobHandle) -> bool:
     return handle.info().state in FINAL_JOB_STATES
 
 
-def _problems(handle: SyncJobHandle) -> list[str]:
-    """A job must succeed at its first attempt, and what it left must be readable."""
+def _problems(handle: SyncJobHandle, *, dying: bool) -> list[str]:
+    """A job must succeed at its first attempt, or die in it, and what it left must be readable."""
     info = handle.wait()
-    if info.state is not JobState.SUCCEEDED or info.attempt != 1:
+    if info.state is not (JobState.DEAD if dying else JobState.SUCCEEDED) or info.attempt != 1:
         return [f"job {info.id} ended {info.state} in attempt {info.attempt}: {info.error}"]
     handle.events()
-    handle.report()
+    if dying:
+        handle.failure()
+    else:
+        handle.report()
     return []
 
 
@@ -168,7 +187,7 @@ def _anonymous_mib(pid: int) -> float:
     return round(next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024, 1)
 
 
-def figures(lines: list[dict[str, Any]]) -> tuple[harness.Figure, ...]:
+def figures(lines: list[dict[str, Any]], name: str) -> tuple[harness.Figure, ...]:
     """How much more the daemon holds in the last quarter than in the second one, and the slope after the first."""
     looks = [line for line in lines if line["part"] == "look"]
     if len(looks) < 4:
@@ -177,14 +196,14 @@ def figures(lines: list[dict[str, Any]]) -> tuple[harness.Figure, ...]:
     second, last = looks[quarter : 2 * quarter], looks[-quarter:]
     told = [
         harness.median_figure(
-            f"soak/{name}",
+            f"{name}/{of}",
             [line[key] for line in last],
             unit=unit,
             better="lower",
             against="second quarter",
             baseline=[line[key] for line in second],
         )
-        for name, key, unit in (
+        for of, key, unit in (
             ("daemon_memory", "rss_mib", "MiB"),
             ("compiler_memory", "compiler_rss_mib", "MiB"),
             ("open_files", "open_files", "files"),
@@ -197,7 +216,7 @@ def figures(lines: list[dict[str, Any]]) -> tuple[harness.Figure, ...]:
     median = statistics.median(line["rss_mib"] for line in second)
     told.append(
         harness.Figure(
-            name="soak/slope",
+            name=f"{name}/slope",
             value=slope,
             unit="MiB/hour",
             better="lower",
@@ -213,19 +232,24 @@ def main() -> None:
     """Soak, print, write."""
     parser = harness.parser(__doc__.partition("\n")[0], repeats=1, quick_repeats=1, known=True)
     parser.add_argument("--seconds", type=float, help=f"how long at most (default {SECONDS:g}, quick {QUICK_SECONDS:g})")
+    parser.add_argument("--dying", action="store_true", help="jobs whose worker ends at once: thousands an hour")
     chosen = harness.parsed(parser)
+    name = "soak_dying" if chosen.dying else "soak"
     lines: list[dict[str, Any]] = []
     if chosen.known:
         lines = [json.loads(text) for text in LINES.read_text(encoding="utf-8").splitlines()]
-        lines = [line for line in lines if line["version"] == VERSION]
+        lines = [line for line in lines if line["version"] == VERSION and line.get("dying", False) is chosen.dying]
+        if not lines:
+            sys.exit("no run of this kind is known")
         lines = [line for line in lines if line["run"] == lines[-1]["run"]]
     else:
         seconds = chosen.seconds or (QUICK_SECONDS if chosen.quick else SECONDS)
         run = f"{time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())} {harness.commit()[:12]}"
         scratch = Path(tempfile.mkdtemp(prefix="esperd-s-"))
         try:
-            for line in soak(scratch, jobs=JOBS, seconds=seconds, look_s=QUICK_LOOK_S if chosen.quick else LOOK_S):
-                told = {"version": VERSION, "commit": harness.commit(), "run": run, **line}
+            look_s = QUICK_LOOK_S if chosen.quick else LOOK_S
+            for line in soak(scratch, jobs=JOBS, seconds=seconds, look_s=look_s, dying=chosen.dying):
+                told = {"version": VERSION, "commit": harness.commit(), "run": run, "dying": chosen.dying, **line}
                 lines.append(told)
                 print(json.dumps(told), file=sys.stderr, flush=True)
                 if not chosen.quick:
@@ -236,7 +260,7 @@ def main() -> None:
     ended = next((line for line in lines if line["part"] == "end"), None)
     counted = max(line["jobs"] for line in lines)
     found = harness.results(
-        "soak", figures(lines), quick=chosen.quick, settings={"jobs": counted, "seconds": lines[-1]["seconds"]}
+        name, figures(lines, name), quick=chosen.quick, settings={"jobs": counted, "seconds": lines[-1]["seconds"]}
     )
     print(harness.table(found))
     if chosen.json is not None:
