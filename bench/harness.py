@@ -7,8 +7,10 @@ import datetime as dt
 import importlib.metadata
 import os
 import platform
+import signal
 import statistics
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -82,8 +84,9 @@ def parser(
 
 
 def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line, checked."""
+    """The command line, checked. From here on SIGTERM ends a bench as Ctrl-C does: its daemon must not outlive it."""
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))
     if chosen.repeats is None:
         chosen.repeats = chosen.quick_repeats if chosen.quick else chosen.full_repeats
     if chosen.repeats < 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -19,6 +20,30 @@ def figure(values=(1.0, 1.2, 1.1), baseline=(1.0, 0.9, 1.1), name="job/bare_wall
 
 def results(*figures):
     return harness.results("overhead", figures, quick=True, settings={"epochs": 2})
+
+
+STOPPED = """
+import sys, time
+sys.path.append({bench!r})
+import harness
+harness.arguments("A bench that takes long", repeats=1, quick_repeats=1)
+try:
+    print("began", flush=True)
+    time.sleep(600)
+finally:
+    print("unwound", flush=True)
+"""
+
+
+def test_a_bench_that_is_terminated_takes_with_it_what_it_started():
+    program = STOPPED.format(bench=str(Path(harness.__file__).parent))
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as bench:
+        assert bench.stdout is not None
+        assert bench.stdout.readline() == "began\n"
+        bench.terminate()
+        told, error = bench.communicate(timeout=60)
+    assert told == "unwound\n"
+    assert "stopped by SIGTERM" in error
 
 
 def test_the_ratio_is_the_median_over_the_baselines_median_and_all_repeats_are_kept():
