@@ -56,7 +56,7 @@ QUICK = {
 QUICK_FAULTS = {"daemon": ("kill_trainer", "kill_daemon"), "strange": tuple(STRANGE)}
 EPOCHS = 40
 FAULTS_A_JOB = 4
-VERSIONS = {"cut": 2}
+VERSIONS = {"cut": 2, "full": 2}
 """Of the protocol of each part; 1 where it is not said."""
 
 

@@ -44,7 +44,8 @@ DEATHS = {
     "aborts": "os.abort()",
 }
 """What a poison job does to its worker, in Python."""
-TMPFS_MIB = 16
+TMPFS_MIB = 96
+"""Room for what all jobs leave: on a disk that they fill by themselves nothing goes on when the others' file is gone."""
 UNTIL_S = 60.0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import math
 from pathlib import Path
 
 import structlog
@@ -84,6 +85,8 @@ class Space:
         self._settings = settings
         self._filesystem: Filesystem = filesystem or RealFilesystem()
         self._reserve = Reserve(directory / RESERVE_FILE, settings.reserve_bytes, self._filesystem)
+        self._held = False
+        """Whether the reserve was taken, at the last look."""
         self._refusal: Refusal | None = None
         self._said = ""
         """What was refused last, by a disk that fails."""
@@ -104,8 +107,14 @@ class Space:
         found = "unknown" if self.free_bytes is None else f"{self.free_bytes:,} bytes"
         return (
             f"read-only: the disk of {self._directory} is {self.level} (free: {found}, storage.min_free_bytes ="
-            f" {self._settings.min_free_bytes:,}); free some space, and work goes on by itself"
+            f" {self._settings.min_free_bytes:,}); free some space: work goes on by itself at {self._goes_on_at:,} bytes"
         )
+
+    @property
+    def _goes_on_at(self) -> int:
+        """Free bytes from which the disk is well again; a reserve that was given up is taken out of them."""
+        reserve = 0 if self._held else self._settings.reserve_bytes
+        return math.ceil(self._settings.min_free_bytes * RETURN_SHARE) + reserve
 
     def require_room(self) -> None:
         """Raises: ReadOnly: while nothing new is taken."""
@@ -133,7 +142,7 @@ class Space:
         refusal, self._refusal = self._refusal, None
         try:
             self.free_bytes = self._filesystem.free_bytes(self._directory)
-            held = self._reserve.held
+            held = self._held = self._reserve.held
             if self.level is Level.FAILING:
                 self._probe()
         except OSError as error:
@@ -175,12 +184,14 @@ class Space:
             self._reserve.take()
         except OSError as error:
             return self._level_of(error, "the disk does not take the reserve")
+        self._held = True
         return level
 
     def _become(self, level: Level) -> None:
         if level is Level.FULL:
             try:
                 self._reserve.give_up()
+                self._held = False
             except OSError as error:
                 log.warning("the reserve cannot be given up", error=str(error))
         if level is self.level:

@@ -110,11 +110,16 @@ def test_a_full_disk_gets_the_reserve_and_when_there_is_room_the_reserve_is_take
     with pytest.raises(ReadOnly, match=r"the disk of .* is low \(free: 500 bytes, storage.min_free_bytes = 1,000\)") as refusal:
         space.require_room()
     assert refusal.value.fields["retry_after_s"] > 0
+    assert "goes on by itself at 1,100 bytes" in str(refusal.value)
     space.refused(Refusal.NO_ROOM, "database or disk is full")
     assert (space.level, disk.free) == (Level.FULL, 600)  # at once: what was refused is tried again soon
     space.look()
     assert not (tmp_path / RESERVE_FILE).exists()
-    disk.free = 5000
+    assert "goes on by itself at 1,200 bytes" in space.trouble  # of which the reserve takes 100
+    disk.free = 1199
+    space.look()
+    assert space.level is Level.FULL
+    disk.free = 1200
     space.look()
     assert (space.level, space.trouble, (tmp_path / RESERVE_FILE).exists()) == (Level.OK, "", True)
 
