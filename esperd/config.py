@@ -101,6 +101,8 @@ class Resources(Section, frozen=True, kw_only=True):
     """A job takes as many as it has ``threads``."""
     gpu_memory_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Of each card."""
+    max_load: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0
+    """Load of the machine over the last minute from which on no second job starts beside one. 0: it is not looked at."""
 
 
 class Workers(Section, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esperd.daemon.cards import Card, ask_driver, looked_again
+from esperd.host_memory import host_headroom
 
 CGROUPS = Path("/sys/fs/cgroup")
 
@@ -19,6 +20,22 @@ class Machine:
     cores: float
     cards: tuple[Card, ...] = ()
     """Each for itself. Empty: no driver tells of any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """What the machine has left now, whoever holds the rest. None: not known, so nothing waits for it."""
+
+    free_bytes: int | None = None
+    """Host memory."""
+    load: float | None = None
+    """Processes that run or wait for a disk, the average of the last minute."""
+
+
+def moment() -> Moment:
+    """Look at the machine as it is now."""
+    headroom = host_headroom()
+    return Moment(free_bytes=None if headroom is None else headroom.free_bytes, load=os.getloadavg()[0])
 
 
 def measure(root: Path = CGROUPS, own: Path = Path("/proc/self/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> Machine:

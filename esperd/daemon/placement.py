@@ -10,7 +10,7 @@ import msgspec
 
 from esperd.config import Resources
 from esperd.daemon.cards import Card
-from esperd.daemon.machine import Machine
+from esperd.daemon.machine import Machine, Moment
 from esperd.messages.jobs import Job
 
 GIB = 1024**3
@@ -31,6 +31,10 @@ class Need:
 
 NOT_KNOWN = Need(memory_bytes=None, cores=1, gpu_memory_bytes=None)
 """Of a job that nobody has looked at."""
+
+
+UNSEEN = Moment()
+"""Nobody has looked at what the machine has left."""
 
 
 class Placed(NamedTuple):
@@ -91,13 +95,20 @@ def never_fits(wanted: Need, room: Machine) -> str:
     return ""
 
 
-def placed(wanted: Need, running: Iterable[Need], room: Machine) -> Placed:
+def placed(wanted: Need, running: Iterable[Need], room: Machine, now: Moment = UNSEEN, max_load: float = 0.0) -> Placed:
     """Where a job goes beside those that run, or what it waits for. Alone, what was measured does not keep it from a try.
 
     Of the cards it fits on, one with the fewest jobs; among these, one with the most memory left.
+
+    Args:
+        wanted: by the job.
+        running: what is set aside for others.
+        room: what jobs may use together.
+        now: what the machine has left, other programs counted.
+        max_load: no second job starts from this load on; 0: it is not looked at.
     """
     held = list(running)
-    if held and (lacks := _lacking(wanted, held, room)):
+    if held and (lacks := _lacking(wanted, held, room) or _short(wanted, now, max_load)):
         return Placed(lacks)
     if not wanted.on_gpu or not room.cards:
         return Placed("")
@@ -149,6 +160,15 @@ def _lacking(wanted: Need, held: list[Need], room: Machine) -> str:
     taken = sum(each.memory_bytes or 0 for each in held)
     if wants + taken > has:
         return f"memory: it takes {_gib(wants)}, {_of(_gib(taken), held)} of {_gib(has)}"
+    return ""
+
+
+def _short(wanted: Need, now: Moment, max_load: float) -> str:
+    """Of what the machine has left now. What running jobs did not take yet is free here: :func:`_lacking` holds it for them."""
+    if wanted.memory_bytes is not None and now.free_bytes is not None and wanted.memory_bytes > now.free_bytes:
+        return f"memory: it takes {_gib(wanted.memory_bytes)}, {_gib(now.free_bytes)} are free now, whoever holds the rest"
+    if max_load and now.load is not None and now.load >= max_load:
+        return f"load: {now.load:.2f}, and resources.max_load is {max_load:g}"
     return ""
 
 

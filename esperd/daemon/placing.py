@@ -11,7 +11,7 @@ import structlog
 
 from esperd.config import Resources
 from esperd.daemon.cards import PROBE_TIMEOUT_S, Card, CardStatus, ask_driver, looked_again
-from esperd.daemon.machine import Machine
+from esperd.daemon.machine import Machine, Moment, moment
 from esperd.daemon.placement import NOT_KNOWN, Need, allowance, need, placed
 from esperd.daemon.usage import Usage
 from esperd.messages.jobs import Job
@@ -35,14 +35,20 @@ class Placing:
         machine: as measured.
         monotonic: time.
         ask: for the cards as they are now; runs on a thread.
+        moment: what the machine has left now.
     """
 
     def __init__(
-        self, machine: Machine, monotonic: Callable[[], float], ask: Callable[[], tuple[Card, ...]] = ask_driver
+        self,
+        machine: Machine,
+        monotonic: Callable[[], float],
+        ask: Callable[[], tuple[Card, ...]] = ask_driver,
+        moment: Callable[[], Moment] = moment,
     ) -> None:
         self._machine = machine
         self._monotonic = monotonic
         self._ask = ask
+        self._moment = moment
         self._looked_at: float | None = None
         self._looks = anyio.CapacityLimiter(1)  # not of the threads that others wait for: a driver may never answer
         self._looking_since: float | None = None
@@ -68,7 +74,7 @@ class Placing:
             self.look_is_due = self._looking_since is None
             lacks, card = LOOKING, None
         else:
-            lacks, card = placed(wanted, held, self.room(configured))
+            lacks, card = placed(wanted, held, self.room(configured), self._moment(), configured.max_load)
         self.wanted = wanted if card is None else replace(wanted, card=card.uuid)
         self._waits = {job_id: lacks} if lacks else {}
         return lacks

@@ -9,8 +9,10 @@ from daemon_jobs import job
 from esperd.config import Resources
 from esperd.daemon import job_store, worker_processes
 from esperd.daemon.job_store import JobStore
-from esperd.daemon.machine import Machine, measure, oom_kills
+from esperd.daemon.machine import Machine, Moment, measure, moment, oom_kills
 from esperd.daemon.placement import allowance, need, never_fits, placed
+from esperd.daemon.placing import Placing
+from esperd.daemon.usage import Usage
 from esperd.errors import NeverFits, OutOfMemory
 from esperd.messages.control import Terminated
 from esperd.messages.jobs import Job, JobError, JobState, Peak
@@ -70,6 +72,32 @@ def test_a_job_waits_for_what_those_that_run_take_by_declaration_or_measurement(
     assert waits_for(need(asking(threads=2)), running, ROOM).startswith("cores")
     assert waits_for(need(asking()), running, ROOM) == "", "what is not known is held against nobody"
     assert waits_for(need(asking(), peak_memory_bytes=9 * GIB), [], ROOM) == "", "alone it may try"
+
+
+def test_beside_others_a_job_waits_for_memory_that_any_program_holds_and_for_load_where_that_is_looked_at():
+    running, wanted = [need(asking(memory=GIB))], need(asking(memory=2 * GIB))
+    short, busy = Moment(free_bytes=GIB), Moment(free_bytes=9 * GIB, load=3.5)
+    assert placed(wanted, running, ROOM, short).lacks == (
+        "memory: it takes 2.00 GiB, 1.00 GiB are free now, whoever holds the rest"
+    )
+    assert placed(need(asking()), running, ROOM, short).lacks == "", "what is not known is held against nobody"
+    assert placed(wanted, [], ROOM, short).lacks == "", "alone it may try"
+    assert placed(wanted, running, ROOM, busy).lacks == ""
+    assert placed(wanted, running, ROOM, busy, max_load=3.5).lacks == "load: 3.50, and resources.max_load is 3.5"
+    assert placed(wanted, running, ROOM, busy, max_load=4.0).lacks == ""
+    assert placed(wanted, [], ROOM, busy, max_load=3.5).lacks == ""
+
+
+def test_a_placing_looks_at_the_machine_each_time_and_the_machine_tells():
+    moments = iter([Moment(free_bytes=GIB), Moment(free_bytes=3 * GIB)])
+    placing = Placing(ROOM, lambda: 0.0, moment=lambda: next(moments))
+    running = [need(asking(memory=GIB))]
+    told = [placing.lacking("a", asking(memory=2 * GIB), Usage(), running, Resources()) for _ in range(2)]
+    assert [bool(lacks) for lacks in told] == [True, False]
+    now = moment()
+    assert now.free_bytes is not None
+    assert now.free_bytes > 0
+    assert now.load is not None
 
 
 def test_a_worker_that_the_daemon_killed_for_its_silence_was_not_out_of_memory(monkeypatch):
