@@ -82,7 +82,7 @@ class Limits(Section, frozen=True, kw_only=True):
     """``[limits]``: what one client may ask. A client is a key, or a connection through the runtime directory."""
 
     request_bytes: Annotated[int, msgspec.Meta(ge=1024, le=64 * 1024 * 1024)] = 8 * 1024 * 1024
-    """Of one request; larger ones are refused, and beyond 4 times this the connection ends."""
+    """Of one request; larger ones are refused, and a frame beyond 4 times this ends the connection."""
     requests_per_s: Annotated[float, msgspec.Meta(gt=0.0)] = 2_000.0
     """More are answered with ``busy``; chosen, not measured."""
     burst: Count = 4_000

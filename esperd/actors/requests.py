@@ -53,7 +53,8 @@ with that setting ZeroMQ also drops what the client has received and not read wh
 machine, measured."""
 TIMEOUT_S = 10.0
 OVERSIZE = 4
-"""Up to so many times a client's largest request, it hears why it was refused; beyond, ZeroMQ ends the connection. Chosen."""
+"""Up to so many times a client's largest request a frame is read, and its sender hears why it was refused; beyond, ZeroMQ ends
+the connection. Chosen."""
 
 
 class RequestStatistics(NamedTuple):
