@@ -143,8 +143,8 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Whether arms never tried in this job are judged by what earlier jobs learned about their blueprints. Off: that it pays is
     not measured on real networks yet."""
     min_share: Annotated[float, msgspec.Meta(ge=0.0, le=1.0)] = 0.0
-    """Least exploration: an available arm that was tried less often than this share of an equal part of all tries comes before
-    every other, whatever the strategy says of it. 0: none is guaranteed."""
+    """Least exploration: available arms come before every other, whatever the strategy says of them, in time for each to be tried
+    as often as this share of an equal part of all tries. 0: none is guaranteed."""
 
 
 class SlotStatistics(Value, frozen=True, kw_only=True):

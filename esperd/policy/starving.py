@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 from esperd.messages.policy import Observation, PolicySettings
-from esperd.policy.arms import RankedArm, Selection
+from esperd.policy.arms import Selection
 from esperd.policy.state import BanditState
+
+ROUNDING = 1e-9
+"""So that 0.3 * 10 is not less than 3."""
 
 
 def starving_first(selection: Selection, state: BanditState, observation: Observation, settings: PolicySettings) -> Selection:
     """Put the arms first that were tried too rarely, the rarest before the others; of equal ones as the strategy ranked them.
 
-    Too rarely: fewer times than ``floor(min_share * N / arms)``, where ``N`` are the tries of all arms of this job, and ``arms``
-    is the number of all that the observation offers, available or not. What other jobs tried does not count, and a strategy that
-    would decline such an arm is overruled.
+    Of ``N`` tries each arm is due ``floor(min_share * N / arms)``, where ``arms`` is the number of all that the observation
+    offers, available or not. An arm is tried too rarely when it has less than that by now, or when the tries that are left until
+    one more is due are needed for those that lack it: so what is due is there when it is due, and not after. A try counts from
+    when its seed germinates. What other jobs tried does not count, and a strategy that would decline such an arm is overruled.
 
     Args:
         selection: of the strategy.
@@ -23,17 +28,25 @@ def starving_first(selection: Selection, state: BanditState, observation: Observ
         observation: offers the arms.
         settings: ``min_share``.
     """
-    tries = sum(entry.pulls for entry in state.arms)
-    least = math.floor(settings.min_share * tries / max(len(observation.options), 1))
-    starving = sorted((found for found in selection.ranked if found.pulls < least), key=lambda found: found.pulls)
+    if not settings.min_share:
+        return selection
+    begun = Counter({entry.arm: entry.pulls for entry in state.arms})
+    begun.update(pending.arm for pending in state.pending)
+    arms = max(len(observation.options), 1)
+    least = math.floor(settings.min_share * begun.total() / arms + ROUNDING)
+    lacking = sum(max(0, least + 1 - begun[option.arm]) for option in observation.options)
+    if lacking >= _due_by(least + 1, arms, settings) - begun.total():
+        least += 1
+    starving = sorted((found for found in selection.ranked if begun[found.arm] < least), key=lambda found: begun[found.arm])
     if not starving:
         return selection
-    fed = [_told(found, least, tries, settings) for found in starving]
-    return replace(selection, ranked=[*fed, *(found for found in selection.ranked if found.pulls >= least)])
+    why = f"of the {least} tries that it is guaranteed within {_due_by(least, arms, settings)} in all"
+    fed = [
+        replace(found, pays=True, why=f"due by min_share {settings.min_share:g}: {begun[found.arm]} {why}") for found in starving
+    ]
+    return replace(selection, ranked=[*fed, *(found for found in selection.ranked if begun[found.arm] >= least)])
 
 
-def _told(found: RankedArm, least: int, tries: int, settings: PolicySettings) -> RankedArm:
-    why = (
-        f"due by min_share {settings.min_share:g}: {found.pulls} of the {least} tries that it is guaranteed after {tries} in all"
-    )
-    return replace(found, pays=True, why=why)
+def _due_by(tries: int, arms: int, settings: PolicySettings) -> int:
+    """In how many tries of the job each arm is to have so many."""
+    return math.ceil(tries * arms / settings.min_share - ROUNDING)

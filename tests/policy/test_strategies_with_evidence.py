@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from functools import cache
 from statistics import fmean
 
 import msgspec
 import pytest
-from bandit_world import ARMS, DECIDE, learned, run
+from bandit_world import ARMS, DECIDE, learned, play, run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_requests import BLUEPRINTS, contribution, observation, observations, option, policies, request, seed
@@ -175,12 +177,22 @@ def test_misled_by_jobs_of_another_kind_a_job_finds_out_by_itself(name):
 # --- the least that is explored ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["first_arm", "ucb", "contextual", "softmax"])
-def test_with_min_share_every_arm_gets_its_part_of_the_tries(name):
-    policy, points = PolicySettings(min_share=0.5, exploration=0.0), 120
-    pulls = run(name, rng_seed=3, points=points, policy=policy).pulls
-    # The last try is credited one point later, and each point feeds one arm.
-    assert min(pulls.values()) >= int(0.5 * (points - len(ARMS)) / len(ARMS))
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+@pytest.mark.parametrize("name", ["first_arm", "gradient_merit", "ucb", "contextual", "softmax"])
+def test_with_min_share_every_arm_has_its_part_of_the_tries_when_it_is_due(name, share):
+    policy = PolicySettings(min_share=share, exploration=0.0)
+    grown = [wanted.arm for _, wanted, _ in play(name, rng_seed=3, points=90, policy=policy) if wanted.action == "germinate"]
+    assert len(grown) > 80
+    for tries in range(len(grown) + 1):
+        due = math.floor(share * tries / len(ARMS) + 1e-9)
+        assert min(Counter(dict.fromkeys(ARMS, 0) | Counter(grown[:tries])).values()) >= due, (tries, due)
+
+
+@pytest.mark.parametrize("name", ["first_arm", "ucb"])
+def test_until_tries_are_needed_for_what_is_due_the_strategy_has_its_way(name):
+    policy = PolicySettings(min_share=0.5, exploration=0.0)
+    reasons = [wanted.reason for _, wanted, _ in play(name, rng_seed=3, points=24, policy=policy)]
+    assert not any("min_share" in reason for reason in reasons[: len(ARMS)])
 
 
 def test_the_arm_that_is_due_says_so_and_is_tried_although_the_strategy_declines_it():
@@ -197,7 +209,7 @@ def test_the_arm_that_is_due_says_so_and_is_tried_although_the_strategy_declines
 
     assert never.action == "wait"
     assert (due.action, due.arm) == ("germinate", ARMS[1])
-    assert "due by min_share 0.6: 0 of the 1 tries that it is guaranteed after 22 in all" in due.reason
+    assert "due by min_share 0.6: 0 of the 1 tries that it is guaranteed within 20 in all" in due.reason
 
 
 def test_a_price_that_no_gain_could_cover_is_not_paid_for_the_sake_of_exploration():
