@@ -114,6 +114,9 @@ class Workers(Section, frozen=True, kw_only=True):
     heartbeat_timeout_s: Seconds = 20.0
     """A silent worker is killed and replaced after this long, one that computes meanwhile after five times as long; a worker
     whose daemon is silent this long checkpoints and exits."""
+    stall_timeout_s: Amount = 900.0
+    """A trainer that beats, but takes no step and less than a hundredth of a processor for so long is killed, and the attempt is
+    lost. 0: never. Chosen, not measured."""
 
 
 class Compiler(Section, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ PROC = Path("/proc")
 STOPPED = "T"
 """State of a process that SIGSTOP stopped; one that a debugger holds is ``t``."""
 RUNS = "R"
+TICK_S = 1.0 / os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,13 @@ class Activity:
         work: processor time in clock ticks, and page faults; of processes that ended, only as their parents took it over.
         stopped: whether all of them are stopped.
         runs: whether one of them runs, or waits for nothing but its turn: on a busy machine that may take seconds.
+        cpu_s: the processor time alone, in seconds.
     """
 
     work: int
     stopped: bool
     runs: bool
+    cpu_s: float
 
 
 def activity(pid: int) -> Activity | None:
@@ -31,8 +35,15 @@ def activity(pid: int) -> Activity | None:
     found = [status for member in _family(pid) if (status := _status(member)) is not None]
     if not found:
         return None
-    states = [state for _, state in found]
-    return Activity(sum(work for work, _ in found), all(state == STOPPED for state in states), RUNS in states)
+    states = [state for _, _, state in found]
+    ticks = sum(ticks for ticks, _, _ in found)
+    work = ticks + sum(faults for _, faults, _ in found)
+    return Activity(work, all(state == STOPPED for state in states), RUNS in states, ticks * TICK_S)
+
+
+def belongs_to(pid: int, ancestor: int) -> bool:
+    """Whether a process is this one or a descendant of it, as far as the kernel lists them."""
+    return pid in _family(ancestor)
 
 
 def _family(pid: int) -> list[int]:
@@ -52,12 +63,12 @@ def _family(pid: int) -> list[int]:
     return family
 
 
-def _status(pid: int) -> tuple[int, str] | None:
+def _status(pid: int) -> tuple[int, int, str] | None:
+    """Clock ticks, page faults and state."""
     try:
         text = (PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     state, *fields = text.rpartition(")")[2].split()  # a program's name may hold blanks and parentheses
     minor, children_minor, major, children_major, user, system, children_user, children_system = map(int, fields[6:14])
-    work = minor + children_minor + major + children_major + user + system + children_user + children_system
-    return work, state
+    return user + system + children_user + children_system, minor + children_minor + major + children_major, state

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import anyio
 import anyio.abc
 
-from esperd.actors.activity import Activity, activity
+from esperd.actors.activity import Activity, activity, belongs_to
 from esperd.actors.cell import Cell, End, Post
 from esperd.actors.codec import Head, Kind
 from esperd.actors.dead_letters import Reason
@@ -22,6 +22,7 @@ from esperd.actors.process import WorkerProcess, describe_status, spawn
 from esperd.actors.shared import make_shared
 from esperd.actors.sockets import is_remote
 from esperd.actors.spec import ProcessSpec
+from esperd.actors.stillness import SHARE, Stillness
 from esperd.actors.supervisor import STOPPED
 from esperd.actors.tasks import open_task_group
 from esperd.errors import ActorUnavailable, AskTimeout, Busy, EsperError, MalformedMessage, WorkerFailed
@@ -159,6 +160,8 @@ class ProcessCell(Cell):
         started()
         tasks.start_soon(self._pass_in, peer, tasks)
         tasks.start_soon(self._pass_out, peer)
+        if self._spec.stall_timeout_s > 0.0:
+            tasks.start_soon(self._end_when_hung, worker, peer)
         silent_s = await self._until_silent(worker, peer)
         self._fault = f"was silent for {silent_s:g} s {AND_KILLED}"
         worker.kill()
@@ -219,6 +222,24 @@ class ProcessCell(Cell):
             if clock.monotonic() - peer.heard_at >= longest_s:
                 return longest_s
             before = now
+
+    async def _end_when_hung(self, worker: WorkerProcess, peer: Peer) -> None:
+        """Kill a process that beats and does nothing else. Whoever waits for an answer of ours is not judged meanwhile."""
+        if peer.pid is None or not belongs_to(peer.pid, worker.pid):
+            return  # what was spawned only speaks for it, from another machine or container: what it does cannot be seen
+        stillness = Stillness(self._spec.stall_timeout_s)
+        hung = False
+        while not hung:
+            await self._post.clock.sleep(stillness.every_s)
+            now = activity(worker.pid)
+            occupied = self._asks > 0 or (now is not None and now.runs)
+            hung = stillness.look(peer.step, now.cpu_s if now is not None else None, occupied=occupied)
+        at = "before its first step" if peer.step is None else f"at step {peer.step}"
+        self._fault = (
+            f"hung {AND_KILLED}: it stood {at} for {stillness.still_s:g} s and used less than {SHARE:.0%} of a processor; where that "
+            "is no fault, raise workers.stall_timeout_s (0: never)"
+        )
+        worker.kill()
 
     async def _stop_when_asked(self, worker: WorkerProcess, peer: Peer) -> None:
         await self._stop_requested.wait()

@@ -45,6 +45,7 @@ class ProcessSpec:
         start_timeout_s: from spawn to Ready.
         heartbeat_interval_s: how often it says that it lives.
         heartbeat_timeout_s: silence after which it is killed.
+        stall_timeout_s: seconds without a step and without work, however well it beats, after which it is killed; 0: never.
     """
 
     name: str
@@ -57,6 +58,7 @@ class ProcessSpec:
     start_timeout_s: float = 120.0
     heartbeat_interval_s: float = 1.0
     heartbeat_timeout_s: float = 20.0
+    stall_timeout_s: float = 0.0
 
 
 Spec = ChildSpec | ProcessSpec

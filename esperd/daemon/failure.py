@@ -38,6 +38,11 @@ _TO_TRY: Mapping[str, str] = MappingProxyType(
 )
 _SIGNS: tuple[tuple[str, str], ...] = (
     (
+        r"hung and was killed|did not stop within",
+        "it did nothing: what does the job wait for that never comes? A deadlock, a mount, a server. Where it only takes that long, "
+        "raise workers.stall_timeout_s, or daemon.drain_timeout_s for one that was told to stop",
+    ),
+    (
         r"SIGKILL|signal 9|out of memory|OutOfMemory|MemoryError",
         "it was killed or ran out of memory: `dmesg` tells whether the kernel did it; a smaller batch_size or host needs less",
     ),

@@ -371,14 +371,23 @@ class JobStore:
 
         return await self._step(job_id, Succeeded(generation), record)
 
-    async def stopped(self, job_id: str, generation: int, why: Literal["pause", "cancel", "drain"]) -> JobInfo:
+    async def stopped(
+        self, job_id: str, generation: int, why: Literal["pause", "cancel", "drain"], disobedience: str = ""
+    ) -> JobInfo:
         """The worker stopped as it was told to: the job goes where the user wants it, else back to the queue.
+
+        Args:
+            job_id: of the job.
+            generation: of the lease.
+            why: what it was told.
+            disobedience: why its process had to be ended instead; recorded as the attempt's error. No attempt is spent.
 
         Raises:
             Conflict: when the lease has ended.
             JobNotFound: when there is no such job.
         """
-        return await self._step(job_id, Stopped(generation, why))
+        error = _record_error(JobError(code=WorkerFailed.code, message=disobedience)) if disobedience else None
+        return await self._step(job_id, Stopped(generation, why), error)
 
     async def broken(self, job_id: str, generation: int, error: JobError) -> JobInfo:
         """The job cannot succeed.

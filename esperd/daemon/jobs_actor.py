@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any
 
 import anyio
 import msgspec
@@ -104,6 +105,7 @@ class JobsActor(Actor):
         metrics: fed with every change of state.
         start_worker: starts a process actor; returns once it is ready, raises when it is not.
         stop_workers: stops every trainer worker there is, whoever started it, and returns when they are gone.
+        end_worker: ends the process of one, by name: it is sent SIGTERM, and killed soon after.
         clock: time.
         space: the room on the disk; None: there is always enough.
         machine: what it has; None: it is measured.
@@ -120,6 +122,7 @@ class JobsActor(Actor):
         metrics: Metrics,
         start_worker: Callable[[ProcessSpec], Awaitable[None]],
         stop_workers: Callable[[], Awaitable[None]],
+        end_worker: Callable[[str], Coroutine[Any, Any, None]],
         clock: Clock,
         space: Space | None = None,
         machine: Machine | None = None,
@@ -135,6 +138,7 @@ class JobsActor(Actor):
         self._metrics = metrics
         self._start_worker = start_worker
         self._stop_workers = stop_workers
+        self._end_worker = end_worker
         self._clock = clock
         self._space = space
         self._placing = Placing(machine or measure(), clock.monotonic)
@@ -179,6 +183,7 @@ class JobsActor(Actor):
     async def _poll(self) -> None:
         while True:
             self._look()
+            self._end_overdue()
             await self._clock.sleep(POLL_S)
 
     def _look(self) -> None:
@@ -389,6 +394,7 @@ class JobsActor(Actor):
             start_timeout_s=self.config.workers.start_timeout_s,
             heartbeat_interval_s=self.config.workers.heartbeat_interval_s,
             heartbeat_timeout_s=self.config.workers.heartbeat_timeout_s,
+            stall_timeout_s=self.config.workers.stall_timeout_s,
         )
         try:
             lease = Lease(
@@ -441,6 +447,7 @@ class JobsActor(Actor):
             return
         held.handed = True
         if held.stop is not None:
+            held.told_to_stop(self._clock.monotonic(), self.config.daemon.drain_timeout_s)
             await self.context.tell(name, held.stop)
 
     async def _stop_worker(self, name: str, stop: StopJob) -> None:
@@ -450,7 +457,24 @@ class JobsActor(Actor):
             return  # what was asked is recorded with the job, and done when its worker's end is
         held.stop = stop
         if held.handed:
+            held.told_to_stop(self._clock.monotonic(), self.config.daemon.drain_timeout_s)
             await self.context.tell(name, stop)
+
+    def _end_overdue(self) -> None:
+        """End the processes of workers that should have left and are still there: a loop that hangs reads no message."""
+        if self.trouble:
+            return  # they may have stopped, and only cannot say so
+        for name, held in self._held.items():
+            if held.is_overdue(self._clock.monotonic()):
+                held.was_ended = held.patience
+                log.warning(
+                    "a worker does not leave and is ended",
+                    worker=name,
+                    job=held.job_id,
+                    told=held.stop.why if held.stop is not None else None,
+                    reported=held.ended,
+                )
+                self.context.start_soon(self._end_worker, name)
 
     @handles(JobStarted)
     async def job_started(self, message: JobStarted) -> Done:
@@ -497,7 +521,7 @@ class JobsActor(Actor):
     def _ended(self, info: JobInfo) -> Done:
         held = self._held.get(worker_name(info.id, info.attempt))
         if held is not None:
-            held.ended = True
+            held.reported(self._clock.monotonic(), self.config.daemon.drain_timeout_s)
         self._announce(info)
         return Done()
 
@@ -524,6 +548,8 @@ class JobsActor(Actor):
 
     async def _record_end(self, held: Held, gone: Terminated) -> JobInfo:
         """What becomes of a job whose worker ended without a word about it."""
+        if held.stop is not None and (disobedience := held.disobedience):
+            return await self._store.stopped(held.job_id, held.generation, held.stop.why, disobedience)
         if self._draining:  # it ended with the daemon
             return await self._store.stopped(held.job_id, held.generation, "drain")
         if gone.status == EXIT_NO_FAULT:

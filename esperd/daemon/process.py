@@ -389,6 +389,7 @@ class _Daemon:
             metrics=self._metrics,
             start_worker=system.start,
             stop_workers=lambda: _stop_at_once(system, lambda actor: actor.name.startswith(WORKERS)),
+            end_worker=lambda name: _stop_at_once(system, lambda actor: actor.name == name),
             clock=self._clock,
             space=parts.space,
             machine=parts.machine,

@@ -109,6 +109,7 @@ class Office:
             metrics=Metrics(),
             start_worker=self.start_worker,
             stop_workers=lambda: _stop_at_once(self.system, lambda actor: actor.name.startswith("trainer/")),
+            end_worker=lambda name: _stop_at_once(self.system, lambda actor: actor.name == name),
             clock=SystemClock(),
         )
         return self.actor

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 
 Part = tuple[np.ndarray, np.ndarray]
@@ -14,6 +16,12 @@ def clouds(seed: int = 0, count: int = 480) -> Part:
     y = rng.integers(0, 3, size=count)
     x = centres[y] + rng.normal(size=(count, 12)) * 1.2
     return x.astype(np.float32), y
+
+
+def never() -> Part:
+    """Of a loader that waits for something that does not come."""
+    threading.Event().wait()
+    return clouds()
 
 
 def overlapping() -> dict[str, Part]:
