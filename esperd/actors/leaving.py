@@ -1,11 +1,21 @@
-"""The end of a process that imported torch."""
+"""The end of a process that imported torch, and of one that hangs."""
 
 from __future__ import annotations
 
 import atexit
+import faulthandler
 import os
+import signal
 import sys
 from typing import NoReturn
+
+WHERE_SIGNAL = signal.SIGUSR1
+"""Has a process print where its threads are. One that did not :func:`tell_where_it_hangs` dies of it, as it is to anyway."""
+
+
+def tell_where_it_hangs() -> None:
+    """From now on, print where every thread is, the main one last, when the daemon is about to end this process because it hangs."""
+    faulthandler.register(WHERE_SIGNAL)
 
 
 def leave(status: int) -> NoReturn:

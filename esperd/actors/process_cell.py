@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import time
 from collections.abc import Callable
 
@@ -16,6 +18,7 @@ from esperd.actors.dead_letters import Reason
 from esperd.actors.envelope import Envelope
 from esperd.actors.hub import Hub, Peer, Received
 from esperd.actors.incarnation import SUPERVISOR, Incarnation
+from esperd.actors.leaving import WHERE_SIGNAL
 from esperd.actors.observer import TOLD, kind_of, result_name
 from esperd.actors.outcome import error_reply
 from esperd.actors.process import WorkerProcess, describe_status, spawn
@@ -31,6 +34,8 @@ from esperd.messages.control import BreakerStatus, Heartbeat, Stop, Watch
 
 TERM_GRACE_S = 2.0
 """From SIGTERM to SIGKILL, after the actor's own grace has passed; chosen, not measured."""
+WHERE_S = 1.0
+"""What a process that hangs gets to print where its threads are, before it is killed; chosen, not measured."""
 MAX_ASKS = 1_024
 """Unanswered asks of one process; more are refused with ``busy``."""
 
@@ -234,11 +239,15 @@ class ProcessCell(Cell):
             now = activity(worker.pid)
             occupied = self._asks > 0 or (now is not None and now.runs)
             hung = stillness.look(peer.step, now.cpu_s if now is not None else None, occupied=occupied)
+        still_s = stillness.still_s
         at = "before its first step" if peer.step is None else f"at step {peer.step}"
         self._fault = (
-            f"hung {AND_KILLED}: it stood {at} for {stillness.still_s:g} s and used less than {SHARE:.0%} of a processor; where that "
+            f"hung {AND_KILLED}: it stood {at} for {still_s:g} s and used less than {SHARE:.0%} of a processor; where that "
             "is no fault, raise workers.stall_timeout_s (0: never)"
         )
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(peer.pid, WHERE_SIGNAL)
+            await self._post.clock.sleep(WHERE_S)
         worker.kill()
 
     async def _stop_when_asked(self, worker: WorkerProcess, peer: Peer) -> None:

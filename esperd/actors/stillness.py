@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 SHARE = 0.01
-"""Of one processor: who takes as much is at work. A worker that hangs takes a tenth of it for its heartbeats (measured: 0.07 to
-0.11 % on a busy core)."""
+"""Of one processor: who takes as much is at work. A hung trainer takes 0.07 % for its heartbeats, 0.4 % where its job has a limit
+of memory that it watches (measured over a minute, on a busy core)."""
 LOOK_S = 10.0
 """How often one looks, at most; chosen, not measured."""
 LOOKS = 10

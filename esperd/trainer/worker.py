@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager
 import structlog
 
 from esperd import tracing
-from esperd.actors.leaving import leave
+from esperd.actors.leaving import leave, tell_where_it_hangs
 from esperd.actors.threadlink import ThreadLink
 from esperd.config import Telemetry, load_config
 from esperd.errors import ConfigError, DaemonUnreachable, StoreFailed
@@ -42,6 +42,7 @@ def main() -> int:
     """
     config = load_config()
     configure_logging(config.daemon.log_level)
+    tell_where_it_hangs()
     desks: list[LinkDesk] = []
     link = ThreadLink(
         step=lambda: desks[0].step if desks else None,
