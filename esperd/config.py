@@ -35,7 +35,7 @@ class Daemon(Section, frozen=True, kw_only=True):
     runtime_directory: str = ""
     """Sockets. Empty: ``$RUNTIME_DIRECTORY``, else ``run`` under the state directory."""
     drain_timeout_s: Seconds = 30.0
-    """How long SIGTERM waits for workers to checkpoint before they are killed; they stay resumable."""
+    """How long SIGTERM, a pause and a cancellation wait for workers to stop before they are killed; they stay resumable."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 

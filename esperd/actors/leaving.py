@@ -14,7 +14,7 @@ WHERE_SIGNAL = signal.SIGUSR1
 
 
 def tell_where_it_hangs() -> None:
-    """From now on, print where every thread is, the main one last, when the daemon is about to end this process because it hangs."""
+    """From now on, print where every thread is, the main one last, when the daemon is about to end this process for it hangs."""
     faulthandler.register(WHERE_SIGNAL)
 
 

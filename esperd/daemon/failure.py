@@ -38,9 +38,12 @@ _TO_TRY: Mapping[str, str] = MappingProxyType(
 )
 _SIGNS: tuple[tuple[str, str], ...] = (
     (
-        r"hung and was killed|did not stop within",
-        "it did nothing: what does the job wait for that never comes? A deadlock, a mount, a server. Where it only takes that long, "
-        "raise workers.stall_timeout_s, or daemon.drain_timeout_s for one that was told to stop",
+        r"hung and was killed",
+        "it did nothing: the message ends with where it was; if it only waits for slow data, raise workers.stall_timeout_s",
+    ),
+    (
+        r"did not stop within",
+        "it hung, or its steps take longer than daemon.drain_timeout_s; `esper events --job ID` says when the last epoch ended",
     ),
     (
         r"SIGKILL|signal 9|out of memory|OutOfMemory|MemoryError",

@@ -64,7 +64,8 @@ class Held:
         """What is said of a worker that was ended because it did not stop when it was told to; empty: it was not."""
         if self.was_ended is None or self.ended or self.stop is None:
             return ""
+        where = "" if self.stop.why == "cancel" else "; the job goes on from its last checkpoint"
         return (
-            f"the worker did not stop within {self.was_ended.for_s:g} s after it was told to ({self.stop.why}), and its process was "
-            "ended: the job stands at its last checkpoint; where a step takes longer, raise daemon.drain_timeout_s"
+            f"the worker did not stop within {self.was_ended.for_s:g} s after it was told to ({self.stop.why}): its process was "
+            f"ended{where}; where a step takes longer, raise daemon.drain_timeout_s"
         )

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 
+import anyio
 import msgspec
 import pytest
 from daemon_jobs import QUICK, job
 from test_checkpoints import written
-from test_jobs_actor import office
+from test_jobs_actor import locked, office
 
 from esperd.config import Config, Daemon, Jobs, Workers
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.held import Held
+from esperd.daemon.jobs_actor import POLL_S
 from esperd.daemon.worker_processes import worker_name
 from esperd.errors import WorkerFailed
 from esperd.messages.failures import AnalyseFailure
 from esperd.messages.jobs import JobState, PauseJob, ResumeJob
 from esperd.messages.leases import JobStarted, JobStopped, StopJob
 from esperd.messages.telemetry import JobStateChanged
+from esperd.store import database
 from esperd.testing import first_event, running_daemon, until
 
 IMPATIENT = Config(
@@ -46,14 +49,14 @@ async def test_a_hung_job_is_cancelled_and_makes_room_for_another_which_hangs_un
             assert "samples.py" in dead.error.message, "it told where it hung"
             found = await other.failure()
             assert [attempt.ended for attempt in found.attempts] == ["lost"]
-            assert found.advice[0].startswith("it did nothing")
+            assert "workers.stall_timeout_s" in found.advice[0]
 
 
 @contextlib.asynccontextmanager
-async def impatient_office(directory):
+async def impatient_office(directory, drain_timeout_s=0.2):
     """Workers that hang: they take a lease and never report."""
     async with office(directory) as here:
-        here.config = msgspec.structs.replace(QUICK, daemon=Daemon(drain_timeout_s=0.2))
+        here.config = msgspec.structs.replace(QUICK, daemon=Daemon(drain_timeout_s=drain_timeout_s))
         await here.open()
         job_id = await here.submit()
         await here.leased(job_id, 1)
@@ -87,6 +90,23 @@ async def test_a_pause_that_a_hung_worker_does_not_hear_pauses_the_job_at_its_la
         found = await here.ask(AnalyseFailure(id=job_id))
         assert {attempt.ended for attempt in found.attempts[:-1]} == {"stopped"}
         assert "daemon.drain_timeout_s" in found.advice[0]
+
+
+@pytest.mark.asyncio
+async def test_nobody_is_ended_while_the_store_fails_and_cannot_take_the_word_of_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_TIMEOUT_MS", 20)
+    async with impatient_office(tmp_path, drain_timeout_s=1.0) as (here, job_id):
+        await here.ask(PauseJob(id=job_id))
+        held = here.actor._held[worker_name(job_id, 1)]
+        with locked(tmp_path):
+
+            async def overdue():
+                return here.actor.trouble != "" and held.is_overdue(here.actor._clock.monotonic())
+
+            await until(overdue)
+            await anyio.sleep(2 * POLL_S)
+            assert held.was_ended is None
+        await here.becomes(job_id, JobState.PAUSED)
 
 
 @pytest.mark.asyncio
