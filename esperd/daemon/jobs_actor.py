@@ -475,24 +475,19 @@ class JobsActor(Actor):
     @handles(JobSucceeded)
     async def job_succeeded(self, message: JobSucceeded) -> Done:
         """Report and model are in the store."""
-        await self._store.measured(message.job_id, message.peak)
-        info = await self._store.succeeded(message.job_id, message.generation, message.epoch, message.artifacts)
+        info = await self._store.succeeded(message.job_id, message.generation, message.epoch, message.artifacts, message.peak)
         return self._ended(info)
 
     @handles(JobStopped)
     async def job_stopped(self, message: JobStopped) -> Done:
         """The worker stopped as it was asked to."""
-        await self._store.measured(message.job_id, message.peak)
-        return self._ended(await self._store.stopped(message.job_id, message.generation, message.why))
+        return self._ended(await self._store.stopped(message.job_id, message.generation, message.why, message.peak))
 
     @handles(JobBroken)
     async def job_broken(self, message: JobBroken) -> Done:
         """The job cannot succeed; where memory ran out, it may with less."""
-        if message.error.code == OutOfMemory.code:
-            await self._store.measured(message.job_id, message.peak)
-            return self._ended(await self._store.out_of_memory(message.job_id, message.generation, message.error))
-        await self._store.measured(message.job_id, message.peak)
-        return self._ended(await self._store.broken(message.job_id, message.generation, message.error))
+        ends = self._store.out_of_memory if message.error.code == OutOfMemory.code else self._store.broken
+        return self._ended(await ends(message.job_id, message.generation, message.error, message.peak))
 
     def _ended(self, info: JobInfo) -> Done:
         held = self._held.get(worker_name(info.id, info.attempt))
