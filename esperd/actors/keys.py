@@ -122,8 +122,9 @@ def open_pair(path: Path) -> KeyPair:
     Raises:
         ConfigError: as :func:`read_pair`.
     """
-    with contextlib.suppress(Conflict):
-        return create_pair(path)
+    if not path.exists():  # what is there is read on a disk that takes nothing, too
+        with contextlib.suppress(Conflict):
+            return create_pair(path)
     return read_pair(path)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -13,9 +12,6 @@ from esperd.cli.database import db
 from esperd.cli.exit_codes import run
 from esperd.cli.options import Options, output_options
 from esperd.cli.service import install_service
-
-if TYPE_CHECKING:
-    from esperd.config import Config
 
 _options = click.make_pass_decorator(Options)
 
@@ -35,8 +31,9 @@ def run_command(config_file: Path | None, state_dir: Path | None) -> int:
     """Run the daemon in the foreground until SIGTERM or Ctrl-C. A second signal stops it at once; jobs stay resumable."""
     config = load(config_file, state_dir)
     from esperd.daemon.process import run_daemon
+    from esperd.daemon.startable import require_startable
 
-    return run_daemon(config, lambda: _checked(load(config_file, state_dir)))
+    return run_daemon(config, lambda: require_startable(load(config_file, state_dir)))
 
 
 @esperd.group()
@@ -53,29 +50,14 @@ def config() -> None:
 def check_config(options: Options, config_file: Path | None, state_dir: Path | None) -> None:
     """Say whether the configuration is right. Exit code 2 when it is not."""
     from esperd.cli.output import Output
+    from esperd.daemon.startable import require_startable
 
-    _checked(load(config_file, state_dir))
+    require_startable(load(config_file, state_dir))
     output = Output(options)
     if output.as_json:
         output.json({"ok": True, "config": str(config_file) if config_file else None})
     else:
         output.line(f"{config_file or 'configuration'} is right")
-
-
-def _checked(config: Config) -> Config:
-    """A configuration that a daemon could start with, as far as it can be told without starting one.
-
-    Raises:
-        ConfigError: a socket's path is too long, or ``[network]`` asks for what is refused.
-    """
-    from esperd.config import endpoint
-    from esperd.daemon.remote import endpoints
-
-    for name in ("control", "workers", "events"):
-        endpoint(config.runtime_directory, name)
-    if config.network.listen:
-        endpoints(config.network)
-    return config
 
 
 @config.command(name="show")

@@ -97,6 +97,8 @@ DONE_FOR_GOOD = frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
 BUSY_RETRY_AFTER_S = 5.0
 """When a refused submission may try again; chosen, not measured."""
 
+UNMEASURED = Peak()
+"""What is known of the memory of a worker that measured none."""
 
 Lacking = Callable[[str, Job, usage.Usage], str]
 """Id, job and what it is expected to take → what it waits for; empty: it fits."""
@@ -350,8 +352,17 @@ class JobStore:
 
         return await self._database.write(transaction)
 
-    async def succeeded(self, job_id: str, generation: int, epoch: int, artifacts: Sequence[Artifact]) -> JobInfo:
+    async def succeeded(
+        self, job_id: str, generation: int, epoch: int, artifacts: Sequence[Artifact], peak: Peak = UNMEASURED
+    ) -> JobInfo:
         """The job is done; its artifacts become visible with its end.
+
+        Args:
+            job_id: of the job.
+            generation: of the lease.
+            epoch: the last one.
+            artifacts: their blobs must be on disk already.
+            peak: the most memory that its worker held.
 
         Raises:
             Conflict: when the lease has ended.
@@ -369,10 +380,16 @@ class JobStore:
                 ],
             )
 
-        return await self._step(job_id, Succeeded(generation), record)
+        return await self._step(job_id, Succeeded(generation), record, peak)
 
     async def stopped(
-        self, job_id: str, generation: int, why: Literal["pause", "cancel", "drain"], disobedience: str = ""
+        self,
+        job_id: str,
+        generation: int,
+        why: Literal["pause", "cancel", "drain"],
+        peak: Peak = UNMEASURED,
+        *,
+        disobedience: str = "",
     ) -> JobInfo:
         """The worker stopped as it was told to: the job goes where the user wants it, else back to the queue.
 
@@ -380,6 +397,7 @@ class JobStore:
             job_id: of the job.
             generation: of the lease.
             why: what it was told.
+            peak: the most memory that it held.
             disobedience: why its process had to be ended instead; recorded as the attempt's error. No attempt is spent.
 
         Raises:
@@ -387,16 +405,16 @@ class JobStore:
             JobNotFound: when there is no such job.
         """
         error = _record_error(JobError(code=WorkerFailed.code, message=disobedience)) if disobedience else None
-        return await self._step(job_id, Stopped(generation, why), error)
+        return await self._step(job_id, Stopped(generation, why), error, peak)
 
-    async def broken(self, job_id: str, generation: int, error: JobError) -> JobInfo:
-        """The job cannot succeed.
+    async def broken(self, job_id: str, generation: int, error: JobError, peak: Peak = UNMEASURED) -> JobInfo:
+        """The job cannot succeed. ``peak`` is the most memory that its worker held.
 
         Raises:
             Conflict: when the lease has ended.
             JobNotFound: when there is no such job.
         """
-        return await self._step(job_id, Broken(generation), _record_error(error))
+        return await self._step(job_id, Broken(generation), _record_error(error), peak)
 
     async def worker_lost(self, job_id: str, generation: int, reason: str) -> JobInfo:
         """The worker died or fell silent: the job waits for another attempt, or is dead after the last one.
@@ -408,9 +426,9 @@ class JobStore:
         error = JobError(code=WorkerFailed.code, message=reason)
         return await self._step(job_id, WorkerLost(generation, self._clock()), _record_error(error))
 
-    async def out_of_memory(self, job_id: str, generation: int, error: JobError) -> JobInfo:
+    async def out_of_memory(self, job_id: str, generation: int, error: JobError, peak: Peak = UNMEASURED) -> JobInfo:
         """Its worker's memory ran out: the job is tried again with batches in smaller pieces where it allows that, and has failed
-        where it does not, or they cannot be smaller.
+        where it does not, or they cannot be smaller. ``peak`` is the most memory that the worker held.
 
         Raises:
             Conflict: when the lease has ended.
@@ -422,25 +440,13 @@ class JobStore:
             row = row_of(connection, job_id)
             job = info_of(row).job
             check_lease(standing_of(row), generation)
+            _record_peak(connection, row, peak)
             smaller = usage.halve(connection, job_id, job) if job.resources.smaller_retry else None
             self._advance(connection, row, Broken(generation) if smaller is None else WorkerLost(generation, now))
             _record_error(error)(connection, row)
             return info_of(row_of(connection, job_id))
 
         return await self._database.write(transaction)
-
-    async def measured(self, job_id: str, peak: Peak) -> None:
-        """Remember how much memory a worker of a job held at most.
-
-        Raises:
-            JobNotFound: when there is no such job.
-        """
-
-        def transaction(connection: sqlite3.Connection) -> None:
-            usage.record(connection, job_id, info_of(row_of(connection, job_id)).job, peak)
-
-        if peak != Peak():
-            await self._database.write(transaction)
 
     async def worker_left(self, job_id: str, generation: int) -> JobInfo:
         """The worker gave up through no fault of the job: it waits ``backoff_s`` for another one, and no attempt is spent.
@@ -515,15 +521,20 @@ class JobStore:
         return await self._database.write(transaction)
 
     async def _step(
-        self, job_id: str, event: JobEvent, record: Callable[[sqlite3.Connection, sqlite3.Row], None] | None = None
+        self,
+        job_id: str,
+        event: JobEvent,
+        record: Callable[[sqlite3.Connection, sqlite3.Row], None] | None = None,
+        peak: Peak = UNMEASURED,
     ) -> JobInfo:
-        """One event, and what is recorded with it, in one transaction."""
+        """One event, and what is recorded with it, in one transaction: an event of a lease that has ended records nothing."""
 
         def transaction(connection: sqlite3.Connection) -> JobInfo:
             row = row_of(connection, job_id)
             self._advance(connection, row, event)
             if record is not None:
                 record(connection, row)
+            _record_peak(connection, row, peak)
             return info_of(row_of(connection, job_id))
 
         return await self._database.write(transaction)
@@ -585,6 +596,11 @@ def _digest(job: Job) -> tuple[bytes, str]:
     """A job's bytes in the store, and their hash."""
     payload = msgspec.msgpack.encode(job, order="deterministic")
     return payload, hashlib.sha256(payload).hexdigest()
+
+
+def _record_peak(connection: sqlite3.Connection, row: sqlite3.Row, peak: Peak) -> None:
+    if peak != UNMEASURED:
+        usage.record(connection, row["id"], info_of(row).job, peak)
 
 
 def _record_error(error: JobError) -> Callable[[sqlite3.Connection, sqlite3.Row], None]:

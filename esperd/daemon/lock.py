@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from esperd.errors import StateDirectoryLocked, StateDirectoryUnusable
+from esperd.errors import StateDirectoryLocked, StateDirectoryUnusable, StoreFailed
+from esperd.store.refusal import refusal_of
 
 LOCK_FILE = "daemon.lock"
 RUNTIME_LOCK_FILE = "runtime.lock"
@@ -23,6 +25,7 @@ def prepare_state_directory(path: Path) -> None:
 
     Raises:
         StateDirectoryUnusable: it cannot be created or written, or belongs to somebody else.
+        StoreFailed: the disk refuses: there is no room on it, or it fails.
     """
     option = "daemon.state_directory or --state-dir"
     _require_ours(path, _writable(path, option), option)
@@ -34,6 +37,7 @@ def prepare_runtime_directory(path: Path) -> None:
 
     Raises:
         StateDirectoryUnusable: it cannot be created or written, belongs to somebody else, or others may write it.
+        StoreFailed: the disk refuses: there is no room on it, or it fails.
     """
     option = "daemon.runtime_directory"
     found = _writable(path, option)
@@ -66,7 +70,16 @@ def _require_ours(path: Path, found: os.stat_result, option: str) -> None:
         )
 
 
-def _unusable(path: Path, error: OSError, option: str) -> StateDirectoryUnusable:
+def _unusable(path: Path, error: OSError, option: str) -> StateDirectoryUnusable | StoreFailed:
+    if refusal_of(error) is not None:
+        # No mistake in a configuration: it may pass, and a service manager is to try again.
+        sandbox = ", let the service write it (ReadWritePaths=)" if error.errno == errno.EROFS else ""
+        return StoreFailed(
+            f"{path} cannot be written, the disk refuses: {error.strerror}; free or mend it{sandbox}, or choose another with"
+            f" {option}",
+            path=str(path),
+            errno=errno.errorcode.get(error.errno or 0, "unknown"),
+        )
     return StateDirectoryUnusable(f"{path} cannot be written: {error.strerror}; choose another with {option}", path=str(path))
 
 
@@ -77,6 +90,7 @@ def locked(state_directory: Path, runtime_directory: Path) -> Iterator[None]:
     Raises:
         StateDirectoryLocked: a live daemon holds one of them; names its process id.
         StateDirectoryUnusable: a lock file cannot be opened.
+        StoreFailed: the disk refuses one.
     """
     with (
         _held(state_directory, LOCK_FILE, "daemon.state_directory or --state-dir"),
@@ -92,6 +106,7 @@ def state_locked(state_directory: Path) -> Iterator[None]:
     Raises:
         StateDirectoryLocked: a live daemon holds it; names its process id.
         StateDirectoryUnusable: the lock file cannot be opened.
+        StoreFailed: the disk refuses it.
     """
     with _held(state_directory, LOCK_FILE, "--state-dir"):
         yield
@@ -113,8 +128,11 @@ def _held(directory: Path, name: str, option: str) -> Iterator[None]:
                 path=str(directory),
                 pid=owner,
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            raise _unusable(directory / name, error, option) from error
         yield
     finally:
         os.close(descriptor)

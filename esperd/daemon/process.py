@@ -47,6 +47,7 @@ from esperd.daemon.remote import RemoteDoor, client_limits
 from esperd.daemon.retention import Retention
 from esperd.daemon.service import SIGNALS, Service
 from esperd.daemon.space import Level, Space
+from esperd.daemon.startable import SOCKETS, require_startable
 from esperd.daemon.state import open_databases
 from esperd.daemon.status import DaemonStatus, status_of
 from esperd.daemon.steady_time import SteadyTime
@@ -132,7 +133,8 @@ def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -
     Raises:
         StateDirectoryLocked: a live daemon owns the state or the runtime directory.
         StateDirectoryUnusable: a directory cannot be written, belongs to somebody else, or would let others at the sockets.
-        ConfigError: a socket path is too long, the HTTP address is taken, or traces cannot be sent as configured.
+        StoreFailed: the disk refuses, or a database cannot be opened.
+        ConfigError: see :func:`require_startable`; or an address is taken.
     """
     configure_logging(config.daemon.log_level)
     faulthandler.enable()  # a watchdog that was not fed sends SIGABRT: the log then holds where every thread was
@@ -140,7 +142,7 @@ def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -
     open_as_many_files_as_allowed()
     with contextlib.closing(Notifier.from_environment(os.environ, os.getpid())) as notifier:
         try:
-            tracing.require_collector(config.telemetry.otlp_endpoint)
+            require_startable(config)
             prepare_state_directory(config.state_directory)
             prepare_runtime_directory(config.runtime_directory)
             with (
@@ -249,7 +251,7 @@ class _Daemon:
 
     async def _serve(self, listening: socket.socket, signals: AsyncIterator[signal.Signals]) -> int:
         config = self._config
-        control, workers, events = (endpoint(config.runtime_directory, name) for name in ("control", "workers", "events"))
+        control, workers, events = (endpoint(config.runtime_directory, name) for name in SOCKETS)
         self._report_plugins()
         async with contextlib.AsyncExitStack() as stack:
             publisher = await stack.enter_async_context(Publisher(events))

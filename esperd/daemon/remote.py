@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -16,15 +16,16 @@ import zmq
 
 from esperd.actors.clock import Clock
 from esperd.actors.curve import Gate, ServerSecurity
-from esperd.actors.keys import AllowList, open_pair
+from esperd.actors.keys import AllowList, open_pair, read_pair
 from esperd.actors.limits import ClientLimits, TokenBucket, Turnstile
 from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.tasks import open_task_group
 from esperd.config import Config, Network
-from esperd.errors import ConfigError
+from esperd.errors import ConfigError, StoreFailed
 from esperd.messages.base import Message, Reply
 from esperd.messages.control import Hello, Welcome
+from esperd.store.refusal import refusal_of
 from esperd.telemetry.metrics import Metrics
 
 REVOKED_LOOK_S = 0.5
@@ -74,6 +75,48 @@ def endpoints(network: Network) -> tuple[str, str]:
     return network.listen, events
 
 
+def require_network(config: Config) -> None:
+    """Refuse what ``[network]`` may not ask for; it may ask for nothing.
+
+    Raises:
+        ConfigError: see :func:`endpoints`; or it listens beyond loopback and nobody is allowed, or the daemon's own key cannot
+            be used.
+        StoreFailed: when the allow-list cannot be read, or the disk does not give that key.
+    """
+    network, state = config.network, config.state_directory
+    if not network.listen:
+        return
+    endpoints(network)
+    if not network.curve:
+        return
+    allowed = allow_list(state)
+    try:
+        names = allowed.names()
+        has_key = server_key_file(state).exists()
+    except OSError as error:
+        raise StoreFailed(f"{allowed.directory} cannot be read: {error.strerror}", path=str(allowed.directory)) from error
+    if not names and not _is_loopback(urlsplit(network.listen).hostname or ""):
+        raise ConfigError(
+            f"network.listen = {network.listen!r} is beyond loopback, and nobody is allowed; first: "
+            f"esper keys allow NAME KEY --state-dir {state}",
+            key="network.listen",
+        )
+    if has_key:
+        with _telling_a_disk_that_refuses():
+            read_pair(server_key_file(state))
+
+
+@contextlib.contextmanager
+def _telling_a_disk_that_refuses() -> Iterator[None]:
+    """A key that the disk does not give or take is no mistake in a configuration, and may be tried again."""
+    try:
+        yield
+    except ConfigError as error:
+        if isinstance(error.__cause__, OSError) and refusal_of(error.__cause__) is not None:
+            raise StoreFailed(error.message, **error.fields) from error
+        raise
+
+
 def _address(endpoint: str, key: str) -> SplitResult:
     url = urlsplit(endpoint)
     try:
@@ -119,7 +162,8 @@ class RemoteDoor:
         """Serve events, and know who may connect, for the length of the block.
 
         Raises:
-            ConfigError: when ``[network]`` asks for what is refused, the allow-list is empty, or a port is taken.
+            ConfigError: see :func:`require_network`; or a port is taken.
+            StoreFailed: when the allow-list cannot be read, or the disk refuses.
         """
         network = self._config.network
         if not network.listen:
@@ -138,15 +182,11 @@ class RemoteDoor:
                     tasks.cancel_scope.cancel()
 
     def _open_security(self) -> ServerSecurity:
+        require_network(self._config)
         state = self._config.state_directory
         allowed = allow_list(state)
-        if not allowed.names() and not _is_loopback(urlsplit(self._config.network.listen).hostname or ""):
-            raise ConfigError(
-                f"network.listen = {self._config.network.listen!r} is beyond loopback, and nobody is allowed; first: "
-                f"esper keys allow NAME KEY --state-dir {state}",
-                key="network.listen",
-            )
-        keys = open_pair(server_key_file(state))
+        with _telling_a_disk_that_refuses():
+            keys = open_pair(server_key_file(state))
         log.info("clients need keys", server_key=keys.public.hex(), allowed=len(allowed.names()))
         return ServerSecurity(keys, allowed, self.refused)
 

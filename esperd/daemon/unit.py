@@ -16,6 +16,8 @@ NOTIFY_RELOAD_SINCE = 253
 """First systemd that knows ``Type=notify-reload``."""
 WATCHDOG_S = 60
 """How long the daemon may show no sign of life; chosen, not measured: longer than a commit on a disk that is busy."""
+RESTART_S = 10
+"""Between two starts, however many there are: a start that is refused takes a core about a second. Chosen, not measured."""
 STOP_MARGIN_S = 30.0
 """Beyond the drain: workers that did not end are killed, databases are closed. Chosen, not measured."""
 _MARK = "# Written by esperd; the SHA-256 of all that follows is "
@@ -28,7 +30,7 @@ class Unit:
     Args:
         scope: whose service manager.
         command: that starts ``esperd``, as absolute paths.
-        arguments: of ``esperd run`` and ``esperd config check``.
+        arguments: of ``esperd run``.
         drain_timeout_s: in force.
         systemd: version; None where there is none to ask.
         run_as: user of a system service; None: whoever the manager belongs to.
@@ -56,8 +58,8 @@ class Unit:
             "[Unit]",
             "Description=esperd, grows neural networks while they train",
             *system,
-            "StartLimitIntervalSec=300",
-            "StartLimitBurst=5",
+            # A disk that fails may be mended in a minute or in a week: the manager may not have given up by then.
+            "StartLimitIntervalSec=0",
             "",
         ]
 
@@ -66,7 +68,6 @@ class Unit:
             "[Service]",
             *self._type(),
             "NotifyAccess=main",
-            f"ExecStartPre={_words([*self.command, 'config', 'check', *self.arguments])}",
             f"ExecStart={_words([*self.command, 'run', *self.arguments])}",
             f"WatchdogSec={WATCHDOG_S}",
             "TimeoutStartSec=120",
@@ -74,8 +75,9 @@ class Unit:
             # The daemon drains at SIGTERM and stops its workers itself; what is left after that is killed.
             "KillMode=mixed",
             "Restart=on-failure",
-            "RestartSec=2",
-            # A wrong configuration does not become right by itself.
+            f"RestartSec={RESTART_S}",
+            # A wrong configuration does not become right by itself. `esperd run` checks it before it touches anything; the exit
+            # code of an ExecStartPre= would prevent nothing.
             "RestartPreventExitStatus=2",
             "UMask=0077",
             *([f"User={self.run_as}"] if self.run_as else []),

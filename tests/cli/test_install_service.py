@@ -12,6 +12,7 @@ from esperd.cli.daemon import esperd
 from esperd.cli.exit_codes import run
 from esperd.config import load_config
 from esperd.daemon.unit import Unit, is_edited
+from esperd.errors import ConfigError, StateDirectoryUnusable, StoreFailed
 
 
 def unit(**changes):
@@ -30,7 +31,6 @@ def test_the_unit_outlasts_a_drain_and_lets_the_daemon_write_its_directories_onl
     for line in (
         "Type=notify-reload",
         "NotifyAccess=main",
-        "ExecStartPre=/opt/venv/bin/esperd config check",
         "ExecStart=/opt/venv/bin/esperd run",
         "TimeoutStopSec=120",
         "KillMode=mixed",
@@ -44,6 +44,17 @@ def test_the_unit_outlasts_a_drain_and_lets_the_daemon_write_its_directories_onl
     ):
         assert line in lines
     assert not any(line.startswith("ReadWritePaths") for line in lines)
+
+
+def test_a_service_that_failed_is_started_again_for_ever_but_for_a_wrong_configuration():
+    lines = unit().text().splitlines()
+    # Without a limit, so that a disk that was mended after a week finds a manager that still tries; with a pause, so that it may.
+    assert {"Restart=on-failure", "StartLimitIntervalSec=0", "RestartSec=10"} <= set(lines)
+    prevents = {line for line in lines if line.startswith("RestartPreventExitStatus")}
+    assert prevents == {f"RestartPreventExitStatus={ConfigError.exit_status}"}
+    assert StateDirectoryUnusable.exit_status == ConfigError.exit_status != StoreFailed.exit_status
+    # Its exit code would not count: RestartPreventExitStatus= looks at the main process alone.
+    assert not any(line.startswith("ExecStartPre") for line in lines)
 
 
 def test_an_older_systemd_is_told_how_to_reload():

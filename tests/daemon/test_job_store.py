@@ -21,6 +21,7 @@ from esperd.messages.jobs import (
     Job,
     JobError,
     JobState,
+    Peak,
 )
 from esperd.messages.leases import StopJob
 from esperd.store.database import Database
@@ -147,18 +148,27 @@ async def test_a_stale_worker_changes_nothing(tmp_path):
         await store.lease(0.0)
         await store.started(job_id, 2)
         before = await store.get(job_id)
+        huge, error = Peak(memory_bytes=2**50, gpu_bytes=2**50), JobError(code="error", message="stale")
         for write in (
             store.started(job_id, 1),
             store.checkpoint(job_id, 1, "d" * 64, 9),
-            store.succeeded(job_id, 1, 9, (MODEL,)),
-            store.stopped(job_id, 1, "cancel"),
-            store.broken(job_id, 1, JobError(code="error", message="stale")),
+            store.succeeded(job_id, 1, 9, (MODEL,), huge),
+            store.stopped(job_id, 1, "cancel", huge),
+            store.broken(job_id, 1, error, huge),
+            store.out_of_memory(job_id, 1, error, huge),
             store.worker_lost(job_id, 1, "stale"),
         ):
             with pytest.raises(Conflict, match="lease 1 of the job has ended"):
                 await write
         assert await store.get(job_id) == before
         assert await store.artifacts(job_id) == ()
+        # Nor what jobs like it are expected to take; a worker that holds the lease does.
+        peak = Peak(memory_bytes=2**30, gpu_bytes=2**20)
+        assert (await store.stopped(job_id, 2, "pause", peak)).peak == peak
+        await store.submit(job(), "another")
+        expected = []
+        await store.lease(0.0, lacking=lambda _id, _job, usage: expected.append(usage) or "memory")
+        assert [(each.peak_memory_bytes, each.peak_gpu_bytes) for each in expected] == [(peak.memory_bytes, peak.gpu_bytes)]
 
 
 @pytest.mark.asyncio

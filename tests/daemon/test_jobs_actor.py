@@ -16,7 +16,7 @@ from esperd.actors.actor import Actor, handles
 from esperd.actors.clock import SystemClock
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
-from esperd.daemon import job_store
+from esperd.daemon import artifacts, job_store
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import JobsActor
@@ -26,7 +26,9 @@ from esperd.errors import Busy, StoreFailed
 from esperd.messages.base import Done
 from esperd.messages.control import ActorState, Terminated
 from esperd.messages.jobs import (
+    Artifact,
     CancelJob,
+    FetchArtifact,
     GetJob,
     Job,
     JobState,
@@ -38,6 +40,7 @@ from esperd.messages.leases import (
     DrainJobs,
     JobStarted,
     JobStopped,
+    JobSucceeded,
     Lease,
     StopJob,
 )
@@ -46,6 +49,7 @@ from esperd.plugins import load_plugins
 from esperd.store import database
 from esperd.store.blobs import Blobs
 from esperd.store.database import Database
+from esperd.store.filesystem import RealFilesystem
 from esperd.telemetry.metrics import Metrics
 from esperd.testing import process_id, until
 
@@ -283,3 +287,33 @@ async def test_a_resubmission_of_what_was_acknowledged_is_answered_whatever_has_
         assert (again.id, again.duplicate) == (first.id, True)
         with pytest.raises(Busy):
             await here.system.ask("jobs", SubmitJob(job=JOB, idempotency_key="another"))
+
+
+@pytest.mark.asyncio
+async def test_an_artifact_is_verified_once_before_its_first_piece_and_a_damaged_one_is_set_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "CHUNK_BYTES", 1000)
+    reads, read = [], RealFilesystem.read
+    monkeypatch.setattr(RealFilesystem, "read", lambda disk, *asked: reads.append(asked) or read(disk, *asked))
+    content = bytes(range(100)) * 100
+    async with office(tmp_path) as here:
+        await here.open()
+        blobs = Blobs(tmp_path / "blobs")
+        sha256 = blobs.put(content)
+        job_id = await here.submit()
+        await here.leased(job_id, 1)
+        await here.ask(JobStarted(job_id=job_id, generation=1))
+        model = Artifact(name="model.safetensors", sha256=sha256, size_bytes=len(content))
+        await here.ask(JobSucceeded(job_id=job_id, generation=1, epoch=1, artifacts=(model,)))
+        reads.clear()
+        asked = [FetchArtifact(id=job_id, name=model.name, offset=offset) for offset in range(0, len(content), 1000)]
+        assert b"".join([(await here.ask(each)).data for each in asked]) == content
+        assert len(reads) == len(asked) + 2  # the bytes, and the end that follows them
+
+        blobs.path(sha256).write_bytes(b"x" + content[1:])
+        with pytest.raises(StoreFailed, match=f"{model.name} of job {job_id} is damaged, .* moved to .*/quarantine/{sha256}"):
+            await here.ask(asked[0])
+        assert [name.partition(".")[0] for name in blobs.quarantined()] == [sha256]
+        assert not blobs.contains(sha256)
+        with pytest.raises(StoreFailed, match="run it again, or restore a backup"):
+            await here.ask(asked[0])
+        assert here.restarts() == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
 from esperd.daemon.lock import locked, prepare_runtime_directory, prepare_state_directory
-from esperd.errors import StateDirectoryLocked, StateDirectoryUnusable
+from esperd.errors import StateDirectoryLocked, StateDirectoryUnusable, StoreFailed
 
 PREPARE = {"daemon.state_directory": prepare_state_directory, "daemon.runtime_directory": prepare_runtime_directory}
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to somebody else")
@@ -72,3 +74,16 @@ def test_a_lock_file_that_cannot_be_opened_is_named(directories):
         locked(directories / "state", directories / "run"),
     ):
         pass
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO, errno.ENOSPC, errno.EDQUOT])
+@pytest.mark.parametrize("call", ["touch", "ftruncate"])
+def test_a_disk_that_refuses_is_no_wrong_configuration(directories, monkeypatch, code, call):
+    def refuse(*_asked, **_named):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path if call == "touch" else os, call, refuse)
+    with pytest.raises(StoreFailed, match=f"the disk refuses: {os.strerror(code)}") as refused:  # noqa: SIM117 - one of the two raises
+        with locked(directories / "state", directories / "run"):
+            prepare_state_directory(directories / "state")
+    assert (refused.value.exit_status, refused.value.fields["errno"]) == (1, errno.errorcode[code])

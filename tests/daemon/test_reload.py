@@ -8,10 +8,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from esperd.actors.keys import new_pair
 from esperd.cli.daemon import esperd
 from esperd.cli.exit_codes import run
 from esperd.config import Cache, Config, Daemon, Jobs, Plugins, Retention
 from esperd.daemon.reload import LIVE, compare, flat
+from esperd.daemon.remote import allow_list, server_key_file
 from esperd.errors import ConfigError
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/service.md").read_text(encoding="utf-8")
@@ -83,15 +85,41 @@ def test_every_key_that_changes_applies_at_once_or_is_named_and_stays_as_it_was(
         assert key in found.note
 
 
-def test_a_network_that_the_next_start_would_refuse_fails_the_check_and_the_reload(tmp_path, monkeypatch, capsys):
-    read_again = []
-    monkeypatch.setattr("esperd.daemon.process.run_daemon", lambda _config, again: read_again.append(again) or 0)
-    file = tmp_path / "esperd.toml"
-    file.write_text("")
-    assert run(esperd, ["run", "--config", str(file)]) == 0
-    assert read_again[0]() == Config()
-    file.write_text('[network]\nlisten = "tcp://0.0.0.0:7412"\ncurve = false\n')
-    with pytest.raises(ConfigError, match=r"network.listen = .* is beyond loopback"):
-        read_again[0]()
-    assert run(esperd, ["config", "check", "--config", str(file)]) == 2
-    assert "network.listen" in capsys.readouterr().err
+@pytest.fixture
+def read_again(tmp_path, monkeypatch):
+    """What SIGHUP calls in a daemon that runs with ``esperd.toml``."""
+    readers = []
+    monkeypatch.setattr("esperd.daemon.process.run_daemon", lambda _config, again: readers.append(again) or 0)
+    (tmp_path / "esperd.toml").write_text("")
+    assert run(esperd, ["run", "--config", str(tmp_path / "esperd.toml"), "--state-dir", str(tmp_path / "state")]) == 0
+    return readers[0]
+
+
+STRANGERS = '[network]\nlisten = "tcp://0.0.0.0:7412"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (STRANGERS + "curve = false\n", r"network.listen = .* is beyond loopback"),
+        (STRANGERS, r"network.listen = .* nobody is allowed; first: esper keys allow NAME KEY --state-dir .*state"),
+        ('[telemetry]\notlp_endpoint = "127.0.0.1:4318"\n', r"telemetry.otlp_endpoint is '127.0.0.1:4318'.* no HTTP address"),
+        (f'[daemon]\nruntime_directory = "/{"r" * 120}"\n', r"set daemon.runtime_directory to a shorter one"),
+    ],
+)
+def test_a_network_that_the_next_start_would_refuse_fails_the_check_and_the_reload(read_again, tmp_path, capsys, text, told):
+    file, state = tmp_path / "esperd.toml", tmp_path / "state"
+    assert read_again().state_directory == state
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        read_again()
+    assert run(esperd, ["config", "check", "--config", str(file), "--state-dir", str(state)]) == 2
+    assert re.search(told, capsys.readouterr().err)
+    assert not state.exists()  # nothing was touched
+    if text == STRANGERS:
+        allow_list(state).allow("me", new_pair().public)
+        assert read_again().network.listen
+        server_key_file(state).write_text("spoilt")
+        server_key_file(state).chmod(0o600)
+        with pytest.raises(ConfigError, match="holds no secret key"):
+            read_again()

@@ -120,8 +120,7 @@ async def test_a_job_out_of_memory_is_tried_in_smaller_pieces_where_it_allows_th
             submitted = await store.submit(asking(smaller_retry=allows), key)
             leased = await store.lease(1e6)
             assert leased.info.id == submitted.info.id
-            await store.measured(leased.info.id, Peak(memory_bytes=7 * GIB))
-            info = await store.out_of_memory(leased.info.id, leased.generation, STARVED)
+            info = await store.out_of_memory(leased.info.id, leased.generation, STARVED, Peak(memory_bytes=7 * GIB))
             assert info.peak == Peak(memory_bytes=7 * GIB)
             assert (info.state, info.pieces) == ((JobState.QUEUED, 2) if allows else (JobState.FAILED, 1))
             assert info.error == STARVED

@@ -20,7 +20,7 @@ from daemon_jobs import QUICK, job
 from esperd.config import Storage
 from esperd.daemon.process import SPACE_LOOK_S
 from esperd.daemon.space import RESERVE_FILE, Level, Space, next_level
-from esperd.errors import ReadOnly
+from esperd.errors import ConfigError, ReadOnly, StoreFailed
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import EpochCompleted
 from esperd.store.filesystem import RealFilesystem
@@ -261,3 +261,16 @@ async def test_on_a_disk_that_fails_the_daemon_is_read_only_says_so_and_feeds_no
 
                 await until(fed)
                 await until(takes_work)
+
+
+def test_a_daemon_on_a_disk_that_was_mounted_read_only_ends_as_one_that_may_be_started_again_and_is_when_it_is_mended(tmpfs):
+    config = msgspec.structs.replace(QUICK, storage=Storage(min_free_bytes=2**20, reserve_bytes=2**20))
+    with running_daemon(tmpfs / "state", config) as daemon:
+        daemon.terminate()
+        assert daemon.wait() == 0
+        subprocess.run(["mount", "-o", "remount,ro", str(tmpfs)], check=True)
+        with pytest.raises(StoreFailed, match="the disk refuses: Read-only file system"):
+            daemon.start()
+        assert daemon.process.returncode == StoreFailed.exit_status != ConfigError.exit_status
+        subprocess.run(["mount", "-o", "remount,rw", str(tmpfs)], check=True)
+        daemon.start()
