@@ -39,6 +39,9 @@ FROM_GROWN = ("scratch_total", "scratch_marginal", "wide_parameters", "wide_flop
 HOST = "host"
 LAST = (*FROM_GROWN, "continued_0.05")
 """What is run when the primary contrast is known."""
+GROMO = harness.REPOSITORY / "bench" / "results" / "gromo.json"
+GROMO_FIGURES = ("gromo_digits/accuracy", "gromo_cifar/accuracy")
+"""Of ``bench/gromo_peer.py``, told again beside the others."""
 PARTS = ("h1", "h2", "ablations", "strategies")
 
 
@@ -65,6 +68,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
     arms["h1"] = [
         ("grown",),
         *((arm, "grown") for arm in plan.get("from_grown", FROM_GROWN)),
+        *((f"grown_{rate:g}",) for rate in plan.get("grown_rates", ())),
         *((f"continued_{rate:g}",) for rate in (*plan["continued_rates"], *plan.get("later_rates", ()))),
     ]
     arms["h2"] = [("scores",), *((f"arm:{arm}",) for arm in plan["arms"]), ("continued",)]
@@ -116,6 +120,9 @@ def _improve(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], 
     extra, total = plan["extra_host_epochs"], plan["extra_host_epochs"] + plan["host_epochs"]
     seed = task.rng_seed
     if task.arm == "grown":
+        return improving.grow(data, host, seed, plan, growth_plan.policy(), growth_plan.growth())
+    if task.arm.startswith("grown_"):
+        plan = {**plan, "rate": float(task.arm.removeprefix("grown_"))}
         return improving.grow(data, host, seed, plan, growth_plan.policy(), growth_plan.growth())
     if task.arm.startswith("continued_"):
         rate = float(task.arm.removeprefix("continued_"))
@@ -230,6 +237,7 @@ def main() -> None:
     lines = lab.Lines(
         harness.REPOSITORY / "bench" / "results" / "growth.jsonl", growth_plan.protocol(data, plan), keep=not chosen.quick
     )
+    plan["grown_rates"] = growth_plan.GROWN_RATES.get(data.name, ())
     plan["later_rates"] = growth_plan.LATER_RATES.get(data.name, ())
     offered = plan.get("parts", PARTS)
     parts = tuple(chosen.part or (offered[:2] if chosen.quick else offered))
@@ -240,6 +248,8 @@ def main() -> None:
         wanted.sort(key=lambda task: (parts.index(task.part), task.arm != HOST, task.arm in LAST, task.rng_seed))
         run_all(wanted, lines, plan, chosen.data, workers=chosen.workers, until=time.time() + chosen.seconds)
     figures = growth_figures.figures(lines)
+    if data.name == "cifar10_16x16" and not chosen.quick:  # the summary of everything that growing was compared with
+        figures += [figure for figure in harness.read(GROMO).figures if figure.name in GROMO_FIGURES]
     print(growth_figures.tables(lines))
     if chosen.plots is not None:
         growth_plots.draw(lines, chosen.plots)

@@ -314,10 +314,10 @@ def _choosing(lines: lab.Lines) -> list[str]:
         "",
         "H2: gain over the host continued for the same FLOPs, in points of audit accuracy [95 % BCa]; FLOPs over exhaustive",
     ]
-    for name, by_seed in sorted(chosen.items(), key=lambda item: -statistics.fmean(by["gain"] for by in item[1].values())):
-        mean, low, high = interval([by["gain"] for by in by_seed.values()])
-        share = statistics.fmean(by["share"] for by in by_seed.values())
-        told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(by_seed)}  {share:.0%} of the FLOPs")
+    gains = {name: [by["gain"] for by in by_seed.values()] for name, by_seed in chosen.items()}
+    shares = {name: statistics.fmean(by["share"] for by in by_seed.values()) for name, by_seed in chosen.items()}
+    for name, row in _rows(gains, ordered=True):
+        told.append(f"{row}  {shares[name]:.0%} of the FLOPs")
     for name in MEASURING:
         for other in ("first_arm", "uniform"):
             better, low, high, unit = better_by(*([by["gain"] for by in chosen[one].values()] for one in (name, other)))
@@ -355,9 +355,7 @@ def growing_by(lines: lab.Lines) -> dict[str, list[float]]:
 def _growing_by(lines: lab.Lines) -> list[str]:
     gains = growing_by(lines)
     told = ["", "Growing by a strategy: gain over the host continued for the same FLOPs, points of audit accuracy [95 % BCa]"]
-    for name, values in gains.items():
-        mean, low, high = interval(values)
-        told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}")
+    told += [row for _, row in _rows(gains)]
     for name in growth_plan.STRATEGIES if gains else ():
         better, low, high, unit = better_by(gains[PolicySettings().strategy], gains[name])
         told.append(f"  adaptation effectiveness over {name}: {better:+.2f} [{low:+.2f}, {high:+.2f}] {unit}")
@@ -367,9 +365,15 @@ def _growing_by(lines: lab.Lines) -> list[str]:
 def _ablating(lines: lab.Lines) -> list[str]:
     names = sorted({line["arm"] for line in _ran(lines, part="ablations")} - {"host", growth_plan.UNCHANGED})
     told = ["", "Ablations: points of audit accuracy, changed minus unchanged [95 % BCa]"] if names else []
-    for name in names:
-        values = differences(lines, "ablations", name, growth_plan.UNCHANGED)
-        if values:
-            mean, low, high = interval(values)
-            told.append(f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}")
+    changed = {name: differences(lines, "ablations", name, growth_plan.UNCHANGED) for name in names}
+    return told + [row for _, row in _rows({name: values for name, values in changed.items() if values})]
+
+
+def _rows(family: dict[str, list[float]], *, ordered: bool = False) -> list[tuple[str, str]]:
+    """Of each member of a family its mean with its interval, its number of RNG seeds, and its p by Holm over the family."""
+    adjusted = holm({name: sign_flip_p(values) for name, values in family.items()})
+    told = []
+    for name, values in sorted(family.items(), key=lambda item: -statistics.fmean(item[1])) if ordered else family.items():
+        mean, low, high = interval(values)
+        told.append((name, f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={adjusted[name]:.3f} (Holm)"))
     return told

@@ -105,9 +105,13 @@ seeds were known. ``job_defaults``, registered when all of these were: as a job 
 """
 BORN_RANDOM = "born_random"
 
-LATER_RATES: dict[str, tuple[float, ...]] = {"cifar10_16x16": (0.2, 0.4)}
-"""More rates for the host continued, by data: the better of the two in the plan was the upper end of that grid, and so was 0.2.
-Registered when H1 was known, one after the other.
+LATER_RATES: dict[str, tuple[float, ...]] = {"cifar10_16x16": (0.2, 0.4, 0.8)}
+"""More rates for the host continued, by data: the better of the two in the plan was the upper end of that grid, and so were 0.2
+and 0.4. Registered when H1 was known, one after the other.
+"""
+GROWN_RATES: dict[str, tuple[float, ...]] = {"cifar10_16x16": (0.4, 0.2)}
+"""More rates for ``grown``, by data, so that both sides are compared at the one that the gate split prefers. Registered when the
+host continued was known at 0.4.
 """
 
 
