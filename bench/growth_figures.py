@@ -23,6 +23,8 @@ SMALLEST_GAIN = 0.3
 """In points: a ratio to a gain that is smaller says nothing, and the difference is told instead."""
 MEASURING = ("gradient_merit", "successive_halving")
 EXHAUSTIVE = "exhaustive"
+GROWN = "grown"
+"""At the rate of the plan; ``grown_R`` at rate R."""
 
 
 def _ran(lines: lab.Lines, **key: object) -> list[dict]:
@@ -35,10 +37,15 @@ def _by_seed(lines: lab.Lines, part: str, arm: str) -> dict[int, dict]:
 
 
 def continued(lines: lab.Lines) -> str:
-    """The rate at which the host continued did best on the gate split, of those that were run for most RNG seeds, over the seeds
-    that all of these were run for; the first one where there are none.
+    """The host continued, at the rate at which it did best; see :func:`_at_its_best`."""
+    return _at_its_best(lines, "continued_")
+
+
+def _at_its_best(lines: lab.Lines, name: str) -> str:
+    """The rate that did best on the gate split, of those that were run for most RNG seeds, over the seeds that all of these were
+    run for; the first one where there are none.
     """
-    arms = sorted({line["arm"] for line in _ran(lines, part="h1") if line["arm"].startswith("continued_")}, reverse=True)
+    arms = sorted({line["arm"] for line in _ran(lines, part="h1") if line["arm"].startswith(name)}, reverse=True)
     by_arm = {arm: _by_seed(lines, "h1", arm) for arm in arms}
     most = max(map(len, by_arm.values()))
     arms = [arm for arm in arms if len(by_arm[arm]) == most]
@@ -220,6 +227,11 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
     if _by_seed(lines, "h1", "grown") and any(line["arm"].startswith("continued_") for line in _ran(lines, part="h1")):
         peers = {"h1_vs_continue/lower95": continued(lines), "h1_vs_scratch_marginal/lower95": "scratch_marginal"}
         found += [_difference(lines, name, peer, lower=True) for name, peer in peers.items() if _ran(lines, part="h1", arm=peer)]
+        if tuned := _at_its_best(lines, "grown_") if _other_rates(lines) else "":
+            best = max((GROWN, tuned), key=lambda arm: _gate(lines, arm))
+            found.append(
+                _difference(lines, "h1_vs_continue_tuned/lower95", peers["h1_vs_continue/lower95"], lower=True, arm=best)
+            )
         if _ran(lines, part="h1", arm="scratch_total"):
             found.append(_difference(lines, "h1_vs_scratch_total/mean", "scratch_total", lower=False))
     chosen = choices(lines)
@@ -244,8 +256,16 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
     return [structs.replace(figure, name=of_text + figure.name) for figure in found if math.isfinite(figure.value)]
 
 
-def _difference(lines: lab.Lines, name: str, peer: str, *, lower: bool) -> harness.Figure:
-    values = differences(lines, "h1", "grown", peer)
+def _other_rates(lines: lab.Lines) -> list[str]:
+    return sorted({line["arm"] for line in _ran(lines, part="h1") if line["arm"].startswith("grown_")})
+
+
+def _gate(lines: lab.Lines, arm: str) -> float:
+    return statistics.fmean(line["gate_accuracy"] for line in _ran(lines, part="h1", arm=arm))
+
+
+def _difference(lines: lab.Lines, name: str, peer: str, *, lower: bool, arm: str = GROWN) -> harness.Figure:
+    values = differences(lines, "h1", arm, peer)
     mean, low, _ = interval(values)
     theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part="h1", arm=peer)]
     return _figure(name, low if lower else mean, "points", "higher", values, peer, statistics.fmean(theirs), theirs)
@@ -283,7 +303,8 @@ def _improving(lines: lab.Lines) -> list[str]:
     grown = _by_seed(lines, "h1", "grown")
     if not grown:
         return []
-    peers = sorted({line["arm"] for line in _ran(lines, part="h1")} - {"grown", "host"})
+    others = _other_rates(lines)
+    peers = sorted({line["arm"] for line in _ran(lines, part="h1")} - {GROWN, "host", *others})
     told = ["", "H1: points of audit accuracy, grown minus the other, mean over RNG seeds [95 % BCa]; its price beside it"]
     rows = {peer: differences(lines, "h1", "grown", peer) for peer in peers}
     adjusted = holm({peer: sign_flip_p(values) for peer, values in rows.items() if values})
@@ -295,7 +316,12 @@ def _improving(lines: lab.Lines) -> list[str]:
                 f"  {peer:18} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(rows[peer])}  p={adjusted[peer]:.3f} (Holm)  "
                 f"{_price(_ran(lines, part='h1', arm=peer))}"
             )
-    return told
+    best = continued(lines) if others else ""
+    for arm in others:
+        mean, low, high = interval(differences(lines, "h1", arm, best))
+        told.append(f"  {arm} minus {best}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]  {_price(_ran(lines, part='h1', arm=arm))}")
+    gates = ", ".join(f"{arm} {POINTS * _gate(lines, arm):.2f}" for arm in (GROWN, *others, *peers) if "scratch" not in arm)
+    return [*told, f"  mean accuracy on the gate split: {gates}"]
 
 
 def _price(found: list[dict]) -> str:

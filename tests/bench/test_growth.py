@@ -63,6 +63,19 @@ def test_the_host_continued_is_compared_at_the_rate_that_the_gate_split_prefers(
     assert growth_figures.continued(lines) == "continued_0.05"
 
 
+def test_both_sides_are_compared_at_the_rate_that_the_gate_split_prefers(lines):
+    for seed in range(8):
+        lines.add(line("grown", seed, audit=0.60, gate=0.60))
+        lines.add(line("grown_0.4", seed, audit=0.64 + 0.001 * seed, gate=0.63))
+        lines.add(line("grown_0.2", seed, audit=0.90, gate=0.62))
+        lines.add(line("continued_0.1", seed, audit=0.30, gate=0.58))
+        lines.add(line("continued_0.4", seed, audit=0.62, gate=0.61))
+    found = {figure.name: figure for figure in growth_figures.figures(lines)}
+    assert found["h1_vs_continue_tuned/lower95"].repeats == pytest.approx([2.0 + 0.1 * seed for seed in range(8)])
+    assert found["h1_vs_continue_tuned/lower95"].baseline.name == "continued_0.4"
+    assert found["h1_vs_continue/lower95"].repeats == pytest.approx([-2.0] * 8)
+
+
 def test_an_exact_p_counts_the_flips_that_are_at_least_as_far():
     assert growth_figures.sign_flip_p([1.0, 2.0, 3.0]) == 2 / 8
     assert growth_figures.sign_flip_p([1.0, -1.0]) == 1.0
@@ -181,6 +194,7 @@ def test_growing_by_a_strategy_that_measures_nothing_is_what_choosing_is_measure
         lines.add(line("grown", rng_seed, audit=0.56 + 0.001 * rng_seed))
         lines.add(line("uniform", rng_seed, "strategies", audit=0.501))
         lines.add(line("first_arm", rng_seed, "strategies", audit=0.52 + 0.001 * rng_seed))
+        lines.add(line("job_defaults", rng_seed, "strategies", audit=0.51))
     lines.add(line("grown", 8, audit=0.90))
     assert growth_figures.growing_by(lines)["first_arm"] == pytest.approx([2.0 + 0.1 * seed for seed in range(8)])
     found = {figure.name: figure for figure in growth_figures.figures(lines)}
