@@ -180,7 +180,8 @@ class Observation(Value, frozen=True, kw_only=True):
     """Share of the budget that is spent, 0 to 1 (the largest share over the budget's limits)."""
     epochs_left: float | None
     """Epochs the budget still allows at the current cost, which is estimated where the network has not been trained as it is:
-    seeds may have changed stages since. None when only seconds bound the job."""
+    seeds may have changed stages since; of seconds as many as they allow at the time that an epoch takes. None while that is not
+    known."""
     shortest_life_epochs: int
     """Epochs a seed needs from germination to a first verdict."""
     train_loss: float

@@ -65,8 +65,8 @@ def plan(entering: Sequence[RankedArm], request: Decide) -> tuple[int, float]:
 
     Args:
         entering: those that may, the best first.
-        request: the decision point. Where nobody knows how much is left (seconds alone bound the job), it is taken to be as
-            much as is behind it.
+        request: the decision point. Where nobody knows how much is left (only seconds bound the job, and no epoch was timed
+            yet), it is taken to be as much as is behind it.
     """
     observation, settings = request.observation, request.settings
     left = float(observation.epoch) if observation.epochs_left is None else observation.epochs_left
