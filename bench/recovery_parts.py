@@ -21,7 +21,8 @@ from esperd_chaos.proxy import BadLine, bad_line
 
 from esperd.actors.requests import RequestClient, RequestServer
 from esperd.config import endpoint
-from esperd.daemon.job_store import MIGRATIONS, JobStore
+from esperd.daemon.job_store import JobStore
+from esperd.daemon.job_tables import MIGRATIONS
 from esperd.errors import EsperError, StoreFailed
 from esperd.messages.base import Message, Reply
 from esperd.messages.jobs import Budget, Job, JobSubmitted, SubmitJob

@@ -50,46 +50,6 @@ from esperd.store.database import Database
 
 log = structlog.get_logger()
 
-MIGRATIONS: tuple[str, ...] = (
-    """
-    CREATE TABLE jobs (
-        number INTEGER PRIMARY KEY,            -- order of admission
-        id TEXT NOT NULL UNIQUE,
-        idempotency_key TEXT NOT NULL UNIQUE,
-        payload_sha256 TEXT NOT NULL,
-        payload BLOB NOT NULL,                 -- the job, msgpack
-        name TEXT NOT NULL,
-        state TEXT NOT NULL,
-        generation INTEGER NOT NULL,           -- leases given; fences every write of a worker
-        lost INTEGER NOT NULL,                 -- workers lost
-        resumed INTEGER NOT NULL,              -- leases given with a checkpoint
-        wish TEXT CHECK (wish IN ('pause', 'cancel')),
-        submitted_at REAL NOT NULL,
-        started_at REAL,
-        finished_at REAL,
-        retry_at REAL,
-        epoch INTEGER,
-        checkpoint TEXT,
-        error BLOB                             -- a JobError, msgpack
-    ) STRICT;
-    CREATE INDEX jobs_by_state ON jobs (state, number);
-    CREATE TABLE artifacts (
-        job TEXT NOT NULL REFERENCES jobs (id),
-        position INTEGER NOT NULL,
-        name TEXT NOT NULL,
-        sha256 TEXT NOT NULL,
-        size_bytes INTEGER NOT NULL,
-        PRIMARY KEY (job, name)
-    ) STRICT, WITHOUT ROWID
-    """,
-    f"""
-    ALTER TABLE jobs ADD COLUMN previous_checkpoint TEXT;  -- of the last but one: what the job goes back to
-    ALTER TABLE jobs ADD COLUMN previous_epoch INTEGER;
-    {attempts.SCHEMA}
-    """,
-    usage.SCHEMA,
-)
-"""Schema of the jobs' database; only ever append."""
 
 DONE_FOR_GOOD = frozenset({JobState.SUCCEEDED, JobState.CANCELLED})
 """States that nothing leads out of."""
@@ -132,7 +92,7 @@ class JobStore:
     """The jobs of one daemon.
 
     Args:
-        database: opened with :data:`MIGRATIONS`.
+        database: opened with :data:`esperd.daemon.job_tables.MIGRATIONS`.
         clock: stamps submission, start and end, and the wait after a lost worker.
         limits: ``max_queued``, ``max_attempts``, ``backoff_s``, ``backoff_max_s`` are used.
         rng: draws job ids and waits; by default the operating system's.

@@ -469,11 +469,7 @@ class JobsActor(Actor):
             if held.is_overdue(self._clock.monotonic()):
                 held.was_ended = held.patience
                 log.warning(
-                    "a worker does not leave and is ended",
-                    worker=name,
-                    job=held.job_id,
-                    told=held.stop.why if held.stop is not None else None,
-                    reported=held.ended,
+                    "a worker does not leave and is ended", worker=name, job=held.job_id, told=held.stop and held.stop.why
                 )
                 self.context.start_soon(self._end_worker, name)
 

@@ -13,7 +13,7 @@ import anyio.to_thread
 import structlog
 
 from esperd.cache import index as kernel_index
-from esperd.daemon import job_store
+from esperd.daemon import job_tables
 from esperd.errors import StoreFailed
 from esperd.policy import decision_log
 from esperd.store.database import RACY_BEFORE, Database, Synchronous, is_damage
@@ -39,7 +39,7 @@ class StateDatabase:
 
 
 DATABASES = (
-    StateDatabase(name="jobs", migrations=job_store.MIGRATIONS),
+    StateDatabase(name="jobs", migrations=job_tables.MIGRATIONS),
     StateDatabase(name="kernels", migrations=kernel_index.MIGRATIONS, expendable=True),
     StateDatabase(name="decisions", migrations=decision_log.MIGRATIONS),
     StateDatabase(name="events", migrations=event_log.MIGRATIONS, synchronous="NORMAL", expendable=True),

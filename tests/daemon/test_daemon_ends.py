@@ -9,7 +9,8 @@ import time
 import pytest
 from daemon_jobs import PROJECT, QUICK, SHORT_HEARTBEATS, job
 
-from esperd.daemon.job_store import MIGRATIONS, JobStore
+from esperd.daemon.job_store import JobStore
+from esperd.daemon.job_tables import MIGRATIONS
 from esperd.errors import ConfigError, DaemonUnreachable, StateDirectoryLocked, StateDirectoryUnusable
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import CheckpointSaved, EpochCompleted, JobStateChanged, TrainingStarted

@@ -14,10 +14,11 @@ from test_jobs_actor import office
 
 from esperd.cli.client import esper as command
 from esperd.cli.exit_codes import run
-from esperd.daemon import job_store
+from esperd.daemon import job_tables
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.failure import analyse
-from esperd.daemon.job_store import MIGRATIONS, JobStore
+from esperd.daemon.job_store import JobStore
+from esperd.daemon.job_tables import MIGRATIONS
 from esperd.errors import IllegalTransition, NothingToShow
 from esperd.messages.control import Terminated
 from esperd.messages.failures import AnalyseFailure, Attempt, RetryJob
@@ -135,7 +136,7 @@ async def test_jobs_of_an_older_state_directory_are_kept_when_it_is_upgraded(tmp
             (payload, "c" * 64),
         )
     old.close()
-    async with Database.open(tmp_path / "jobs.db", job_store.MIGRATIONS) as database:
+    async with Database.open(tmp_path / "jobs.db", job_tables.MIGRATIONS) as database:
         store = JobStore(database, lambda: 9.0)
         (recovered,) = await store.recover()
         assert (recovered.job, recovered.checkpoint, recovered.epoch) == (JOB, "c" * 64, 4)

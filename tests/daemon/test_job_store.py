@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from esperd.config import Jobs
-from esperd.daemon.job_store import MIGRATIONS, JobStore
+from esperd.daemon.job_store import JobStore
+from esperd.daemon.job_tables import MIGRATIONS
 from esperd.errors import Busy, Conflict, IllegalTransition, JobNotFound, StoreFailed
 from esperd.messages.jobs import (
     Artifact,

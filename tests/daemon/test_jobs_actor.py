@@ -16,7 +16,7 @@ from esperd.actors.actor import Actor, handles
 from esperd.actors.clock import SystemClock
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
-from esperd.daemon import artifacts, job_store
+from esperd.daemon import artifacts, job_tables
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.jobs_actor import JobsActor
@@ -152,7 +152,7 @@ class Office:
 @contextlib.asynccontextmanager
 async def office(directory):
     async with (
-        Database.open(directory / "jobs.db", job_store.MIGRATIONS) as jobs,
+        Database.open(directory / "jobs.db", job_tables.MIGRATIONS) as jobs,
         ActorSystem(workers_endpoint=f"ipc://{directory}/w.sock") as system,
     ):
         yield Office(system, JobStore(jobs, time.time, QUICK.jobs))

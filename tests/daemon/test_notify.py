@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from esperd.actors.clock import SystemClock
-from esperd.daemon import job_store
+from esperd.daemon import job_tables
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.notify import Notifier, Standing, feed_watchdog, status_line
 from esperd.errors import ActorUnavailable
@@ -129,7 +129,7 @@ async def test_a_watchdog_is_fed_only_after_a_proof_and_again_as_soon_as_there_i
 @pytest.mark.asyncio
 async def test_a_database_that_is_stuck_proves_nothing_and_one_that_writes_does(tmp_path):
     path = tmp_path / "jobs.db"
-    async with Database.open(path, job_store.MIGRATIONS) as database:
+    async with Database.open(path, job_tables.MIGRATIONS) as database:
         store = JobStore(database, time.time)
         before = log_bytes(path)
         await store.prove()

@@ -7,7 +7,7 @@ import pytest
 from daemon_jobs import job
 
 from esperd.config import Resources
-from esperd.daemon import job_store, worker_processes
+from esperd.daemon import job_tables, worker_processes
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.machine import Machine, Moment, measure, moment, oom_kills
 from esperd.daemon.placement import allowance, need, never_fits, placed
@@ -114,7 +114,7 @@ def test_a_worker_that_the_daemon_killed_for_its_silence_was_not_out_of_memory(m
 
 @pytest.mark.asyncio
 async def test_a_job_out_of_memory_is_tried_in_smaller_pieces_where_it_allows_that_and_fails_where_it_does_not(tmp_path):
-    async with Database.open(tmp_path / "jobs.db", job_store.MIGRATIONS) as database:
+    async with Database.open(tmp_path / "jobs.db", job_tables.MIGRATIONS) as database:
         store = JobStore(database, lambda: 100.0)
         for key, allows in (("a", True), ("b", False)):
             submitted = await store.submit(asking(smaller_retry=allows), key)

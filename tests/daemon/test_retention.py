@@ -9,7 +9,7 @@ import pytest
 from daemon_jobs import job
 
 from esperd.config import Retention as Settings
-from esperd.daemon import job_store
+from esperd.daemon import job_tables
 from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.finished_jobs import FinishedJob, FinishedJobs
 from esperd.daemon.job_store import JobStore
@@ -73,7 +73,7 @@ class Kept:
 @contextlib.asynccontextmanager
 async def kept(tmp_path):
     async with (
-        Database.open(tmp_path / "jobs.db", job_store.MIGRATIONS) as jobs,
+        Database.open(tmp_path / "jobs.db", job_tables.MIGRATIONS) as jobs,
         Database.open(tmp_path / "events.db", event_log.MIGRATIONS, synchronous="NORMAL") as events,
     ):
         yield Kept(jobs, events, tmp_path / "checkpoints")
