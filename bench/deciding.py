@@ -95,10 +95,12 @@ class Deciding:
         host = grower.ledger.cost("gate", "host") or 0.0
         gate = (grower.ledger.cost("gate", grower.structure()) or host) * len(measured.loss)
         epoch_flops = (grower.ledger.cost("train", grower.structure()) or 3 * host) * self.samples
+        left = max(0.0, (self.flops - grower.ledger.total) / epoch_flops)
         return Observation(
             epoch=grower.epoch,
             progress=grower.ledger.total / self.flops,
-            epochs_left=max(0.0, (self.flops - grower.ledger.total) / epoch_flops),
+            epochs_left=left,
+            epochs_left_by_cost=left,
             shortest_life_epochs=shortest_life(grower.growth, screened=self.settings.nursery > 1),
             train_loss=measured.mean_loss,
             gate_loss=measured.mean_loss,

@@ -182,6 +182,9 @@ class Observation(Value, frozen=True, kw_only=True):
     """Epochs the budget still allows at the current cost, which is estimated where the network has not been trained as it is:
     seeds may have changed stages since; of seconds as many as they allow at the time that an epoch takes. None while that is not
     known."""
+    epochs_left_by_cost: float | None = None
+    """What the limits on FLOPs and seconds allow of them: fewer, once a seed makes epochs dearer. None where neither is set, or
+    not known yet."""
     shortest_life_epochs: int
     """Epochs a seed needs from germination to a first verdict."""
     train_loss: float

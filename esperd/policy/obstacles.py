@@ -58,6 +58,30 @@ def _short_of_memory(observation: Observation, wanted: float) -> str:
     )
 
 
+def in_time(found: RankedArm, observation: Observation) -> bool:
+    """Whether a seed of this arm gets as far as a verdict, though epochs cost more once it is in the network. Limits that do not
+    go by cost are asked before, for all arms.
+    """
+    return observation.epochs_left_by_cost is None or _left_with(found, observation) >= observation.shortest_life_epochs
+
+
+def none_in_time(observation: Observation, available: Sequence[RankedArm]) -> str:
+    """Why every available arm comes too late; empty when one does not."""
+    if not available or any(in_time(found, observation) for found in available):
+        return ""
+    longest = max(_left_with(found, observation) for found in available)
+    return (
+        f"too late: with the cheapest of {len(available)} arms in the network the budget allows {longest:.1f} more epochs and a "
+        f"seed needs {observation.shortest_life_epochs} to show what it brings"
+    )
+
+
+def _left_with(found: RankedArm, observation: Observation) -> float:
+    """Epochs that the limits on cost allow with a seed of this arm: as many fewer as the network's FLOPs become more."""
+    network = observation.host_flops_per_sample + sum(record.flops_per_sample for record in observation.seeds)
+    return (observation.epochs_left_by_cost or 0.0) * network / max(network + found.option.flops_per_sample, 1.0)
+
+
 def nothing_available(observation: Observation, available: Sequence[RankedArm]) -> str:
     """Why there is no arm to choose; empty when there is one."""
     if available:

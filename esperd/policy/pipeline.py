@@ -14,7 +14,7 @@ from esperd.policy.arms import RankedArm, Select, Selection, affordable, availab
 from esperd.policy.circumstances import circumstances_of
 from esperd.policy.credit import observe
 from esperd.policy.judge import judge
-from esperd.policy.obstacles import nothing_available, obstacle
+from esperd.policy.obstacles import in_time, none_in_time, nothing_available, obstacle
 from esperd.policy.starving import starving_first
 from esperd.policy.state import AskedArm, BanditState, decode_state
 from esperd.policy.stop_rule import stop
@@ -74,8 +74,10 @@ def _grow(
     observation, settings = request.observation, request.settings
     available = available_arms(observation, state.arms, settings, request.evidence)
     reason = obstacle(observation, settings, ended) or nothing_available(observation, available)
+    reason = reason or none_in_time(observation, available)
     if reason:
         return Decision(action="wait", reason=reason)
+    available = [found for found in available if in_time(found, observation)]
     if waiting := held_back(request):
         return waiting
     selection = select(request, state, available)

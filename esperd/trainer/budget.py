@@ -38,9 +38,16 @@ def progress(budget: Budget, spent: Spent) -> float:
 
 def epochs_left(budget: Budget, spent: Spent, *, epoch_flops: float | None, epoch_seconds: float | None) -> float | None:
     """Epochs the budget still allows at the current cost of one; None while no limit can be turned into epochs."""
-    left = []
+    by_cost = epochs_left_by_cost(budget, spent, epoch_flops=epoch_flops, epoch_seconds=epoch_seconds)
+    left = [] if by_cost is None else [by_cost]
     if budget.epochs is not None:
         left.append(budget.epochs - spent.steps / spent.steps_per_epoch)
+    return max(0.0, min(left)) if left else None
+
+
+def epochs_left_by_cost(budget: Budget, spent: Spent, *, epoch_flops: float | None, epoch_seconds: float | None) -> float | None:
+    """Epochs that the limits on FLOPs and seconds still allow; None where neither is set, or not known yet."""
+    left = []
     if budget.flops is not None and epoch_flops:
         left.append((budget.flops - spent.flops) / epoch_flops)
     if budget.seconds is not None and epoch_seconds:

@@ -306,11 +306,13 @@ class Run:
         grower = self.grower
         cost = training_cost(grower)
         epoch_flops = None if cost is None else cost * self.splits.train.samples
+        spent, epoch_seconds = self.spent(), self.seconds / grower.epoch
         return Observation(
             epoch=grower.epoch,
             progress=self.progress,
-            epochs_left=budgets.epochs_left(
-                self.budget, self.spent(), epoch_flops=epoch_flops, epoch_seconds=self.seconds / grower.epoch
+            epochs_left=budgets.epochs_left(self.budget, spent, epoch_flops=epoch_flops, epoch_seconds=epoch_seconds),
+            epochs_left_by_cost=budgets.epochs_left_by_cost(
+                self.budget, spent, epoch_flops=epoch_flops, epoch_seconds=epoch_seconds
             ),
             shortest_life_epochs=shortest_life(self.job.growth, screened=self.job.policy.nursery > 1),
             train_loss=train_loss,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from esperd.errors import ImportFailed, InvalidJob
 from esperd.messages.jobs import Budget, Scheduler
-from esperd.trainer.budget import Spent, epochs_left, progress, resolve_schedule
+from esperd.trainer.budget import Spent, epochs_left, epochs_left_by_cost, progress, resolve_schedule
 
 
 def spent(**fields):
@@ -45,6 +45,14 @@ def test_the_limit_that_is_nearest_says_how_much_is_gone(budget, share):
 )
 def test_the_limit_that_is_nearest_says_how_many_epochs_are_left(budget, left):
     assert epochs_left(budget, spent(), epoch_flops=200.0, epoch_seconds=2.0) == left
+
+
+@pytest.mark.parametrize(
+    ("budget", "left"),
+    [(Budget(epochs=2), None), (Budget(epochs=2, flops=1200.0), 3.0), (Budget(flops=1200.0, seconds=8.0), 1.0)],
+)
+def test_what_limits_on_cost_allow_does_not_go_by_a_number_of_epochs(budget, left):
+    assert epochs_left_by_cost(budget, spent(), epoch_flops=200.0, epoch_seconds=2.0) == left
 
 
 def test_epochs_left_are_unknown_while_no_epoch_was_measured():
