@@ -99,9 +99,11 @@ STRATEGIES: dict[str, tuple[PolicySettings, Growth]] = {
     "first_arm": (policy(strategy="first_arm"), growth()),
     "uniform": (policy(strategy="uniform"), growth()),
     "job_defaults": (PolicySettings(), Growth()),
+    "job_defaults_2": (PolicySettings(), Growth()),
 }
 """``grown`` by a strategy that measures nothing: over what it gains, choosing pays. Registered when the ablations of seven RNG
-seeds were known. ``job_defaults``, registered when all of these were: as a job grows that sets nothing.
+seeds were known. ``job_defaults``, registered when all of these were: as a job grows that sets nothing;
+``job_defaults_2``, registered when that was known: the same, once the policy asks for time with the seed in the network.
 """
 BORN_RANDOM = "born_random"
 
