@@ -102,6 +102,10 @@ class Place:
 
         return str(anyio.run(newest))
 
+    def _endless(self) -> str:
+        with self.daemon.sync_client() as client:
+            return client.submit({**job(HOSTS["succeeded"]), "budget": {"epochs": 10**6}}).id
+
     def filled_in(self, command: Command) -> list[str]:
         """The words of a command for this daemon."""
         return [self._word(command, word) for word in command.words]
@@ -110,6 +114,8 @@ class Place:
         if word == "ID":
             if command.words[1] == "dead-letters":
                 return self._letter()
+            if command.words[1] in ("cancel", "pause"):
+                return self._endless()
             return self._jobs["failed" if command.words[1] in ("explain-failure", "retry") else "succeeded"]
         if word == "KEY":
             name = self._word(command, command.words[-2])
