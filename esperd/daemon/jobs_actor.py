@@ -448,8 +448,7 @@ class JobsActor(Actor):
             return
         held.handed = True
         if held.stop is not None:
-            held.told_to_stop(self._clock.monotonic(), self.config.daemon.drain_timeout_s)
-            await self.context.tell(name, held.stop)
+            await self._stop_worker(name, held.stop)
 
     async def _stop_worker(self, name: str, stop: StopJob) -> None:
         """Have a worker stop, now or as soon as it has its lease."""
