@@ -55,6 +55,15 @@ TEXT: dict[str, Any] = {
 }
 """H1 alone; the rate was chosen by ``bench/text_tuning.py``."""
 
+POLICY_BEFORE: dict[str, Any] = {"warmup_epochs": 2, "latest_germination": 0.6, "max_fossilized": 8, "patience": 3}
+GROWTH_BEFORE: dict[str, Any] = {
+    "incubation_epochs": 3,
+    "blending_epochs": 3,
+    "shadowing_epochs": 2,
+    "probation_epochs": 4,
+    "embargo_epochs": 2,
+}
+"""Defaults of a job when all of this was registered, of what was changed after ``bench/defaults.py``."""
 _ASKED = {"warmup_epochs": 0, "latest_germination": 0.4, "max_live_seeds": 2, "max_fossilized": 2, "patience": 2}
 
 
@@ -68,7 +77,7 @@ def growth(**changed: Any) -> Growth:
     return Growth(**{**improving.STAYS, **changed})
 
 
-_CHOICE = {"warmup_epochs": 0, "latest_germination": 1.0}
+_CHOICE = {**POLICY_BEFORE, "warmup_epochs": 0, "latest_germination": 1.0}
 PICKING: dict[str, PolicySettings] = {
     "first_arm": PolicySettings(strategy="first_arm", **_CHOICE),
     "gradient_merit": PolicySettings(strategy="gradient_merit", **_CHOICE),
@@ -98,8 +107,8 @@ drawn as torch draws it, where it is zero otherwise.
 STRATEGIES: dict[str, tuple[PolicySettings, Growth]] = {
     "first_arm": (policy(strategy="first_arm"), growth()),
     "uniform": (policy(strategy="uniform"), growth()),
-    "job_defaults": (PolicySettings(), Growth()),
-    "job_defaults_2": (PolicySettings(), Growth()),
+    "job_defaults": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
+    "job_defaults_2": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
 }
 """``grown`` by a strategy that measures nothing: over what it gains, choosing pays. Registered when the ablations of seven RNG
 seeds were known. ``job_defaults``, registered when all of these were: as a job grows that sets nothing;
@@ -143,8 +152,9 @@ def protocol(data: lab.Data, plan: dict[str, Any]) -> dict[str, object]:
 
 
 def changed(settings: msgspec.Struct) -> dict[str, object]:
-    """Fields that differ from their defaults: a key that is added later changes no protocol."""
-    defaults = type(settings)()
+    """Fields that differ from the defaults of then: neither a key that is added later nor another default changes a protocol."""
+    then = POLICY_BEFORE if isinstance(settings, PolicySettings) else GROWTH_BEFORE
+    defaults = type(settings)(**then)
     return {
         name: getattr(settings, name) for name in settings.__struct_fields__ if getattr(settings, name) != getattr(defaults, name)
     }
