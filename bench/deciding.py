@@ -13,12 +13,23 @@ from esperd.declarations import resolve
 from esperd.growth import Grower
 from esperd.growth.contribution import Measured
 from esperd.growth.lifecycle import shortest_life
-from esperd.messages.policy import Arm, ArmMerit, ArmOption, ArmTrial, Decide, Decided, Observation, PolicySettings
+from esperd.growth.slot_statistics import SlotWatch
+from esperd.messages.policy import (
+    Arm,
+    ArmMerit,
+    ArmOption,
+    ArmTrial,
+    Decide,
+    Decided,
+    Observation,
+    PolicySettings,
+    SlotStatistics,
+)
 from esperd.policy.trigger import with_signal
 from esperd.trainer.scouting import MOST_ROUNDS, SCOUTING, Scout
 
-SHOWN = ("always", "never", "periodic", "plateau")
-"""Triggers that need no more than gate losses and the epoch."""
+OF_TRAIN_LOSSES, OF_SLOTS = "generalisation_gap", "gradient_bottleneck"
+"""Triggers that read more than gate losses and the epoch."""
 TRIGGERED = {trigger.name: trigger.fires for trigger in TRIGGERS}
 DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 
@@ -45,18 +56,24 @@ class Deciding:
     state: bytes = b""
     points: int = 0
     gate_losses: list[float] = field(default_factory=list)
+    """One more than there are of the train split, where it is asked before the first epoch."""
+    train_losses: list[float] = field(default_factory=list)
+    """Of every epoch, by who trains."""
     said: list[str] = field(default_factory=list)
     """What was decided, in words."""
+    slots: tuple[SlotStatistics, ...] = ()
+    """Measured since the last decision point."""
 
     def __post_init__(self) -> None:
-        if self.settings.stop_rule or self.settings.trigger not in SHOWN:
-            raise ValueError(
-                f"a bench shows the policy nothing that a stop rule or a trigger besides {', '.join(SHOWN)} could read"
-            )
+        if self.settings.stop_rule:
+            raise ValueError("a bench shows the policy nothing that a stop rule could read")
 
     def __call__(self, grower: Grower, measured: Measured) -> None:
         """One decision point."""
         self.gate_losses.append(measured.mean_loss)
+        if grower.watch is None and self.settings.trigger == OF_SLOTS:
+            grower.watch = SlotWatch(grower.network)
+        self.slots = grower.watch.read(grower.step) if grower.watch else ()
         scout: Scout | None = None
         for _ in range(MOST_ROUNDS):
             decided = self.ask(grower, measured, scout)
@@ -95,6 +112,9 @@ class Deciding:
         host = grower.ledger.cost("gate", "host") or 0.0
         gate = (grower.ledger.cost("gate", grower.structure()) or host) * len(measured.loss)
         epoch_flops = (grower.ledger.cost("train", grower.structure()) or 3 * host) * self.samples
+        losses = self.gate_losses
+        if self.settings.trigger == OF_TRAIN_LOSSES:  # it reads pairs
+            losses = losses[len(losses) - len(self.train_losses) :]
         left = max(0.0, (self.flops - grower.ledger.total) / epoch_flops)
         return Observation(
             epoch=grower.epoch,
@@ -105,7 +125,9 @@ class Deciding:
             train_loss=measured.mean_loss,
             gate_loss=measured.mean_loss,
             gate_metric=measured.mean_metric,
-            gate_losses=tuple(self.gate_losses),
+            gate_losses=tuple(losses),
+            train_losses=tuple(self.train_losses),
+            slot_statistics=self.slots,
             host_parameters=grower.host_parameters,
             host_flops_per_sample=host,
             seeds=grower.records(),

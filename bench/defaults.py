@@ -36,7 +36,7 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "short_early_two": {**SHORT, "policy": {"patience": 2, "latest_germination": 0.4, "max_fossilized": 2}},
     "at_once": {**SHORT, "policy": {"patience": 2, "latest_germination": 0.4, "max_fossilized": 2, "warmup_epochs": 0}},
 }
-"""What differs from the defaults of a job as they were when this was registered. ``at_once`` is ``grown`` of ``bench/growth.py``."""
+"""What differs from a job's defaults as they were when this was registered. ``at_once``: ``grown`` of ``bench/growth.py``."""
 ALONE = "alone"
 PLAN = {"batch_size": 128, "rate": 0.1, "pretrain_rate": 0.1}
 DIGITS = {"batch_size": 64, "rate": 0.05, "pretrain_rate": 0.1}

@@ -42,7 +42,7 @@ LAST = (*FROM_GROWN, "continued_0.05")
 GROMO = harness.REPOSITORY / "bench" / "results" / "gromo.json"
 GROMO_FIGURES = ("gromo_digits/accuracy", "gromo_cifar/accuracy")
 """Of ``bench/gromo_peer.py``, told again beside the others."""
-PARTS = ("h1", "h2", "ablations", "strategies")
+PARTS = ("h1", "h2", "ablations", "strategies", "further")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
             arms["h2"].append((f"continued:{strategy}", f"pick:{strategy}"))
     arms["ablations"] = [(name,) for name in (*growth_plan.LATER_ABLATIONS, *growth_plan.ABLATIONS)]
     arms["strategies"] = [(name,) for name in growth_plan.STRATEGIES]
+    arms["further"] = [(name,) for name in growth_plan.FURTHER]
     return [
         *(Task(part, rng_seed, HOST) for part in parts),
         *(Task(part, rng_seed, arm, (HOST, *needs)) for part in parts for arm, *needs in arms[part]),
@@ -152,9 +153,8 @@ def _choose(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], n
 
 
 def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
-    changes = growth_plan.STRATEGIES if task.part == "strategies" else {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS}
-    policy, growth = changes[task.arm]
-    born_random = task.arm == growth_plan.BORN_RANDOM
+    policy, growth = _CHANGES[task.part][task.arm]
+    born_random = task.arm in growth_plan.BORN_RANDOM
     line = improving.grow(data, host, task.rng_seed, plan, policy, growth, born_random=born_random)
     return {**line, "settings": [growth_plan.changed(part) for part in (policy, growth)]}
 
@@ -163,7 +163,12 @@ def _line_of_host(host: nn.Module, data: lab.Data) -> dict[str, Any]:
     return {"gate_accuracy": measure(GrowingNetwork(host, ()), lab.in_order(data.gate), lab.loss, lab.accuracy).mean_metric}
 
 
-_WORK: dict[str, Callable[..., dict[str, Any]]] = {"h1": _improve, "h2": _choose, "ablations": _ablate, "strategies": _ablate}
+_CHANGES = {
+    "ablations": {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS},
+    "strategies": growth_plan.STRATEGIES,
+    "further": growth_plan.FURTHER,
+}
+_WORK: dict[str, Callable[..., dict[str, Any]]] = {"h1": _improve, "h2": _choose, **dict.fromkeys(_CHANGES, _ablate)}
 
 
 # --- in the bench --------------------------------------------------------------------------------------------------------

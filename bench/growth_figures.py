@@ -392,7 +392,19 @@ def _ablating(lines: lab.Lines) -> list[str]:
     names = sorted({line["arm"] for line in _ran(lines, part="ablations")} - {"host", growth_plan.UNCHANGED})
     told = ["", "Ablations: points of audit accuracy, changed minus unchanged [95 % BCa]"] if names else []
     changed = {name: differences(lines, "ablations", name, growth_plan.UNCHANGED) for name in names}
-    return told + [row for _, row in _rows({name: values for name, values in changed.items() if values})]
+    told += [row for _, row in _rows({name: values for name, values in changed.items() if values})]
+    later = further(lines)
+    if later:
+        told += ["", "Further: points of audit accuracy, changed minus `grown` of H1, or what is named, [95 % BCa]"]
+    return told + [row for _, row in _rows(later)]
+
+
+def further(lines: lab.Lines) -> dict[str, list[float]]:
+    """By arm of this part: what it ends with minus ``grown`` of H1, in points; and a random birth minus a birth as zero."""
+    found = {name: differences(lines, "further", name, GROWN, of="h1") for name in growth_plan.FURTHER}
+    isolated, random = "straight_through", "straight_through_random"
+    found[f"{random} minus {isolated}"] = differences(lines, "further", random, isolated)
+    return {name: values for name, values in found.items() if values}
 
 
 def _rows(family: dict[str, list[float]], *, ordered: bool = False) -> list[tuple[str, str]]:

@@ -92,7 +92,7 @@ def grow(
     deciding(grower, measured)
     phase = lab.Phase(plan["rate"], plan["batch_size"])
     left = flops - grower.ledger.total  # what was measured and probed before the first step is charged
-    lab.train(grower, data, flops=left, phase=phase, rng_seed=rng_seed, decide=deciding)
+    lab.train(grower, data, flops=left, phase=phase, rng_seed=rng_seed, decide=deciding, losses=deciding.train_losses)
     grower.close()
     kept = [[seed.record.slot, seed.blueprint] for seed in grower.network.seeds() if seed.stage is Stage.FOSSILIZED]
     return {**_ended(grower, data, began), "kept": kept, "decisions": deciding.said}

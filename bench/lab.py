@@ -218,10 +218,10 @@ def train(
     phase: Phase,
     rng_seed: int,
     decide: Callable[[Grower, Measured], None] = nothing,
+    losses: list[float] | None = None,
 ) -> None:
-    """Train until the ledger has spent ``flops`` more than it has now. After every epoch the gate split is measured, stages
-    move on and
-    ``decide`` is called.
+    """Train until the ledger has spent ``flops`` more than it has now. After every epoch the gate split is measured, the epoch's
+    mean train loss appended to ``losses``, stages move on and ``decide`` is called.
     """
     begun = grower.ledger.total
     torch.manual_seed(rng_seed)
@@ -231,15 +231,18 @@ def train(
 
     for number in itertools.count():
         grower.network.train()
+        means: list[torch.Tensor] = []
         for inputs, targets in batches(data.train, phase.batch_size, 1_000 * rng_seed + number, data.drawn):
             if share() >= 1.0:
                 return
             if grower.sample is None:
                 grower.sample = (inputs, targets)
             set_learning_rate(grower.optimizer, phase.rate(share()), grower.step)
-            grower.train_step(inputs, targets)
+            means.append(grower.train_step(inputs, targets))
         grower.epoch += 1
         measured = grower.measure(in_order(data.gate))
+        if losses is not None:
+            losses.append(float(torch.stack(means).mean()))
         grower.end_epoch()
         decide(grower, measured)
 

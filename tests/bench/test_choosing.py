@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 
@@ -12,9 +13,14 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench"))
 
 import choosing  # noqa: E402 - found where the line above says
+import defaults  # noqa: E402
 import growth_plan  # noqa: E402
+import improving  # noqa: E402
 import incubation  # noqa: E402
 import lab  # noqa: E402
+from deciding import Deciding, standing  # noqa: E402
+
+from esperd.messages.policy import Decided, PolicySettings  # noqa: E402
 
 PLAN = {**growth_plan.QUICK, "host_epochs": 1, "arm_epochs": 20, "rate": 0.005}
 
@@ -54,3 +60,40 @@ def test_a_strategy_picks_an_arm_that_is_then_trained_on_the_budget(tiny):
     for line in (trained, alone):
         spent, _ = line["curve"][-1]
         assert BUDGET / 2 < spent < 1.5 * BUDGET, "whole epochs of a network that costs more than the host"
+
+
+@pytest.mark.parametrize("trigger", ["generalisation_gap", "gradient_bottleneck"])
+def test_a_trigger_is_shown_what_it_reads(tiny, trigger, monkeypatch):
+    data, host = tiny
+    grower = improving.grower_of(data, copy.deepcopy(host), 0, PLAN, growth_plan.growth())
+    measured, host_epoch = standing(data, grower, PLAN["batch_size"])
+    settings = PolicySettings(trigger=trigger, warmup_epochs=0, max_live_seeds=1)
+    deciding = Deciding(settings, 0, 4 * host_epoch, data.epoch_samples)
+    said: list[Decided] = []
+    ask = deciding.ask
+    monkeypatch.setattr(deciding, "ask", lambda *of: said.append(ask(*of)) or said[-1])
+    deciding(grower, measured)
+    phase = lab.Phase(PLAN["rate"], PLAN["batch_size"])
+    budget = 2.5 * host_epoch
+    lab.train(grower, data, flops=budget, phase=phase, rng_seed=0, decide=deciding, losses=deciding.train_losses)
+    first, later = said[0].decisions[0].reason, said[1].decisions[0].reason
+    assert any(word in first for word in ("no epoch after the warm-up has a train loss", "measured at 0 slots"))
+    assert "no epoch" not in later
+    assert "measured at 0" not in later
+    assert len(deciding.train_losses) == len(deciding.gate_losses) - 1 >= 2
+
+
+def test_a_candidate_for_the_defaults_differs_from_those_before_and_the_last_is_what_growing_was_measured_with():
+    settings = {name: defaults.settings_of(name) for name in defaults.CANDIDATES}
+    assert len(set(map(repr, settings.values()))) == len(settings)
+    assert settings["at_once"] == (growth_plan.policy(), growth_plan.growth())
+    assert settings["before"] == growth_plan.STRATEGIES["job_defaults_2"]
+
+
+def test_defaults_are_compared_with_the_host_trained_alone(tmp_path):
+    lines = lab.Lines(tmp_path / "lines.jsonl", {"bench": "defaults"}, keep=False)
+    for rng_seed, alone, grown in ((100, 0.5, 0.52), (101, 0.6, 0.61)):
+        lines.add({"scenario": "fresh", "candidate": defaults.ALONE, "rng_seed": rng_seed, "gate_accuracy": alone})
+        lines.add({"scenario": "fresh", "candidate": "early", "rng_seed": rng_seed, "gate_accuracy": grown, "kept": [["a", "b"]]})
+    lines.add({"scenario": "fresh", "candidate": "early", "rng_seed": 102, "gate_accuracy": 0.9, "kept": []})
+    assert defaults.table(lines) == "fresh    early            +1.50 points, from +1.00 to +2.00; seeds kept: [1, 1]"
