@@ -119,12 +119,14 @@ def score_arms(data: lab.Data, host: nn.Module, rng_seed: int, plan: dict[str, A
         found = contest(grower, arms, lambda: batches.train(0), batches.gate, epochs=length, equal=equal)
         scores[name] = {name_of(made.arm): made.trial.loss if made.trial else None for made in found}
         spent(name, before)
-    scores["prospect"], costs["prospect"] = _prospects(data, host, rng_seed, plan)
-    return {"scores": scores, "costs": costs}
+    behind = score_behind_host(data, host, rng_seed, plan)
+    return {"scores": {**scores, **behind["scores"]}, "costs": {**costs, **behind["costs"]}}
 
 
-def _prospects(data: lab.Data, host: nn.Module, rng_seed: int, plan: dict[str, Any]) -> tuple[dict[str, float | None], float]:
-    """One epoch behind the host for every arm at once, as a nursery does it: what switching it on would bring."""
+def score_behind_host(data: lab.Data, host: nn.Module, rng_seed: int, plan: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """One epoch behind the host for every arm at once, as a nursery does it. ``prospect``: what switching an arm on would
+    bring on the gate split; ``incubation loss``: what the network lost in the arm's own passes, its sign turned.
+    """
     growth = Growth(incubation="joint", screening_epochs=1)
     grower = grower_of(data, host, rng_seed, plan, growth)
     _, host_epoch = standing(data, grower, plan["batch_size"])
@@ -136,10 +138,18 @@ def _prospects(data: lab.Data, host: nn.Module, rng_seed: int, plan: dict[str, A
         grower.train_step(inputs, targets)
     grower.epoch += 1
     grower.measure(lab.in_order(data.gate))
+    for seed in grower.incubating():
+        grower.incubator.end_epoch(seed)
     own_steps = 3 * (grower.ledger.cost("gate", "host") or 0.0) * len(data.train[0])
     cost = (grower.ledger.total - own_steps) / host_epoch
-    found = {f"{seed.blueprint} at {seed.record.slot}": seed.prospect for seed in grower.network.seeds()}
-    return {name: None if prospect is None else prospect.loss for name, prospect in found.items()}, cost
+    seeds = {f"{seed.blueprint} at {seed.record.slot}": seed for seed in grower.network.seeds()}
+    scores = {
+        "prospect": {name: None if seed.prospect is None else seed.prospect.loss for name, seed in seeds.items()},
+        "incubation loss": {
+            name: None if seed.incubation_loss is None else -seed.incubation_loss for name, seed in seeds.items()
+        },
+    }
+    return {"scores": scores, "costs": dict.fromkeys(scores, cost)}
 
 
 def pick(data: lab.Data, host: nn.Module, policy: PolicySettings, rng_seed: int, plan: dict[str, Any]) -> dict[str, object]:

@@ -42,7 +42,9 @@ LAST = (*FROM_GROWN, "continued_0.05")
 GROMO = harness.REPOSITORY / "bench" / "results" / "gromo.json"
 GROMO_FIGURES = ("gromo_digits/accuracy", "gromo_cifar/accuracy")
 """Of ``bench/gromo_peer.py``, told again beside the others."""
-PARTS = ("h1", "h2", "ablations", "strategies", "further")
+PARTS = ("h1", "h2", "ablations", "strategies", "further", "calibration")
+OF_H2 = ("h2", "calibration")
+"""Parts with the host and the budgets of H2."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
             arms["h2"].append((f"continued:{strategy}", f"pick:{strategy}"))
     arms["ablations"] = [(name,) for name in (*growth_plan.LATER_ABLATIONS, *growth_plan.ABLATIONS)]
     arms["strategies"] = [(name,) for name in growth_plan.STRATEGIES]
+    arms["calibration"] = [("behind",)]
     arms["further"] = [(name,) for name in growth_plan.FURTHER]
     return [
         *(Task(part, rng_seed, HOST) for part in parts),
@@ -110,7 +113,7 @@ def _host(data: lab.Data, rng_seed: int, plan: dict[str, Any], cache: str) -> nn
 def run(task: Task, plan: dict[str, Any], needed: Needed, path: str, cache: str) -> dict[str, Any]:
     """Do one task."""
     data = _data(path)
-    plan = {**plan, **(plan["h2"] if task.part == "h2" else plan["h1"])}
+    plan = {**plan, **(plan["h2"] if task.part in OF_H2 else plan["h1"])}
     host = lab.fresh_host(data, task.rng_seed) if task.arm in FROM_GROWN else _host(data, task.rng_seed, plan, cache)
     began = time.perf_counter()
     line = _line_of_host(host, data) if task.arm == HOST else _WORK[task.part](task, data, host, plan, needed)
@@ -163,12 +166,21 @@ def _line_of_host(host: nn.Module, data: lab.Data) -> dict[str, Any]:
     return {"gate_accuracy": measure(GrowingNetwork(host, ()), lab.in_order(data.gate), lab.loss, lab.accuracy).mean_metric}
 
 
+def _calibrate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
+    return choosing.score_behind_host(data, host, task.rng_seed, plan)
+
+
 _CHANGES = {
     "ablations": {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS},
     "strategies": growth_plan.STRATEGIES,
     "further": growth_plan.FURTHER,
 }
-_WORK: dict[str, Callable[..., dict[str, Any]]] = {"h1": _improve, "h2": _choose, **dict.fromkeys(_CHANGES, _ablate)}
+_WORK: dict[str, Callable[..., dict[str, Any]]] = {
+    "h1": _improve,
+    "h2": _choose,
+    "calibration": _calibrate,
+    **dict.fromkeys(_CHANGES, _ablate),
+}
 
 
 # --- in the bench --------------------------------------------------------------------------------------------------------

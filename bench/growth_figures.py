@@ -204,11 +204,16 @@ def calibration(lines: lab.Lines) -> dict[str, tuple[list[float], float]]:
     host-epochs.
     """
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for of in chosen_lines(lines).values():
+    again = _by_seed(lines, "calibration", "behind")
+    for seed, of in chosen_lines(lines).items():
         brought = {name.removeprefix("arm:"): -line["gate_loss"] for name, line in of.items() if name.startswith("arm:")}
         scores, costs = dict(of["scores"]["scores"]), dict(of["scores"]["costs"])
         scores["contribution"] = {name: of[f"arm:{name}"]["contribution"] for name in brought}
         costs["contribution"] = _arm_epochs(lines) * len(brought)
+        if seed in again:
+            named = {name: f"{name} again" if name in scores else name for name in again[seed]["scores"]}
+            scores |= {named[name]: values for name, values in again[seed]["scores"].items()}
+            costs |= {named[name]: cost for name, cost in again[seed]["costs"].items()}
         for name, values in scores.items():
             known = [arm for arm in brought if values.get(arm) is not None]
             if len(known) > 2:

@@ -42,9 +42,14 @@ def test_a_cheap_score_speaks_of_every_arm_and_tells_what_it_cost(tiny, monkeypa
     data, host = tiny
     arms = {choosing.name_of(arm) for arm in choosing.arms_of(choosing.grower_of(data, host, 0, PLAN))}
     told = choosing.score_arms(data, host, 0, PLAN)
-    assert set(told["scores"]) == set(told["costs"]) == {"merit", "contest 0.5 flops", "contest 0.5 steps", "prospect"}
+    assert (
+        set(told["scores"])
+        == set(told["costs"])
+        == {"merit", "contest 0.5 flops", "contest 0.5 steps", "prospect", "incubation loss"}
+    )
     assert all(set(score) == arms for score in told["scores"].values())
     assert all(value is not None and value > 0 for value in told["scores"]["merit"].values())
+    assert all(loss < 0 for loss in told["scores"]["incubation loss"].values()), "a loss, its sign turned"
     assert all(cost > 0 for cost in told["costs"].values())
 
 
