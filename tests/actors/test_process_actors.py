@@ -269,6 +269,37 @@ async def test_a_process_that_computes_is_not_taken_for_dead_even_where_that_hol
         assert of(system, "worker").generation == 1
 
 
+STILL_S = 1.5
+"""Of beating and nothing else, after which a process is hung."""
+
+
+@pytest.mark.asyncio
+async def test_a_process_that_beats_and_does_nothing_else_is_killed_and_says_where_it_stood(tmp_path: Path) -> None:
+    recorder = Recorder()
+    async with open_system(tmp_path) as system:
+        await system.start(ChildSpec("recorder", lambda: recorder))
+        await system.start(program("serve", restart="temporary", heartbeat_interval_s=0.2, stall_timeout_s=STILL_S))
+        system.watch("worker", "recorder")
+        with anyio.fail_after(60):
+            ended = await recorder.until_ended()
+        assert f"hung and was killed: it stood before its first step for {STILL_S:g} s" in ended.reason
+
+
+@pytest.mark.asyncio
+async def test_a_process_that_waits_for_an_answer_of_ours_is_not_taken_for_hung(tmp_path: Path) -> None:
+    class Slow(Recorder):
+        @handles(ListActors)
+        async def answer(self, message: ListActors) -> Reply:
+            await anyio.sleep(3 * STILL_S)
+            return NO_ACTORS
+
+    async with open_system(tmp_path) as system:
+        await system.start(ChildSpec("recorder", Slow))
+        await system.start(program("serve", heartbeat_interval_s=0.2, stall_timeout_s=STILL_S))
+        assert await system.ask("worker", ListActors(), timeout_s=60.0) == NO_ACTORS
+        assert of(system, "worker").generation == 1
+
+
 @pytest.mark.asyncio
 async def test_the_end_of_a_dead_process_output_is_told(tmp_path: Path) -> None:
     recorder = Recorder()

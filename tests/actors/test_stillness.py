@@ -53,3 +53,11 @@ def test_a_descendant_that_ends_and_takes_its_time_along_makes_nothing_of_what_o
     stillness = Stillness(TIMEOUT_S)
     stillness.look(7, 5_000.0)
     assert not any(stillness.look(7, 0.02 * stillness.every_s * number) for number in range(3 * LOOKS))
+
+
+def test_one_that_worked_and_then_hangs_is_hung_the_timeout_after_its_last_work() -> None:
+    stillness = Stillness(TIMEOUT_S)
+    work_s = [1.0 * number for number in range(5)]
+    assert not any(stillness.look(7, used_s) for used_s in work_s)
+    still = [stillness.look(7, work_s[-1]) for _ in range(LOOKS)]
+    assert still == [False] * (LOOKS - 1) + [True]
