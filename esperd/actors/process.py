@@ -135,7 +135,10 @@ async def spawn(spec: ProcessSpec, incarnation: Incarnation) -> WorkerProcess:
         WorkerFailed: when the command cannot be started.
     """
     command = list(spec.command)
-    reading, writing = os.pipe()
+    try:
+        reading, writing = os.pipe()
+    except OSError as error:  # no descriptor is left
+        raise _not_started(spec, command, error) from error
     try:
         with contextlib.suppress(OSError):  # beyond the user's pipe quota: the default size serves as well, for shorter
             fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -152,11 +155,7 @@ async def spawn(spec: ProcessSpec, incarnation: Incarnation) -> WorkerProcess:
         )
     except OSError as error:
         os.close(reading)
-        raise WorkerFailed(
-            f"{spec.name} could not be started: {' '.join(command)}: {error.strerror or error}",
-            actor=spec.name,
-            command=command,
-        ) from error
+        raise _not_started(spec, command, error) from error
     except BaseException:
         os.close(reading)
         raise
@@ -164,9 +163,16 @@ async def spawn(spec: ProcessSpec, incarnation: Incarnation) -> WorkerProcess:
         os.close(writing)
     worker = WorkerProcess(spec.name, command, process, reading)
     if spec.nice:
-        with contextlib.suppress(ProcessLookupError):  # it is gone already; wait() will say how
+        # Gone already: wait() will say how. Refused: it inherited a higher niceness, and may not lower it, nor need it.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
             os.setpriority(os.PRIO_PGRP, worker.pid, spec.nice)
     return worker
+
+
+def _not_started(spec: ProcessSpec, command: list[str], error: OSError) -> WorkerFailed:
+    return WorkerFailed(
+        f"{spec.name} could not be started: {' '.join(command)}: {error.strerror or error}", actor=spec.name, command=command
+    )
 
 
 def describe_status(status: int) -> str:

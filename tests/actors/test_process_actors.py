@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import pytest
@@ -443,6 +444,30 @@ async def test_a_command_that_does_not_exist_is_named(tmp_path: Path) -> None:
     async with open_system(tmp_path) as system:
         with pytest.raises(WorkerFailed, match="/no/such/python: No such file"):
             await system.start(ProcessSpec("worker", ["/no/such/python"]))
+
+
+@pytest.mark.asyncio
+async def test_a_niceness_that_is_inherited_and_may_not_be_lowered_stops_nobody(tmp_path: Path, monkeypatch) -> None:
+    def refused(*_arguments: int) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")  # to lower it takes CAP_SYS_NICE
+
+    monkeypatch.setattr(os, "setpriority", refused)
+    async with open_system(tmp_path) as system:
+        await system.start(program("serve", nice=10))
+        assert of(system, "worker").state is ActorState.RUNNING
+
+
+@pytest.mark.asyncio
+async def test_a_process_that_gets_no_descriptors_fails_to_start_and_the_system_lives(tmp_path: Path, monkeypatch) -> None:
+    def none_left() -> NoReturn:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    async with open_system(tmp_path) as system:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "pipe", none_left)
+            with pytest.raises(WorkerFailed, match=r"could not be started: .*: Too many open files"):
+                await system.start(program("serve"))
+        await system.start(program("serve"))
 
 
 @pytest.mark.asyncio
