@@ -108,10 +108,12 @@ STRATEGIES: dict[str, tuple[PolicySettings, Growth]] = {
     "uniform": (policy(strategy="uniform"), growth()),
     "job_defaults": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
     "job_defaults_2": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
+    "job_defaults_3": (PolicySettings(**{**POLICY_BEFORE, "patience": 2}), growth()),
 }
 """``grown`` by a strategy that measures nothing: over what it gains, choosing pays. Registered when the ablations of seven RNG
 seeds were known. ``job_defaults``, registered when all of these were: as a job grows that sets nothing;
-``job_defaults_2``, registered when that was known: the same, once the policy asks for time with the seed in the network.
+``job_defaults_2``, registered when that was known: the same, once the policy asks for time with the seed in the network;
+``job_defaults_3``, with what ``bench/defaults.py`` chose.
 """
 BORN_RANDOM = ("born_random", "straight_through_random")
 """Arms whose seeds' last layers are drawn as torch draws them, where they are zero otherwise."""

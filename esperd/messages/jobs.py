@@ -149,15 +149,15 @@ class Growth(Section, frozen=True, kw_only=True):
     """Whether the host adapts to its seeds from BLENDING on."""
     screening_epochs: Positive = 1
     """How long candidates of a screening learn side by side before the best one goes on."""
-    incubation_epochs: Positive = 3
+    incubation_epochs: Positive = 1
     """Stay in TRAINING before gate G2 is asked."""
-    blending_epochs: Positive = 3
+    blending_epochs: Positive = 1
     """Stay in BLENDING: how long alpha takes to its target."""
-    shadowing_epochs: Positive = 2
+    shadowing_epochs: Positive = 1
     """Stay in SHADOWING: the window gate G4 looks at."""
-    probation_epochs: Positive = 4
+    probation_epochs: Positive = 3
     """Longest stay in PROBATIONARY; after it the seed is culled for ``timeout``."""
-    embargo_epochs: NonNegative = 2
+    embargo_epochs: NonNegative = 1
     """Epochs a slot rests after a cull."""
     resetting_epochs: Positive = 1
     """Epochs between the end of the embargo and the slot's release."""

@@ -127,7 +127,7 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Seeds kept at most."""
     nursery: Annotated[int, msgspec.Meta(ge=1)] = 1
     """Arms that are screened at once when something is to be grown; 1: none is, the best arm is grown."""
-    patience: Annotated[int, msgspec.Meta(ge=1)] = 3
+    patience: Annotated[int, msgspec.Meta(ge=1)] = 2
     """Contribution measurements after which an undecided probationary seed is culled."""
     merit_batches: Annotated[int, msgspec.Meta(ge=1)] = 4
     """``gradient_merit`` and ``successive_halving``: batches that a gradient merit is averaged over at most; fewer, at least one,

@@ -20,6 +20,7 @@ import incubation  # noqa: E402
 import lab  # noqa: E402
 from deciding import Deciding, standing  # noqa: E402
 
+from esperd.messages.jobs import Growth  # noqa: E402
 from esperd.messages.policy import Decided, PolicySettings  # noqa: E402
 
 PLAN = {**growth_plan.QUICK, "host_epochs": 1, "arm_epochs": 20, "rate": 0.005}
@@ -102,3 +103,7 @@ def test_defaults_are_compared_with_the_host_trained_alone(tmp_path):
         lines.add({"scenario": "fresh", "candidate": "early", "rng_seed": rng_seed, "gate_accuracy": grown, "kept": [["a", "b"]]})
     lines.add({"scenario": "fresh", "candidate": "early", "rng_seed": 102, "gate_accuracy": 0.9, "kept": []})
     assert defaults.table(lines) == "fresh    early            +1.50 points, from +1.00 to +2.00; seeds kept: [1, 1]"
+
+
+def test_a_job_that_sets_nothing_is_what_the_last_bench_of_defaults_ran():
+    assert growth_plan.STRATEGIES["job_defaults_3"] == (PolicySettings(), Growth()), "another default is another arm"
