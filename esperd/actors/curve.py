@@ -65,12 +65,19 @@ class ServerSecurity:
             user_id: what the gate gave the connection: its key, in hexadecimal.
 
         Raises:
-            AuthenticationFailed: when that key was revoked since.
+            AuthenticationFailed: when that key was revoked since, or it cannot be read who is allowed.
         """
         public = bytes.fromhex(user_id.decode())
-        name = self.allowed.names().get(public)
+        known_as = fingerprint(public)
+        try:
+            name = self.allowed.names().get(public)
+        except OSError as error:  # nobody can say who is allowed: nobody is
+            self.refused("unknown_key", {"fingerprint": known_as, "error": str(error)})
+            raise AuthenticationFailed(
+                f"the daemon cannot read who is allowed ({error.strerror}), and until it can nobody is; its log names the file",
+                fingerprint=known_as,
+            ) from error
         if name is None:
-            known_as = fingerprint(public)
             self.refused("revoked", {"fingerprint": known_as})
             raise AuthenticationFailed(
                 f"the key {known_as} is not allowed any more; whoever runs the daemon can `esper keys allow` another",

@@ -4,6 +4,7 @@ Its monitor socket knows, and here that becomes a typed error.
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import anyio
@@ -12,7 +13,7 @@ from zmq.utils.monitor import parse_monitor_message
 
 from esperd.actors.channel import monitor_of
 from esperd.actors.keys import ClientSecurity, fingerprint
-from esperd.actors.sockets import unreachable
+from esperd.actors.sockets import HANDSHAKE_MS, unreachable
 from esperd.errors import AuthenticationFailed, EsperError
 
 WATCHED = (
@@ -24,6 +25,10 @@ WATCHED = (
     | zmq.EVENT_DISCONNECTED
     | zmq.EVENT_CLOSED
 )
+
+
+STALLED_S = 0.9 * HANDSHAKE_MS / 1_000
+"""A daemon that ends a handshake after so long did not refuse it: it ran out of time, the line's or its own."""
 
 
 class Handshake:
@@ -42,6 +47,7 @@ class Handshake:
         self._monitor = monitor_of(socket, WATCHED)
         self._watching = True
         self._connected = False
+        self._connected_s = 0.0
 
     def close(self) -> None:
         """Watch no more; before the socket itself is closed. Safe to call twice."""
@@ -74,8 +80,11 @@ class Handshake:
                     return None
                 case zmq.EVENT_CONNECTED:
                     self._connected = True
+                    self._connected_s = time.monotonic()
                 case zmq.EVENT_HANDSHAKE_FAILED_AUTH:
                     return self._not_allowed()
+                case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL if time.monotonic() - self._connected_s >= STALLED_S:
+                    return unreachable(self._endpoint, "the handshake took too long: the line is slow, or the daemon busy")
                 case zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
                     return self._other_keys()
                 case zmq.EVENT_DISCONNECTED if self._security is None:

@@ -25,6 +25,7 @@ KEY_BYTES = 32
 SECRET_FORM = "esperd-secret-1"  # noqa: S105 - the name of a file format
 PUBLIC_FORM = "esperd-public-1"
 OTHERS = 0o077
+ROOT = 0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 READ_AGAIN_S = 0.5
 """How long the content of a file that was written over in place may be believed; chosen, not measured."""
@@ -87,7 +88,7 @@ def create_pair(path: Path) -> KeyPair:
     """
     pair = new_pair()
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(path.parent)
         _publish(path, f"{SECRET_FORM} {pair.secret.hex()}\n", replace=False)
     except FileExistsError as error:
         raise Conflict(f"{path} exists, and no key is overwritten; choose another name, or remove it", path=str(path)) from error
@@ -155,7 +156,7 @@ def write_public(path: Path, public: bytes) -> None:
         ConfigError: when it cannot be written.
     """
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_directory(path.parent)
         _publish(path, f"{PUBLIC_FORM} {public.hex()}\n", replace=True)
     except OSError as error:
         raise ConfigError(f"{path} cannot be written: {error.strerror}", path=str(path)) from error
@@ -200,9 +201,12 @@ class AllowList:
         self._changed_ns = -1
         self._read_again_s = 0.0
         self._known: dict[bytes, str] = {}
+        self.skipped: dict[str, str] = {}
+        """Files that allow nobody though they are called as if they did, by their names, and why; as :meth:`names` found them."""
 
     def names(self) -> dict[bytes, str]:
-        """Who is allowed now: names by public key. A file that holds no key allows nobody.
+        """Who is allowed now: names by public key. A file that holds no key, or cannot be read, allows nobody, and
+        is in :attr:`skipped`.
 
         Raises:
             OSError: when the directory is there and cannot be read.
@@ -221,11 +225,16 @@ class AllowList:
 
     def _read(self) -> dict[bytes, str]:
         found: dict[bytes, str] = {}
+        skipped: dict[str, str] = {}
         with contextlib.suppress(FileNotFoundError):
             for path in sorted(self.directory.iterdir()):
                 if path.suffix == PUBLIC_SUFFIX and NAME.fullmatch(path.stem):
-                    with contextlib.suppress(ConfigError):
+                    try:
                         found[public_key(str(path))] = path.stem
+                    except ConfigError as error:
+                        cause = error.__cause__
+                        skipped[path.name] = (cause.strerror if isinstance(cause, OSError) else None) or "it holds no public key"
+        self.skipped = skipped
         return found
 
     def allow(self, name: str, public: bytes) -> None:
@@ -270,12 +279,29 @@ def _key_in(text: bytes, form: str) -> bytes | None:
     return bytes.fromhex(words[1])
 
 
+def _make_directory(path: Path) -> None:
+    """Make a directory, and those it lies in, for their owner alone: if root makes them, for whoever owns what they lie in."""
+    if path.is_dir():
+        return
+    _make_directory(path.parent)
+    with contextlib.suppress(FileExistsError):
+        path.mkdir(mode=0o700)
+        if os.geteuid() == ROOT:
+            around = path.parent.stat()
+            os.chown(path, around.st_uid, around.st_gid, follow_symlinks=False)
+
+
 def _publish(path: Path, text: str, *, replace: bool) -> None:
-    """Let a whole file of mode 0600 appear under its name, or none."""
+    """Let a whole file of mode 0600 appear under its name, or none. If root makes it, for a service of somebody else, it belongs
+    to whoever owns its directory: only root could read it otherwise.
+    """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            if os.geteuid() == ROOT:
+                around = path.parent.stat()
+                os.fchown(file.fileno(), around.st_uid, around.st_gid)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -22,12 +22,22 @@ from esperd.actors.channel import monitor_of
 from esperd.actors.curve import EARLY_FAILURES, ServerSecurity, secure_client, watch_handshakes
 from esperd.actors.handshake import Handshake
 from esperd.actors.keys import ClientSecurity
-from esperd.actors.sockets import is_remote, open_socket, require_known_transport, require_listener, unreachable
+from esperd.actors.sockets import (
+    bound_what_comes,
+    is_remote,
+    open_socket,
+    require_known_transport,
+    require_listener,
+    unreachable,
+)
 from esperd.actors.tasks import open_task_group
 from esperd.errors import EsperError, MalformedMessage
 
 HIGH_WATER_MARK = 10_000
 """Publications queued per watcher before it starts to lose some."""
+LARGEST_TOPIC_BYTES = 64 * 1024
+"""All that a watcher sends is which topics it wants; one that sends more at a time is disconnected. Chosen, not measured: topics
+of ours have less than 100 bytes."""
 SUBSCRIBE_TIMEOUT_S = 10.0
 REFUSED_LOOK_S = 0.5
 """After this much silence a remote watcher looks whether it is still let in; chosen, not measured."""
@@ -86,6 +96,7 @@ class Publisher:
         with contextlib.closing(open_socket(zmq.XPUB, high_water_mark=HIGH_WATER_MARK)) as socket:
             if self._security is not None:
                 self._security.secure(socket)
+            bound_what_comes(socket, self.endpoint, LARGEST_TOPIC_BYTES)
             socket.bind(self.endpoint)
             self._socket = socket
             async with open_task_group() as tasks:

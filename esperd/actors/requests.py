@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -54,7 +54,7 @@ machine, measured."""
 TIMEOUT_S = 10.0
 OVERSIZE = 4
 """Up to so many times a client's largest request a frame is read, and its sender hears why it was refused; beyond, ZeroMQ ends
-the connection. Chosen."""
+the connection. Chosen. Over tcp it is once: there libzmq keeps as much for anybody who connects, and our clients look first."""
 
 
 class RequestStatistics(NamedTuple):
@@ -68,6 +68,12 @@ class RequestStatistics(NamedTuple):
     #: requests turned away with ``busy``
     undeliverable: int
     #: answers whose client was gone or did not read
+
+
+def counted_together(servers: Iterable[RequestServer]) -> dict[str, int]:
+    """What became of the requests of several servers, by the names of :class:`RequestStatistics`."""
+    columns = zip(*(server.statistics() for server in servers), strict=True)
+    return dict(zip(RequestStatistics._fields, map(sum, columns), strict=True))
 
 
 class _Request(NamedTuple):
@@ -158,7 +164,9 @@ class RequestServer:
                     answers.cancel_scope.cancel()
 
     def _bind(self) -> Channel:
-        largest = LARGEST_FRAME_BYTES if self._turnstile is None else OVERSIZE * self._turnstile.limits.request_bytes
+        largest = LARGEST_FRAME_BYTES
+        if self._turnstile is not None:
+            largest = self._turnstile.limits.request_bytes * (1 if is_remote(self.endpoint) else OVERSIZE)
         return bind_router(self.endpoint, security=self._security, largest_bytes=largest)
 
     async def _finish_in_hand(self) -> None:

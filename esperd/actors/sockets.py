@@ -25,6 +25,12 @@ HEARTBEAT_INTERVAL_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
 """ZMTP heartbeats notice a peer that vanished; a hung Python loop still answers them, hence our own Heartbeat message."""
 
+HANDSHAKE_MS = 3_000
+"""How long whoever connects over tcp may take until it is let in. libzmq keeps what a peer sends of a command until it is whole,
+before it is known who the peer is, and would for 30 s. Some round trips over a slow line fit. Chosen, not measured."""
+CURVE_BYTES = 64
+"""At least what CURVE adds to a frame, whose encrypted size is what libzmq compares: 33 bytes (RFC 26)."""
+
 IPC = "ipc://"
 TCP = "tcp://"
 
@@ -104,11 +110,12 @@ def bind_router(endpoint: str, *, security: ServerSecurity | None = None, larges
     Args:
         endpoint: where.
         security: keys and allow-list; None: whoever can connect may.
-        largest_bytes: a peer that sends a larger frame is disconnected by ZeroMQ before the bytes reach us.
+        largest_bytes: a peer that sends a larger frame is disconnected by ZeroMQ before the bytes reach us; over tcp also before
+            it is known who the peer is.
     """
     require_known_transport(endpoint)
     router = open_plain_socket(zmq.ROUTER)
-    router.setsockopt(zmq.MAXMSGSIZE, largest_bytes)
+    bound_what_comes(router, endpoint, largest_bytes)
     router.setsockopt(zmq.ROUTER_MANDATORY, 1)
     router.setsockopt(zmq.ROUTER_HANDOVER, 0)
     if security is not None:
@@ -119,6 +126,19 @@ def bind_router(endpoint: str, *, security: ServerSecurity | None = None, larges
         router.close(linger=0)
         raise
     return Channel(router, names_senders=security is not None)
+
+
+def bound_what_comes(socket: zmq.Socket[Any], endpoint: str, largest_bytes: int) -> None:
+    """Bound what peers of a socket may have it keep, before it binds. What it sends is not bounded by this.
+
+    Args:
+        socket: which will bind.
+        endpoint: where. Over tcp a peer that is not let in within :data:`HANDSHAKE_MS` is disconnected.
+        largest_bytes: of a frame.
+    """
+    socket.setsockopt(zmq.MAXMSGSIZE, largest_bytes + CURVE_BYTES)
+    if is_remote(endpoint):
+        socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
 
 
 def require_known_transport(endpoint: str) -> None:

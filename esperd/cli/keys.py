@@ -72,13 +72,17 @@ def list_keys(options: Options, state_dir: Path | None) -> None:
     state = _state(state_dir)
     file = server_key_file(state)
     server = read_pair(file).public if file.exists() else None
-    allowed = sorted((name, public) for public, name in allow_list(state).names().items())
+    those = allow_list(state)
+    allowed = sorted((name, public) for public, name in those.names().items())
     output = Output(options)
     if output.as_json:
-        output.json({"server": _shown(None, server) if server else None, "allowed": [_shown(*row) for row in allowed]})
+        shown = [_shown(*row) for row in allowed]
+        output.json({"server": _shown(None, server) if server else None, "allowed": shown, "skipped": those.skipped})
         return
     output.line(f"server key: {server.hex() if server else 'none yet; `esper keys create --server` makes one'}")
     output.grid(_grid(allowed))
+    for file_name, why in those.skipped.items():
+        output.line(f"{those.directory / file_name} allows nobody: {why}", style="yellow")
 
 
 @keys.command()

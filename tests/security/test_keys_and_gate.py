@@ -14,7 +14,7 @@ import pytest
 from esperd.actors import keys
 from esperd.actors.curve import Gate, ServerSecurity
 from esperd.actors.keys import AllowList, ClientSecurity, create_pair, open_pair, public_key, read_pair, security_of
-from esperd.actors.publication import Publisher, Subscriber
+from esperd.actors.publication import LARGEST_TOPIC_BYTES, Publisher, Subscriber
 from esperd.actors.requests import RequestClient, RequestServer
 from esperd.errors import AuthenticationFailed, ConfigError, Conflict, DaemonUnreachable, UnknownName
 from esperd.messages import Message, Reply
@@ -53,8 +53,9 @@ async def test_only_allowed_keys_are_let_in_and_a_revoked_one_is_refused_on_its_
             assert await client.request(ListActors()) == NO_ACTORS
             assert asked_by == [b"me"]
             async with Subscriber(events, ["job/1"], security=right) as watcher:
-                await publisher.publish("job/1", b"told")
-                assert await anext(watcher) == ("job/1", b"told")
+                told = b"told" * LARGEST_TOPIC_BYTES  # what watchers may send does not bound what they are sent
+                await publisher.publish("job/1", told)
+                assert await anext(watcher) == ("job/1", told)
             allowed.revoke("me")
             with pytest.raises(AuthenticationFailed, match="not allowed any more"):
                 await client.request(ListActors())
@@ -72,6 +73,35 @@ async def test_only_allowed_keys_are_let_in_and_a_revoked_one_is_refused_on_its_
         with anyio.fail_after(10):  # the monitor of the server may lag the client's
             while not {"revoked", "unknown_key", "wrong_server_key"} <= set(refused):  # noqa: ASYNC110
                 await anyio.sleep(0.01)
+
+
+@pytest.mark.asyncio
+async def test_while_the_allow_list_cannot_be_read_nobody_is_allowed_and_the_server_goes_on(tmp_path: Path) -> None:
+    server, mine = create_pair(tmp_path / "server.key"), create_pair(tmp_path / "mine.key")
+    allowed = AllowList(tmp_path / "allowed")
+    allowed.allow("me", mine.public)
+    refused: list[dict[str, str]] = []
+    security = ServerSecurity(server, allowed, lambda _, facts: refused.append(facts))
+
+    async def answer(_client: bytes, _message: Message) -> Reply:
+        return NO_ACTORS
+
+    endpoint = free_endpoint()
+    async with (
+        Gate(security),
+        RequestServer(endpoint, answer, security=security) as requests,
+        RequestClient(endpoint, security=ClientSecurity(mine, server.public)) as client,
+    ):
+        assert await client.request(ListActors()) == NO_ACTORS
+        allowed.directory.rename(tmp_path / "away")
+        allowed.directory.touch()  # no directory: as unreadable as one on a disk that fails
+        with pytest.raises(AuthenticationFailed, match="cannot read who is allowed"):
+            await client.request(ListActors())
+        assert "Not a directory" in refused[-1]["error"]
+        allowed.directory.unlink()
+        (tmp_path / "away").rename(allowed.directory)
+        assert await client.request(ListActors()) == NO_ACTORS
+        assert requests.statistics().refused == 1
 
 
 @pytest.mark.asyncio
@@ -137,3 +167,27 @@ def test_a_name_has_one_key_and_a_key_one_name(tmp_path: Path) -> None:
         with pytest.raises(Conflict, match="revoke"):
             allowed.allow(name, key)
     assert allowed.names() == {b"a" * 32: "me"}
+
+
+def test_a_file_that_root_writes_belongs_to_whoever_owns_its_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[str, int, int]] = []
+
+    def give(what: int | Path, user: int, group: int, **_: bool) -> None:
+        path = Path(f"/proc/self/fd/{what}").resolve() if isinstance(what, int) else what
+        given.append((path.parent.name if path.suffix else path.name, user, group))
+
+    monkeypatch.setattr(keys.os, "geteuid", lambda: 0)
+    monkeypatch.setattr(keys.os, "fchown", give)
+    monkeypatch.setattr(keys.os, "chown", give)
+    AllowList(tmp_path / "keys" / "allowed").allow("me", b"a" * 32)
+    owner = tmp_path.stat()
+    assert given == [(name, owner.st_uid, owner.st_gid) for name in ("keys", "allowed", "allowed")]
+
+
+def test_a_file_that_allows_nobody_is_named_with_the_reason(tmp_path: Path) -> None:
+    allowed = AllowList(tmp_path)
+    allowed.allow("me", b"a" * 32)
+    (tmp_path / "you.pub").write_text("nonsense")
+    (tmp_path / "folder.pub").mkdir()
+    assert allowed.names() == {b"a" * 32: "me"}
+    assert allowed.skipped == {"folder.pub": "Is a directory", "you.pub": "it holds no public key"}
