@@ -221,6 +221,12 @@ class StoreFailed(EsperError):
     code = "store_failed"
 
 
+class AddressUnavailable(EsperError):
+    """An address of the daemon cannot be listened on now: another program has it, or no interface that is up. That may pass."""
+
+    code = "address_unavailable"
+
+
 class DaemonUnreachable(EsperError):
     """No daemon answers at this endpoint; says how to start one."""
 

@@ -106,6 +106,7 @@ def unit_of(
         run_as=run_as if scope == "system" else None,
         state_directory=state,
         writable=[config.runtime_directory] if config.daemon.runtime_directory else [],
+        listens=bool(config.network.listen),
     )
 
 

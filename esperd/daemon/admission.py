@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 
 import anyio
+import msgspec
 
 import esperd
 from esperd.errors import InvalidJob
@@ -51,6 +53,29 @@ def check_job(job: Job, plugins: Plugins) -> None:
     plugins.strategies[job.policy.strategy]
     plugins.triggers[job.policy.trigger]
     plugins.alpha_schedules[job.growth.alpha_schedule]
+
+
+def check_keys(job: Job) -> None:
+    """Refuse options with keys that are no text, which TOML and JSON cannot express either. A job is kept, compared and told in
+    an order of its keys, and there is none between a text and a number.
+
+    Raises:
+        InvalidJob: names the place.
+    """
+    places: list[tuple[str, object]] = [("", job)]
+    while places:  # no recursion: what a client sends may be as deep as its decoder bears
+        place, value = places.pop()
+        inside: Iterable[tuple[object, object]] = ()
+        if isinstance(value, msgspec.Struct):
+            inside = ((field, getattr(value, field)) for field in value.__struct_fields__)
+        elif isinstance(value, dict):
+            inside = value.items()
+        elif isinstance(value, list | tuple):
+            inside = ((str(position), item) for position, item in enumerate(value))
+        for key, item in inside:
+            if not isinstance(key, str):
+                raise InvalidJob(f"{place} has the key {key!r}; keys of options are text", key=place)
+            places.append((f"{place}.{key}" if place else key, item))
 
 
 async def check_python(python: str) -> None:

@@ -10,7 +10,7 @@ from esperd.actors.breaker import Breaker
 from esperd.actors.system import ActorSystem
 from esperd.config import Config
 from esperd.daemon import dead_letters
-from esperd.daemon.admission import check_python
+from esperd.daemon.admission import check_keys, check_python
 from esperd.daemon.allowed import check_allowed
 from esperd.daemon.client_queues import ClientQueues
 from esperd.errors import IllegalTransition, MalformedMessage
@@ -100,7 +100,7 @@ class FrontDoor:
 
         Raises:
             MalformedMessage: a message that clients do not send.
-            InvalidJob: a job's ``python`` cannot run a worker.
+            InvalidJob: a job's ``python`` cannot run a worker, or its options have keys that are no text.
             NotAllowed: a job names a module, interpreter or directory that the configuration does not allow.
             Busy: the client has too many jobs that wait.
             JobNotFound: decisions of a job that nobody knows.
@@ -136,6 +136,7 @@ class FrontDoor:
         return await self._system.ask(to, message)
 
     async def _submit(self, client: bytes, message: SubmitJob) -> Reply:
+        check_keys(message.job)
         check_allowed(message.job, self._config.jobs)  # before its interpreter is started
         async with self._queues.place(client):
             if message.job.python:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,11 +14,18 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from esperd.config import Http
+from esperd.daemon.listening import cannot_listen
 from esperd.daemon.status import DaemonStatus
-from esperd.errors import ConfigError
 from esperd.telemetry.metrics import Metrics
+
+MOST_CONNECTIONS = 64
+"""At one time; whoever comes then is disconnected at once. Every connection takes a descriptor, and libzmq ends the process when
+there is none. Chosen, not measured."""
+REQUEST_S = 10.0
+"""How long a connection may take for its next request, and to read the answer; then it is closed. Chosen, not measured."""
 
 
 class _Server(uvicorn.Server):
@@ -26,6 +34,32 @@ class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Connection(H11Protocol):
+    """One that ends when nothing comes of it: uvicorn would hold one that never asks, or never reads, for ever."""
+
+    _over: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        if len(self.connections) > MOST_CONNECTIONS:
+            transport.abort()
+            return
+        self._over = self.loop.call_later(REQUEST_S, transport.abort)
+
+    def on_response_complete(self) -> None:
+        self._end_wait()
+        self._over = self.loop.call_later(REQUEST_S, self.transport.abort)
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_wait()
+        super().connection_lost(exc)
+
+    def _end_wait(self) -> None:
+        if self._over is not None:
+            self._over.cancel()
 
 
 def build_app(metrics: Metrics, not_ready: Callable[[], list[str]], status: Callable[[], DaemonStatus]) -> Starlette:
@@ -60,6 +94,7 @@ def bind(settings: Http) -> socket.socket:
 
     Raises:
         ConfigError: the address cannot be bound; names it.
+        AddressUnavailable: it cannot be bound now: it is taken, or not up yet.
     """
     listening = socket.socket(socket.AF_INET6 if ":" in settings.host else socket.AF_INET, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -67,18 +102,16 @@ def bind(settings: Http) -> socket.socket:
         listening.bind((settings.host, settings.port))
     except OSError as error:
         listening.close()
-        raise ConfigError(
-            f"http address {settings.host}:{settings.port} cannot be bound: {error.strerror}; "
-            "set http.port to another one, or to 0 for any free port",
-            key="http.port",
-        ) from error
+        where = f"http address {settings.host}:{settings.port} cannot be bound"
+        another = "set http.port to another one, or to 0 for any free port"
+        raise cannot_listen(where, error, another=another, key="http.port") from error
     return listening
 
 
 @contextlib.asynccontextmanager
 async def serving(listening: socket.socket, app: Starlette) -> AsyncIterator[int]:
     """Serve the application on a bound socket until the block ends; yields the port."""
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none")
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", http=_Connection)
     server = _Server(config)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(server.serve, [listening])

@@ -24,7 +24,7 @@ from esperd.actors.breaker import Breaker, Limits
 from esperd.actors.clock import SystemClock
 from esperd.actors.limits import Turnstile
 from esperd.actors.publication import Publisher
-from esperd.actors.requests import RequestServer
+from esperd.actors.requests import RequestServer, counted_together
 from esperd.actors.spec import ChildSpec, ProcessSpec
 from esperd.actors.system import ActorSystem
 from esperd.actors.tasks import open_task_group
@@ -100,6 +100,7 @@ class Status:
     system: ActorSystem | None = None
     jobs: JobsActor | None = None
     space: Space | None = None
+    remote: RemoteDoor | None = None
 
     def not_ready(self) -> list[str]:
         """Reasons why the daemon takes no work now."""
@@ -110,6 +111,8 @@ class Status:
             reasons.append(self.space.trouble)
         if self.jobs is not None and self.jobs.trouble:
             reasons.append(f"store: {self.jobs.trouble}")
+        if self.remote is not None and self.remote.trouble:
+            reasons.append(self.remote.trouble)
         if self.system is not None:
             waited_for = {ActorState.FAILED, ActorState.WAITING, ActorState.STARTING}
             reasons += [
@@ -134,7 +137,8 @@ def run_daemon(config: Config, read_again: Callable[[], Config] | None = None) -
         StateDirectoryLocked: a live daemon owns the state or the runtime directory.
         StateDirectoryUnusable: a directory cannot be written, belongs to somebody else, or would let others at the sockets.
         StoreFailed: the disk refuses, or a database cannot be opened.
-        ConfigError: see :func:`require_startable`; or an address is taken.
+        ConfigError: see :func:`require_startable`; or an address cannot be listened on.
+        AddressUnavailable: an address cannot be listened on now: it is taken, or not up yet.
     """
     configure_logging(config.daemon.log_level)
     faulthandler.enable()  # a watchdog that was not fed sends SIGABRT: the log then holds where every thread was
@@ -199,7 +203,7 @@ class _Daemon:
         self._metrics = Metrics()
         self._status = Status()
         self._jobs: JobsActor | None = None
-        self._remote = RemoteDoor(config, self._metrics, self._clock)
+        self._remote = self._status.remote = RemoteDoor(config, self._metrics, self._clock)
         limits = config.breakers.compiler
         self._compiler_breaker = Breaker(
             "compiler",
@@ -265,6 +269,7 @@ class _Daemon:
                 await system.start(spec, wait=isinstance(spec, ChildSpec))
             door = FrontDoor(system, self._plugins, events, [self._compiler_breaker], config)
             server = RequestServer(control, door.answer, turnstile=Turnstile(client_limits(config)))
+            servers = [server]
             began = self._clock.monotonic()
 
             def status() -> DaemonStatus:
@@ -274,7 +279,7 @@ class _Daemon:
                     reasons=self._status.not_ready(),
                     disk=parts.space.level,
                     up_s=self._clock.monotonic() - began,
-                    requests=server.statistics()._asdict(),
+                    requests=counted_together(servers),
                     cards=self._jobs.cards() if self._jobs is not None else (),
                 )
 
@@ -282,12 +287,13 @@ class _Daemon:
             port = await stack.enter_async_context(serving(listening, app))
             (config.runtime_directory / HTTP_PORT_FILE).write_text(f"{port}\n", encoding="ascii")
             await stack.enter_async_context(server)
-            await stack.enter_async_context(self._remote.answering(door.answer_remote))
+            if (remote := await stack.enter_async_context(self._remote.answering(door.answer_remote))) is not None:
+                servers.append(remote)
             self._status.starting = False
             await self._service.ready()
             log.info("ready", version=esperd.__version__, pid=os.getpid(), control=control, http=port)
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._tick, door, server)
+                tasks.start_soon(self._tick, door, servers)
                 tasks.start_soon(self._service.obey, signals, system)
                 tasks.start_soon(self._service.feed, system)
                 tasks.start_soon(parts.retention.run, self._clock.sleep)
@@ -405,14 +411,14 @@ class _Daemon:
             if record.error is not None:
                 log.warning("plugin failed", plugin=record.name, distribution=record.distribution, error=record.error)
 
-    async def _tick(self, door: FrontDoor, server: RequestServer) -> None:
+    async def _tick(self, door: FrontDoor, servers: Collection[RequestServer]) -> None:
         """Feed the metrics that nobody else sees."""
         while True:
             before = self._clock.monotonic()
             await self._clock.sleep(TICK_S)
             self._metrics.observe_loop_lag(max(0.0, self._clock.monotonic() - before - TICK_S))
             self._metrics.observe_actors(door.actors())
-            self._metrics.observe_requests(server.statistics()._asdict())
+            self._metrics.observe_requests(counted_together(servers))
 
     async def _watch_space(self, space: Space, databases: Collection[Database]) -> None:
         """Look at the disk again and again. One that failed must also take what databases write: they tell when it does not."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -22,7 +22,8 @@ from esperd.actors.publication import Publisher
 from esperd.actors.requests import RequestServer
 from esperd.actors.tasks import open_task_group
 from esperd.config import Config, Network
-from esperd.errors import ConfigError, StoreFailed
+from esperd.daemon.listening import cannot_listen
+from esperd.errors import AddressUnavailable, ConfigError, StoreFailed
 from esperd.messages.base import Message, Reply
 from esperd.messages.control import Hello, Welcome
 from esperd.store.refusal import refusal_of
@@ -30,8 +31,13 @@ from esperd.telemetry.metrics import Metrics
 
 REVOKED_LOOK_S = 0.5
 """How often it is looked whether somebody is allowed no more who may still hear events; chosen, not measured."""
-REBIND_S = 5.0
-"""How long a port that was just closed may take to be free again."""
+REBIND_FIRST_S, REBIND_LAST_S = 0.02, 1.0
+"""How long to wait before a port that was just closed is bound again: the first time, and, doubled with each, at most. Chosen,
+not measured."""
+REBIND_TOLD_S = 5.0
+"""How long that may go on before somebody is told: a port that was just closed may take a moment to be free again. Chosen."""
+WITHOUT_KEY = b"without a key"
+"""All who come over the network where no keys are asked for: a connection is nobody, and the next one could be anybody."""
 LOGGED_PER_S = 1.0
 LOGGED_AT_ONCE = 20
 """Refusals that are logged; whoever knocks faster fills the metric, and not the disk."""
@@ -97,13 +103,18 @@ def require_network(config: Config) -> None:
         raise StoreFailed(f"{allowed.directory} cannot be read: {error.strerror}", path=str(allowed.directory)) from error
     if not names and not _is_loopback(urlsplit(network.listen).hostname or ""):
         raise ConfigError(
-            f"network.listen = {network.listen!r} is beyond loopback, and nobody is allowed; first: "
+            f"network.listen = {network.listen!r} is beyond loopback, and nobody is allowed{_but_for(allowed.skipped)}; first: "
             f"esper keys allow NAME KEY --state-dir {state}",
             key="network.listen",
         )
     if has_key:
         with _telling_a_disk_that_refuses():
             read_pair(server_key_file(state))
+
+
+def _but_for(skipped: Mapping[str, str]) -> str:
+    """Files that would allow somebody; in parentheses."""
+    return f" ({', '.join(f'{name}: {why}' for name, why in skipped.items())})" if skipped else ""
 
 
 @contextlib.contextmanager
@@ -154,15 +165,19 @@ class RemoteDoor:
         self._loud = TokenBucket(LOGGED_PER_S, LOGGED_AT_ONCE, clock.monotonic())
         self._unlogged = 0
         self._events = ""
+        self._skipped: dict[str, str] = {}
         self._security: ServerSecurity | None = None
         self._publisher: Publisher | None = None
+        self.trouble = ""
+        """Why events are not published on the network though they should be; empty: they are."""
 
     @contextlib.asynccontextmanager
     async def publishing(self) -> AsyncGenerator[None, None]:
         """Serve events, and know who may connect, for the length of the block.
 
         Raises:
-            ConfigError: see :func:`require_network`; or a port is taken.
+            ConfigError: see :func:`require_network`; or an address cannot be listened on.
+            AddressUnavailable: an address cannot be listened on now.
             StoreFailed: when the allow-list cannot be read, or the disk refuses.
         """
         network = self._config.network
@@ -193,10 +208,12 @@ class RemoteDoor:
     async def _publish(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Publish for ever. ZeroMQ cannot disconnect one watcher: when somebody is allowed no more, all of them are, and
         those who still may come back by themselves.
+
+        What cannot be bound at the start ends the daemon, for whoever started it to try again. Later it is tried again here: an
+        interface that is down for a while ends no training.
         """
-        patience_s = 0.0
+        publisher = await self._bound()
         while True:
-            publisher = await self._bound(patience_s)
             try:
                 self._publisher = publisher
                 task_status.started()
@@ -205,19 +222,32 @@ class RemoteDoor:
             finally:
                 self._publisher = None
                 await publisher.__aexit__(None, None, None)
-            task_status, patience_s = anyio.TASK_STATUS_IGNORED, REBIND_S
+            task_status = anyio.TASK_STATUS_IGNORED
+            publisher = await self._bound_again()
 
-    async def _bound(self, patience_s: float) -> Publisher:
-        give_up_at = self._clock.monotonic() + patience_s
+    async def _bound(self) -> Publisher:
+        publisher = Publisher(self._events, security=self._security)
+        try:
+            await publisher.__aenter__()
+        except zmq.ZMQError as error:
+            raise _cannot_listen(self._events, "network.events", error) from error
+        return publisher
+
+    async def _bound_again(self) -> Publisher:
+        since, wait_s = self._clock.monotonic(), REBIND_FIRST_S
         while True:
-            publisher = Publisher(self._events, security=self._security)
             try:
-                await publisher.__aenter__()
-            except zmq.ZMQError as error:
-                if error.errno != zmq.EADDRINUSE or self._clock.monotonic() >= give_up_at:
-                    raise _cannot_listen(self._events, "network.events", error) from error
-                await self._clock.sleep(0.02)
+                publisher = await self._bound()
+            except (AddressUnavailable, ConfigError) as error:
+                if not self.trouble and self._clock.monotonic() - since >= REBIND_TOLD_S:
+                    self.trouble = f"no events on the network: {error}"
+                    log.warning("events cannot be published on the network; it is tried again and again", error=str(error))
+                await self._clock.sleep(wait_s)
+                wait_s = min(2 * wait_s, REBIND_LAST_S)
             else:
+                if self.trouble:
+                    self.trouble = ""
+                    log.info("events are published on the network again", events=self._events)
                 return publisher
 
     async def _until_somebody_is_revoked(self) -> None:
@@ -230,11 +260,17 @@ class RemoteDoor:
     def _who_may(self) -> set[bytes]:
         if self._security is None:
             return set()
+        allowed = self._security.allowed
         try:
-            return set(self._security.allowed.names())
+            now = set(allowed.names())
         except OSError as error:  # nobody can say: nobody may
             log.warning("the allow-list cannot be read: nobody is allowed", error=str(error))
             return set()
+        if allowed.skipped != self._skipped:
+            self._skipped = allowed.skipped
+            if self._skipped:
+                log.warning("files of the allow-list allow nobody", directory=str(allowed.directory), files=self._skipped)
+        return now
 
     async def publish(self, topic: str, payload: bytes) -> None:
         """Hand a publication to every remote watcher; as lossy as :class:`Publisher`."""
@@ -246,7 +282,8 @@ class RemoteDoor:
         """Serve requests for the length of the block, with the answers of the daemon's front door.
 
         Raises:
-            ConfigError: when the port is taken.
+            ConfigError: when the address cannot be listened on.
+            AddressUnavailable: when it cannot be now: it is taken, or not up yet.
         """
         network = self._config.network
         if not network.listen:
@@ -254,7 +291,7 @@ class RemoteDoor:
             return
 
         async def answer_remote(client: bytes, message: Message) -> Reply:
-            reply = await answer(client, message)
+            reply = await answer(client if network.curve else WITHOUT_KEY, message)
             if isinstance(message, Hello) and isinstance(reply, Welcome):
                 return msgspec.structs.replace(reply, events_endpoint=seen_from(message.reached_at, self._events))
             return reply
@@ -299,5 +336,5 @@ def seen_from(reached_at: str, endpoint: str) -> str:
     return f"tcp://{host}:{urlsplit(endpoint).port}" if host else endpoint
 
 
-def _cannot_listen(endpoint: str, key: str, error: zmq.ZMQError) -> ConfigError:
-    return ConfigError(f"{key} = {endpoint!r} cannot be listened on: {error.strerror}; choose another", key=key)
+def _cannot_listen(endpoint: str, key: str, error: zmq.ZMQError) -> ConfigError | AddressUnavailable:
+    return cannot_listen(f"{key} = {endpoint!r} cannot be listened on", error, another="choose another", key=key)

@@ -19,7 +19,7 @@ from esperd.config import Config
 from esperd.daemon.dump import dump
 from esperd.daemon.notify import Notifier, Standing, feed_watchdog, status_line
 from esperd.daemon.reload import compare
-from esperd.errors import ConfigError, StoreFailed
+from esperd.errors import EsperError, StoreFailed
 from esperd.messages.leases import ProveAlive
 
 TELL_S = 1.0
@@ -39,7 +39,8 @@ class Service:
         notifier: speaks to the service manager.
         clock: time.
         standing: what the daemon is at; its note is filled in here.
-        read_again: the configuration as it stands in its file and variables now; raises :class:`ConfigError`.
+        read_again: the configuration as it stands in its file and variables now; raises an :class:`EsperError` when a daemon
+            could not start with it, or that cannot be read.
         in_force: the configuration that applies.
         apply: puts another one in force, which differs in live keys only.
         is_full: whether the disk refuses what is written for want of room, and for no other reason.
@@ -108,12 +109,14 @@ class Service:
                     self.dump(system)
 
     async def reload(self) -> None:
-        """Read the configuration again; what can apply does, and what cannot is said. A wrong one changes nothing."""
+        """Read the configuration again; what can apply does, and what cannot is said. One that is wrong, or
+        cannot be read, changes nothing.
+        """
         async with self._reloading:
             await self._notifier.reloading()
             try:
                 wanted = await anyio.to_thread.run_sync(self._read_again)
-            except ConfigError as error:
+            except EsperError as error:  # wrong, or not to be read now: the file itself, the allow-list, a key
                 self._note = f"reload failed, the configuration stays as it was: {error}"
                 log.error("reload failed, the configuration stays as it was", error=str(error))  # noqa: TRY400 - typed
             else:

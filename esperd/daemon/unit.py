@@ -36,6 +36,7 @@ class Unit:
         run_as: user of a system service; None: whoever the manager belongs to.
         state_directory: of a user's service, or one that is configured; None: systemd makes one.
         writable: further directories that the daemon must be able to write.
+        listens: on the network, too.
     """
 
     scope: Literal["user", "system"]
@@ -46,6 +47,7 @@ class Unit:
     run_as: str | None = None
     state_directory: Path | None = None
     writable: Sequence[Path] = field(default=())
+    listens: bool = False
 
     def text(self) -> str:
         """The unit file, with a first line by which :func:`is_edited` knows it again."""
@@ -53,11 +55,14 @@ class Unit:
         return f"{_MARK}{_digest(body)}\n{body}"
 
     def _head(self) -> list[str]:
-        system = ["After=network.target"] if self.scope == "system" else []
+        network = ["After=network.target"] if self.scope == "system" else []
+        if self.scope == "system" and self.listens:
+            # An address that is not up yet cannot be listened on. That is tried again; it need not come to it at every boot.
+            network = ["Wants=network-online.target", "After=network-online.target"]
         return [
             "[Unit]",
             "Description=esperd, grows neural networks while they train",
-            *system,
+            *network,
             # A disk that fails may be mended in a minute or in a week: the manager may not have given up by then.
             "StartLimitIntervalSec=0",
             "",
@@ -74,6 +79,9 @@ class Unit:
             f"TimeoutStopSec={self.drain_timeout_s + STOP_MARGIN_S:g}",
             # The daemon drains at SIGTERM and stops its workers itself; what is left after that is killed.
             "KillMode=mixed",
+            # A worker that runs out of memory is a job that failed, and not the end of the service, as systemd would have it. For
+            # the same reason there is no MemoryMax=: workers are in this control group, and it is them that the kernel would end.
+            "OOMPolicy=continue",
             "Restart=on-failure",
             f"RestartSec={RESTART_S}",
             # A wrong configuration does not become right by itself. `esperd run` checks it before it touches anything; the exit

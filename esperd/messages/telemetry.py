@@ -317,7 +317,7 @@ class Place(Value, frozen=True, kw_only=True):
     """Where a page of events in the order of time ended."""
 
     at: float
-    number: int
+    number: Annotated[int, msgspec.Meta(ge=0, le=LARGEST_INTEGER)]
 
 
 class FindEvents(Message, frozen=True, kw_only=True):

@@ -57,6 +57,19 @@ def test_a_service_that_failed_is_started_again_for_ever_but_for_a_wrong_configu
     assert not any(line.startswith("ExecStartPre") for line in lines)
 
 
+def test_a_job_out_of_memory_ends_no_service_and_no_limit_of_the_unit_ends_a_job():
+    lines = unit().text().splitlines()
+    assert "OOMPolicy=continue" in lines
+    assert not any(line.startswith("Memory") for line in lines)
+
+
+def test_a_system_service_that_listens_on_the_network_waits_for_it():
+    waits = {"Wants=network-online.target", "After=network-online.target"}
+    assert waits <= set(unit(scope="system", listens=True).text().splitlines())
+    for made in (unit(scope="system"), unit(listens=True)):  # a user's manager has no such target
+        assert waits.isdisjoint(made.text().splitlines())
+
+
 def test_an_older_systemd_is_told_how_to_reload():
     lines = unit(systemd=252).text().splitlines()
     assert "Type=notify" in lines
@@ -105,12 +118,15 @@ def test_a_unit_is_replaced_unless_somebody_edited_it(home, capsys):
 
 
 def test_a_system_unit_uses_what_is_configured(home, capsys):
+    file = home / "esperd.toml"
+    file.write_text('[network]\nlisten = "tcp://192.0.2.1:7412"\n')
     words = ["install-service", "--system", "--run-as", "grower", "--state-dir", "/srv/esperd", "--print", "--json"]
+    words += ["--config", str(file)]
     assert run(esperd, words) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["path"], told["written"]) == ("/etc/systemd/system/esperd.service", False)
     lines = told["unit"].splitlines()
-    assert {"User=grower", "ReadWritePaths=-/srv/esperd", "RuntimeDirectory=esperd"} <= set(lines)
+    assert {"User=grower", "ReadWritePaths=-/srv/esperd", "RuntimeDirectory=esperd", "Wants=network-online.target"} <= set(lines)
     assert "StateDirectory=esperd" not in lines
 
 

@@ -11,7 +11,7 @@ from daemon_jobs import PROJECT, QUICK, SHORT_HEARTBEATS, job
 
 from esperd.daemon.job_store import JobStore
 from esperd.daemon.job_tables import MIGRATIONS
-from esperd.errors import ConfigError, DaemonUnreachable, StateDirectoryLocked, StateDirectoryUnusable
+from esperd.errors import AddressUnavailable, DaemonUnreachable, StateDirectoryLocked, StateDirectoryUnusable
 from esperd.messages.jobs import JobState
 from esperd.messages.telemetry import CheckpointSaved, EpochCompleted, JobStateChanged, TrainingStarted
 from esperd.store.database import Database
@@ -135,7 +135,7 @@ def test_a_state_directory_that_cannot_be_written_is_named(tmp_path):
 def test_an_http_port_that_is_taken_is_named_and_nothing_is_left_running(daemon, tmp_path):
     port = daemon.http_url.rpartition(":")[2]
     second = DaemonProcess(tmp_path / "state", environment={"ESPERD__HTTP__PORT": port})
-    with pytest.raises(ConfigError, match=rf"{port} cannot be bound: Address already in use; set http\.port"):
+    with pytest.raises(AddressUnavailable, match=rf"{port} cannot be bound: Address already in use; .*set http\.port"):
         second.start()
     second.close()
-    assert second.process.returncode == 2
+    assert second.process.returncode == 1  # its manager tries again: the port may be free by then

@@ -53,6 +53,7 @@ async def test_a_name_that_nothing_registered_is_refused_with_those_that_exist(d
         ({"gates": {"proof": "trial", "trial_epochs": 3.0}}, "gates.trial_epochs", "budget.epochs = 2"),
         ({"policy": {"plateau_release": 0.0}}, "policy.plateau_release", "policy.plateau_improvement = 0.01"),
         ({"workdir": "relative"}, "workdir", "relative"),
+        ({"host_options": {"sizes": [{1: 2}]}}, "host_options.sizes.0", "the key 1"),
         ({"data": "missing.npz"}, "data", "missing.npz"),
         ({"python": "/no/such/python"}, "python", "No such file"),
         ({"python": "/bin/false"}, "python", "pip install esperd"),

@@ -8,13 +8,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from esperd.actors.clock import SystemClock
 from esperd.actors.keys import new_pair
 from esperd.cli.daemon import esperd
 from esperd.cli.exit_codes import run
-from esperd.config import Cache, Config, Daemon, Jobs, Plugins, Retention
+from esperd.config import Cache, Config, Daemon, Jobs, Network, Plugins, Retention
+from esperd.daemon.notify import Notifier, Standing
 from esperd.daemon.reload import LIVE, compare, flat
 from esperd.daemon.remote import allow_list, server_key_file
-from esperd.errors import ConfigError
+from esperd.daemon.service import Service
+from esperd.daemon.startable import require_startable
+from esperd.errors import ConfigError, StoreFailed
 
 DOCUMENT = (Path(__file__).parents[2] / "docs/service.md").read_text(encoding="utf-8")
 
@@ -123,3 +127,41 @@ def test_a_network_that_the_next_start_would_refuse_fails_the_check_and_the_relo
         server_key_file(state).chmod(0o600)
         with pytest.raises(ConfigError, match="holds no secret key"):
             read_again()
+
+
+@pytest.mark.asyncio
+async def test_a_reload_that_cannot_read_who_may_connect_changes_nothing_and_is_told_to_the_manager(tmp_path):
+    allow_list(tmp_path).directory.parent.mkdir()
+    allow_list(tmp_path).directory.touch()  # no directory: as unreadable as one on a disk that fails
+    config = Config(
+        daemon=Daemon(state_directory=str(tmp_path), runtime_directory="/run/esperd"),
+        network=Network(listen="tcp://127.0.0.1:7412"),
+    )
+    with pytest.raises(StoreFailed):
+        require_startable(config)
+    heard = []
+
+    class Heard(Notifier):
+        async def reloading(self):
+            heard.append("reloading")
+
+        async def ready(self, status):
+            heard.append(status)
+
+    async def standing():
+        return Standing([], 0, 0)
+
+    applied = []
+    service = Service(
+        Heard(),
+        SystemClock(),
+        standing,
+        read_again=lambda: require_startable(config),
+        in_force=Config,
+        apply=applied.append,
+    )
+    await service.reload()
+    assert applied == []
+    assert heard[0] == "reloading"
+    assert "reload failed, the configuration stays as it was: " in heard[1]
+    assert "allowed cannot be read" in heard[1]

@@ -15,7 +15,13 @@ from esperd.cli.exit_codes import BAD_INPUT, OK, run
 from esperd.config import Config, Jobs, Limits, Network
 from esperd.errors import AuthenticationFailed, ConfigError, MalformedMessage, NotAllowed
 from esperd.sync_client import SyncClient
-from esperd.testing import running_daemon
+from esperd.testing import DaemonProcess, running_daemon
+
+
+def answered(daemon: DaemonProcess) -> int:
+    """Requests, as the status counts them."""
+    with urllib.request.urlopen(f"{daemon.http_url}/v1/status", timeout=10) as status:
+        return int(json.load(status)["requests"]["answered"])
 
 
 def test_a_daemon_on_the_network_serves_whom_it_was_told_to_and_nobody_else(
@@ -49,6 +55,9 @@ def test_a_daemon_on_the_network_serves_whom_it_was_told_to_and_nobody_else(
         with SyncClient(listen, **arguments) as remote:  # type: ignore[arg-type]
             assert remote.daemon.pid == daemon.pid
             assert (remote.daemon.events_endpoint, remote.daemon.largest_request_bytes) == (events, 4096)
+            before = answered(daemon)
+            assert [remote.actors().actors != () for _ in range(5)] == [True] * 5
+            assert answered(daemon) >= before + 5
             with pytest.raises(MalformedMessage, match=r"limits\.request_bytes = 4096"):
                 remote.job("x" * 100_000).info()  # more than ZeroMQ would let in: refused before it is sent
             with pytest.raises(NotAllowed, match="mylab"):

@@ -6,7 +6,8 @@ import sqlite3
 import msgspec
 import pytest
 
-from esperd.errors import UnknownName
+from esperd.actors.codec import Codec, Kind
+from esperd.errors import MalformedMessage, UnknownName
 from esperd.messages.telemetry import EVENT_TYPES, CheckpointSaved, ExportFailed, FindEvents, NewEvent, Place
 from esperd.plugins import Plugins
 from esperd.store.database import Database
@@ -107,6 +108,13 @@ async def test_every_search_reads_an_index_in_its_own_order(tmp_path, asked, aft
     # Where several are merged, their pages are sorted; what is read from the log never is.
     sorts = {step["parent"] for step in plan if "TEMP B-TREE" in step["detail"]}
     assert sorts.isdisjoint({step["parent"] for step in reads})
+
+
+def test_a_place_that_no_event_can_have_is_no_message():
+    codec = Codec()
+    frames = codec.encode(codec.head(Kind.ASK, 1, to="daemon", sender="t"), FindEvents(after=Place(at=0.0, number=2**63)))
+    with pytest.raises(MalformedMessage, match=r"after\.number"):
+        codec.decode(frames)
 
 
 @pytest.mark.asyncio
