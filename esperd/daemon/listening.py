@@ -26,7 +26,10 @@ def cannot_listen(where: str, error: OSError | zmq.ZMQError, *, another: str, ke
         another: what to do when it should be another address.
         key: of the configuration.
     """
-    told = f"{where}: {error.strerror}"
+    why = (
+        zmq.strerror(error.errno or 0) if isinstance(error, zmq.ZMQError) else error.strerror
+    )  # pyzmq adds the address to its own
+    told = f"{where}: {why}"
     if error.errno in FOR_GOOD:
         return ConfigError(f"{told}; {another}", key=key)
     if error.errno in NOT_UP:

@@ -262,14 +262,13 @@ class RemoteDoor:
             return set()
         allowed = self._security.allowed
         try:
-            now = set(allowed.names())
+            now, skipped = set(allowed.names()), allowed.skipped
         except OSError as error:  # nobody can say: nobody may
-            log.warning("the allow-list cannot be read: nobody is allowed", error=str(error))
-            return set()
-        if allowed.skipped != self._skipped:
-            self._skipped = allowed.skipped
-            if self._skipped:
-                log.warning("files of the allow-list allow nobody", directory=str(allowed.directory), files=self._skipped)
+            now, skipped = set(), {".": str(error)}
+        if skipped != self._skipped:
+            self._skipped = skipped
+            if skipped:
+                log.warning("files of the allow-list allow nobody", directory=str(allowed.directory), files=skipped)
         return now
 
     async def publish(self, topic: str, payload: bytes) -> None:

@@ -51,16 +51,26 @@ async def ends(stream):
 @pytest.mark.asyncio
 async def test_connections_of_the_side_port_are_counted_and_end_when_nothing_comes_of_them(monkeypatch):
     monkeypatch.setattr(http, "MOST_CONNECTIONS", 2)
-    monkeypatch.setattr(http, "REQUEST_S", 0.3)
-
+    monkeypatch.setattr(http, "REQUEST_S", 600.0)
     async with serving(bind(Http(port=0)), build_app(Metrics(), list, dict)) as port:
-        async with await anyio.connect_tcp("127.0.0.1", port) as silent, await anyio.connect_tcp("127.0.0.1", port) as half:
-            await half.send(ASKED + ASKED[:10])
-            assert b"alive" in await half.receive()
-            async with await anyio.connect_tcp("127.0.0.1", port) as one_too_many:
+
+        def come():
+            return anyio.connect_tcp("127.0.0.1", port)
+
+        async with await come() as first, await come() as second:
+            for served in (first, second):
+                await served.send(ASKED)
+                assert b"alive" in await served.receive()
+            async with await come() as one_too_many:
                 await ends(one_too_many)
+
+        monkeypatch.setattr(http, "REQUEST_S", 0.3)
+        async with await come() as silent, await come() as half:
+            await half.send(ASKED)
+            assert b"alive" in await half.receive()
+            await half.send(ASKED[:10])
             await ends(silent)
             await ends(half)
-        async with await anyio.connect_tcp("127.0.0.1", port) as another:
+        async with await come() as another:
             await another.send(ASKED)
             assert b"alive" in await another.receive()
