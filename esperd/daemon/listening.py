@@ -26,9 +26,8 @@ def cannot_listen(where: str, error: OSError | zmq.ZMQError, *, another: str, ke
         another: what to do when it should be another address.
         key: of the configuration.
     """
-    why = (
-        zmq.strerror(error.errno or 0) if isinstance(error, zmq.ZMQError) else error.strerror
-    )  # pyzmq adds the address to its own
+    # What pyzmq makes of it names the address once more.
+    why = zmq.strerror(error.errno or 0) if isinstance(error, zmq.ZMQError) else error.strerror
     told = f"{where}: {why}"
     if error.errno in FOR_GOOD:
         return ConfigError(f"{told}; {another}", key=key)
