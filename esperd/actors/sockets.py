@@ -25,7 +25,7 @@ HEARTBEAT_INTERVAL_MS = 2_000
 HEARTBEAT_TIMEOUT_MS = 6_000
 """ZMTP heartbeats notice a peer that vanished; a hung Python loop still answers them, hence our own Heartbeat message."""
 
-HANDSHAKE_MS = 3_000
+HANDSHAKE_MS = 5_000
 """How long whoever connects over tcp may take until it is let in. libzmq keeps what a peer sends of a command until it is whole,
 before it is known who the peer is, and would for 30 s. Some round trips over a slow line fit. Chosen, not measured."""
 CURVE_BYTES = 64
