@@ -257,6 +257,12 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
             _, lower, _, unit = better_by(mine, gains[name])
             mean = statistics.fmean(gains[name])
             found.append(_figure(f"growing_by_{name}/lower95", lower, unit, "higher", mine, name, mean, gains[name]))
+        _, lower, _ = interval(gains[growth_plan.DEFAULTS])
+        peer = continued(lines)
+        theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part="h1", arm=peer)]
+        mean = statistics.fmean(theirs)
+        repeats = gains[growth_plan.DEFAULTS]
+        found.append(_figure("defaults_vs_continue/lower95", lower, "points", "higher", repeats, peer, mean, theirs))
     of_text = "text_" if "windows" in lines.protocol["plan"] else ""
     return [structs.replace(figure, name=of_text + figure.name) for figure in found if math.isfinite(figure.value)]
 

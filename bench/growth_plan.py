@@ -103,12 +103,14 @@ LATER_ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
 """Registered when the first lines of version 2 were known, so they are outside the protocol's digest; each line says what was
 changed. ``unchanged``: ``grown`` once more, on the processor that the others run on.
 """
+DEFAULTS = "job_defaults_3"
+"""As a job grows now that sets nothing."""
 STRATEGIES: dict[str, tuple[PolicySettings, Growth]] = {
     "first_arm": (policy(strategy="first_arm"), growth()),
     "uniform": (policy(strategy="uniform"), growth()),
     "job_defaults": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
     "job_defaults_2": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
-    "job_defaults_3": (PolicySettings(**{**POLICY_BEFORE, "patience": 2}), growth()),
+    DEFAULTS: (PolicySettings(**{**POLICY_BEFORE, "patience": 2}), growth()),
 }
 """``grown`` by a strategy that measures nothing: over what it gains, choosing pays. Registered when the ablations of seven RNG
 seeds were known. ``job_defaults``, registered when all of these were: as a job grows that sets nothing;

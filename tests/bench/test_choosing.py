@@ -106,4 +106,4 @@ def test_defaults_are_compared_with_the_host_trained_alone(tmp_path):
 
 
 def test_a_job_that_sets_nothing_is_what_the_last_bench_of_defaults_ran():
-    assert growth_plan.STRATEGIES["job_defaults_3"] == (PolicySettings(), Growth()), "another default is another arm"
+    assert growth_plan.STRATEGIES[growth_plan.DEFAULTS] == (PolicySettings(), Growth()), "another default is another arm"

@@ -193,13 +193,15 @@ def test_growing_by_a_strategy_that_measures_nothing_is_what_choosing_is_measure
         lines.add(line("grown", rng_seed, audit=0.56 + 0.001 * rng_seed))
         lines.add(line("uniform", rng_seed, "strategies", audit=0.501))
         lines.add(line("first_arm", rng_seed, "strategies", audit=0.52 + 0.001 * rng_seed))
-        for name in ("job_defaults", "job_defaults_2", "job_defaults_3"):
+        for name in ("job_defaults", "job_defaults_2"):
             lines.add(line(name, rng_seed, "strategies", audit=0.51))
+        lines.add(line(growth_plan.DEFAULTS, rng_seed, "strategies", audit=0.53 + 0.001 * rng_seed))
     lines.add(line("grown", 8, audit=0.90))
     assert growth_figures.growing_by(lines)["first_arm"] == pytest.approx([2.0 + 0.1 * seed for seed in range(8)])
     found = {figure.name: figure for figure in growth_figures.figures(lines)}
     assert found["growing_by_first_arm/lower95"].unit == "ratio - 1"
     assert 1.0 < found["growing_by_first_arm/lower95"].value < 6.35 / 2.35 - 1
+    assert 3.0 < found["defaults_vs_continue/lower95"].value < 3.35
     assert found["growing_by_uniform/lower95"].unit == "points", "a gain of 0.1 points carries no ratio"
 
 
