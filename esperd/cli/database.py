@@ -110,8 +110,14 @@ def _tell(output: Output, found: StateFound) -> None:
     for database in found.databases:
         said = "; ".join(database.faults) or f"well, version {database.version}"
         output.line(f"{database.name}.db: {said}", style="red" if database.faults else "")
-    output.line(f"blobs: {found.blobs} verified, {len(found.damaged)} damaged, {found.orphans} that no row refers to")
-    for kind, names in (("damaged", found.damaged), ("missing", found.dangling), ("quarantined", found.quarantined)):
+    counts = f"{len(found.damaged)} damaged, {len(found.unreadable)} unreadable, {found.orphans} that no row refers to"
+    output.line(f"blobs: {found.blobs} verified, {counts}")
+    for kind, names in (
+        ("damaged", found.damaged),
+        ("unreadable", found.unreadable),
+        ("missing", found.dangling),
+        ("quarantined", found.quarantined),
+    ):
         for name in names:
             output.line(f"{kind}: {name}", style="yellow" if kind == "quarantined" else "red")
     for note in found.notes:

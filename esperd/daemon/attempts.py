@@ -9,6 +9,7 @@ import msgspec
 
 from esperd.daemon.job_lifecycle import (
     Broken,
+    CheckpointsUnread,
     DaemonRestarted,
     JobEvent,
     Leased,
@@ -44,6 +45,7 @@ _ENDS: Mapping[type[JobEvent], Ended] = {
     Broken: "failed",
     WorkerLost: "lost",
     WorkerLeft: "left",
+    CheckpointsUnread: "left",
     Stopped: "stopped",
     DaemonRestarted: "daemon_restarted",
 }
@@ -90,6 +92,18 @@ def note(connection: sqlite3.Connection, row: sqlite3.Row, text: str) -> None:
         "UPDATE attempts SET note = note || CASE note WHEN '' THEN '' ELSE '; ' END || ? WHERE job = ? AND number = ?",
         (text, row["id"], row["generation"]),
     )
+
+
+def unread_in_a_row(connection: sqlite3.Connection, row: sqlite3.Row) -> int:
+    """The last attempts at a job, the present one included, that found no checkpoint which can be read: the only ones that ended
+    through no fault of the job and still have an error.
+    """
+    before = connection.execute(
+        "SELECT count(*) FROM attempts WHERE job = :job AND number < :now AND number > (SELECT coalesce(max(number), 0)"
+        " FROM attempts WHERE job = :job AND number < :now AND NOT (ended IS 'left' AND error IS NOT NULL))",
+        {"job": row["id"], "now": row["generation"]},
+    ).fetchone()
+    return int(before[0]) + 1
 
 
 def add_circumstances(connection: sqlite3.Connection, row: sqlite3.Row, found: Mapping[str, str]) -> None:

@@ -7,8 +7,9 @@ deleted once newer ones are recorded, so the jobs' database is copied again unti
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -156,7 +157,7 @@ class _Backup:
         )
         path.chmod(0o600)
         self._sync(path)
-        self._files[path.name] = _described(path.name, path.read_bytes())
+        self._files[path.name] = self._described(path.name)
 
     def _checkpoints(self) -> None:
         directory = checkpoint_directory(self._state)
@@ -166,7 +167,7 @@ class _Backup:
     def _blobs(self, directory: Path) -> None:
         """Take every blob of a directory that is not taken yet."""
         blobs = Blobs(directory)
-        names = sorted(blobs.changes()) if directory.is_dir() else []
+        names = sorted(blobs.names())
         for number, sha256 in enumerate(names):
             source = blobs.path(sha256)
             relative = str(source.relative_to(self._state))
@@ -179,15 +180,16 @@ class _Backup:
         self._filesystem.make_directory(target.parent, 0o700)
         try:
             if self._copy or not self._linked(source, target):
-                self._written(relative, self._filesystem.read(source))
+                pieces = self._filesystem.pieces(source)
+                first = next(pieces, b"")  # before anything is made: the source may be gone
+                write_file(self._filesystem, target, itertools.chain([first], pieces))
         except FileNotFoundError:  # a checkpoint that was replaced meanwhile
             return
-        described = _described(relative, self._filesystem.read(target))
+        described = self._described(relative)
         if described.sha256 == sha256:
             self._files[relative] = described
         else:
             self._filesystem.unlink(target)
-            self._files.pop(relative, None)
             self._damaged.append(relative)
 
     def _keys(self) -> tuple[str, ...]:
@@ -231,8 +233,13 @@ class _Backup:
             return inspection.version(connection)
 
     def _written(self, relative: str, data: bytes) -> None:
-        write_file(self._filesystem, self._target / relative, data)
-        self._files[relative] = _described(relative, data)
+        write_file(self._filesystem, self._target / relative, [data])
+        self._files[relative] = self._described(relative)
+
+    def _described(self, relative: str) -> BackupFile:
+        """A file of the backup as it was written. Read piece by piece: a log of events may be larger than the memory."""
+        sha256, size_bytes = hash_of(self._filesystem.pieces(self._target / relative))
+        return BackupFile(path=relative, sha256=sha256, size_bytes=size_bytes)
 
     def _sync(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -246,7 +253,7 @@ class _Backup:
         for directory in sorted({(self._target / path).parent for path in self._files}):
             self._filesystem.fsync_directory(directory)
         partial = self._target / f".{MANIFEST}"
-        write_file(self._filesystem, partial, manifest)
+        write_file(self._filesystem, partial, [manifest])
         self._filesystem.rename(partial, self._target / MANIFEST)
         self._filesystem.fsync_directory(self._target)
 
@@ -269,7 +276,7 @@ def read_manifest(backup: Path) -> Manifest:
     return manifest
 
 
-def write_file(filesystem: Filesystem, path: Path, data: bytes) -> None:
+def write_file(filesystem: Filesystem, path: Path, pieces: Iterable[bytes]) -> None:
     """Write a new file and bring its bytes to the disk.
 
     Raises:
@@ -277,14 +284,20 @@ def write_file(filesystem: Filesystem, path: Path, data: bytes) -> None:
     """
     descriptor = filesystem.create(path, 0o600)
     try:
-        filesystem.write(descriptor, data)
+        for piece in pieces:
+            filesystem.write(descriptor, piece)
         filesystem.fsync(descriptor)
     finally:
         filesystem.close(descriptor)
 
 
-def _described(relative: str, data: bytes) -> BackupFile:
-    return BackupFile(path=relative, sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+def hash_of(pieces: Iterable[bytes]) -> tuple[str, int]:
+    """SHA-256 in hexadecimal, and how many bytes there were."""
+    digest, size_bytes = hashlib.sha256(), 0
+    for piece in pieces:
+        digest.update(piece)
+        size_bytes += len(piece)
+    return digest.hexdigest(), size_bytes
 
 
 def _checkpoint_path(reference: Reference) -> str:

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from esperd.errors import StoreFailed
 from esperd.store.blobs import Blobs
+from esperd.store.filesystem import Filesystem, RealFilesystem
 
 
 class Checkpoints:
@@ -18,14 +20,16 @@ class Checkpoints:
 
     Args:
         directory: made by the first worker that writes.
+        filesystem: the disk; tests pass one that fails.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, filesystem: Filesystem | None = None) -> None:
         self.directory = directory
+        self._filesystem: Filesystem = filesystem or RealFilesystem()
 
     def of(self, job_id: str) -> Blobs:
         """Where a job's worker puts its checkpoints."""
-        return Blobs(self.directory / job_id)
+        return Blobs(self.directory / job_id, self._filesystem)
 
     def keep_only(self, job_id: str, *wanted: str | None) -> None:
         """Delete every checkpoint of a job but these, which are durable in the job's row; None stands for none.
@@ -55,15 +59,23 @@ class Checkpoints:
         """Delete what no row refers to.
 
         Args:
-            unfinished: the checkpoints of every job that may go on, by id.
+            unfinished: the checkpoints of every job that may go on, by id, whether or not its row can be understood.
 
         Raises:
-            StoreFailed: when the disk refuses.
+            StoreFailed: when the disk refuses; of the other jobs everything is deleted that can be.
         """
-        if not self.directory.is_dir():
-            return
-        for path in self.directory.iterdir():
-            if path.name in unfinished:
-                self.keep_only(path.name, *unfinished[path.name])
-            else:
-                self.forget(path.name)
+        try:
+            jobs = self._filesystem.names(self.directory)
+        except OSError as error:
+            raise StoreFailed(f"cannot list {self.directory}: {error}", path=str(self.directory)) from error
+        refused: list[StoreFailed] = []
+        for job_id in jobs:
+            try:
+                if job_id in unfinished:
+                    self.keep_only(job_id, *unfinished[job_id])
+                else:
+                    self.forget(job_id)
+            except StoreFailed as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]

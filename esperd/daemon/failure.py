@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal
 
 import esperd
+from esperd.daemon.job_lifecycle import UNREAD_TRIES
 from esperd.errors import NothingToShow
 from esperd.messages.failures import Attempt, FailureAnalysis, Frame
 from esperd.messages.jobs import JobError, JobInfo, JobState
@@ -30,13 +31,20 @@ _TO_TRY: Mapping[str, str] = MappingProxyType(
         "invalid_optimizer": "use sgd, adam or adamw, or mend what the error names of your own optimiser",
         "training_diverged": "lower optimizer.learning_rate, set optimizer.max_gradient_norm, or look at the data of that step",
         "checkpoint_rejected": "the checkpoint is of another esperd or another job: submit the job anew",
-        "store_failed": "look at the disk: `esperd db check` says what is damaged, `df` how much room there is",
+        "store_failed": "look at the disk: `esperd db check` says what is damaged or cannot be read, `df` how much room there is",
         "blueprint_rejected": "`esper plugins check NAME` proves the blueprint's contract; leave it out with growth.blueprints",
         "compile_unavailable": "install the compiler that the error names, or train with compile = false",
         "job_failed": "your code raised: mend the line that is named, then try again",
     }
 )
 _SIGNS: tuple[tuple[str, str], ...] = (
+    (
+        r"none of the job's checkpoints can be read",
+        (
+            "the disk, or a permission, keeps them from being read: look at the file that is named, and at `dmesg`; until the job"
+            f" is dead it tries again by itself, up to {UNREAD_TRIES} times, and spends no attempt"
+        ),
+    ),
     (
         r"hung and was killed",
         "it did nothing: the message ends with where it was; if it only waits for slow data, raise workers.stall_timeout_s",

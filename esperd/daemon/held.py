@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from esperd.daemon.placement import NOT_KNOWN, Need
 from esperd.messages.control import Terminated
+from esperd.messages.jobs import JobError
 from esperd.messages.leases import StopJob
 
 
@@ -42,6 +43,8 @@ class Held:
     """What is set aside for it."""
     oom_kills: int | None = None
     """Processes of the daemon's control group that the kernel had killed for memory when it started."""
+    unread: JobError | None = None
+    """Why no worker was started: none of the job's checkpoints can be read."""
     gone: Terminated | None = None
     """How its process ended, until that is recorded."""
 

@@ -23,6 +23,10 @@ Wish = Literal["pause", "cancel"]
 HELD_STATES = frozenset({JobState.LEASED, JobState.RUNNING})
 """States in which a worker holds the job."""
 
+UNREAD_TRIES = 20
+"""Times in a row that none of its checkpoints can be read, after which a job is dead: an hour with the default waits. Chosen, not
+measured."""
+
 _HIGHEST_DOUBLING = 60  # 2**60 base waits are beyond any maximum; more would only overflow a float
 
 
@@ -92,6 +96,16 @@ class WorkerLeft:
 
 
 @dataclass(frozen=True)
+class CheckpointsUnread:
+    """No worker was started: none of the job's checkpoints can be read."""
+
+    generation: int
+    now: float
+    tries: int
+    """Times in a row that this was so, this one included."""
+
+
+@dataclass(frozen=True)
 class PauseAsked:
     """The user wants the job to rest."""
 
@@ -116,7 +130,7 @@ class DaemonRestarted:
     """Whoever held the job is gone, through no fault of the job."""
 
 
-WorkerEvent = Started | Succeeded | Stopped | Broken | WorkerLost | WorkerLeft
+WorkerEvent = Started | Succeeded | Stopped | Broken | WorkerLost | WorkerLeft | CheckpointsUnread
 JobEvent = WorkerEvent | Leased | PauseAsked | ResumeAsked | CancelAsked | RetryAsked | DaemonRestarted
 
 
@@ -163,6 +177,8 @@ def advance(standing: JobStanding, event: JobEvent, limits: Jobs, rng: random.Ra
         case WorkerLeft():
             left = _let_go(standing)
             return Moved(replace(left, retry_at=event.now + limits.backoff_s) if left.state is JobState.QUEUED else left)
+        case CheckpointsUnread():
+            return Moved(_await_checkpoint(standing, event.tries, event.now, limits))
         case DaemonRestarted():
             return Moved(_let_go(standing) if standing.state in HELD_STATES else standing)
         case _:
@@ -212,20 +228,19 @@ def _longest_backoff_s(lost: int, limits: Jobs) -> float:
     return min(limits.backoff_s * 2.0 ** min(lost - 1, _HIGHEST_DOUBLING), limits.backoff_max_s)
 
 
-def wait_is_over(retry_at: float | None, lost: int, now: float, limits: Jobs) -> bool:
+def wait_is_over(retry_at: float | None, now: float, limits: Jobs) -> bool:
     """Whether a queued job may be leased.
 
-    One that would wait longer than it was ever told to is due: the wall clock was set back meanwhile, by an hour or a year.
+    One that would wait longer than any is told to is due: the wall clock was set back meanwhile, by an hour or a year.
 
     Args:
         retry_at: until when it waits, in seconds since the epoch; None: it does not.
-        lost: workers it has lost.
         now: seconds since the epoch.
         limits: as for :func:`advance`.
     """
     if retry_at is None or retry_at <= now:
         return True
-    return retry_at - now > max(limits.backoff_s, _longest_backoff_s(max(1, lost), limits))
+    return retry_at - now > max(limits.backoff_s, limits.backoff_max_s)
 
 
 def _move(standing: JobStanding, after: JobState, verb: str) -> JobStanding:
@@ -252,6 +267,18 @@ def _lose_worker(standing: JobStanding, now: float, limits: Jobs, rng: random.Ra
     if standing.lost >= limits.max_attempts:
         return _move(standing, JobState.DEAD, "give up")
     return replace(_move(standing, JobState.QUEUED, "queue"), retry_at=now + backoff_s(standing.lost, limits, rng))
+
+
+def _await_checkpoint(standing: JobStanding, tries: int, now: float, limits: Jobs) -> JobStanding:
+    """A job whose checkpoints cannot be read waits: a file server may come back, somebody may mend the disk. What never heals
+    must not look like work that is still to come, so it is dead in the end; each ``retry`` then has as many tries again.
+    """
+    if standing.wish is not None:
+        return _let_go(standing)
+    if tries % UNREAD_TRIES == 0:
+        return _move(standing, JobState.DEAD, "give up")
+    wait = _longest_backoff_s(tries % UNREAD_TRIES, limits)
+    return replace(_move(standing, JobState.QUEUED, "queue"), retry_at=now + wait)
 
 
 def _pause(standing: JobStanding) -> Moved:

@@ -43,17 +43,18 @@ def info_of(row: sqlite3.Row) -> JobInfo:
     """A row as everybody is told of it.
 
     Raises:
-        StoreFailed: its job or its error cannot be read; names the job.
+        StoreFailed: its job, its error or its state cannot be read; names the job.
     """
     try:
         job = msgspec.msgpack.decode(row["payload"], type=Job)
         error = msgspec.msgpack.decode(row["error"], type=JobError) if row["error"] is not None else None
+        state = JobState(row["state"])
     except (msgspec.MsgspecError, ValueError, RecursionError) as unreadable:
         raise StoreFailed(f"the stored job {row['id']} cannot be read: {unreadable}", id=row["id"]) from unreadable
     return JobInfo(
         id=row["id"],
         name=row["name"],
-        state=JobState(row["state"]),
+        state=state,
         attempt=row["generation"],
         submitted_at=row["submitted_at"],
         started_at=row["started_at"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 import sqlite3
@@ -13,10 +14,11 @@ import msgspec
 import structlog
 
 from esperd.config import Jobs
-from esperd.daemon import attempts, usage
+from esperd.daemon import attempts, checkpoint_rows, usage
 from esperd.daemon.job_lifecycle import (
     Broken,
     CancelAsked,
+    CheckpointsUnread,
     DaemonRestarted,
     JobEvent,
     Leased,
@@ -154,7 +156,7 @@ class JobStore:
         return info_of(rows[0])
 
     async def list(self, limit: int = 100) -> tuple[JobInfo, ...]:
-        """The latest ``limit`` jobs, newest first."""
+        """The latest ``limit`` jobs that can be read, newest first; -1: all of them."""
         rows = await self._database.read("SELECT * FROM jobs_with_usage ORDER BY number DESC LIMIT ?", (limit,))
         return tuple(info for _, info in self._readable(rows))
 
@@ -198,7 +200,7 @@ class JobStore:
 
         def transaction(connection: sqlite3.Connection) -> LeasedJob | None:
             queued = connection.execute("SELECT * FROM jobs_with_usage WHERE state = ? ORDER BY number", (JobState.QUEUED.value,))
-            due = (row for row in queued if wait_is_over(row["retry_at"], row["lost"], now, self.limits))
+            due = (row for row in queued if wait_is_over(row["retry_at"], now, self.limits))
             found = next(self._readable(due), None)
             if found is None:
                 return None
@@ -243,49 +245,41 @@ class JobStore:
             Conflict: when the lease has ended.
             JobNotFound: when there is no such job.
         """
+        return await self._in_lease(
+            job_id, generation, lambda connection, row: checkpoint_rows.record(connection, row, sha256, epoch)
+        )
 
-        def transaction(connection: sqlite3.Connection) -> JobInfo:
-            row = row_of(connection, job_id)
-            check_lease(standing_of(row), generation)
-            connection.execute(
-                "UPDATE jobs SET previous_checkpoint = iif(checkpoint = :new, previous_checkpoint, checkpoint),"
-                " previous_epoch = iif(checkpoint = :new, previous_epoch, epoch), checkpoint = :new, epoch = :epoch"
-                " WHERE number = :number AND generation = :generation",
-                {"new": sha256, "epoch": epoch, "number": row["number"], "generation": generation},
-            )
-            return info_of(row_of(connection, job_id))
-
-        return await self._database.write(transaction)
-
-    async def go_back(self, job_id: str, generation: int, damaged: str) -> JobInfo:
-        """The last checkpoint does not verify: the job goes on from the one before, or begins anew where there is none.
-
-        Args:
-            job_id: of the job.
-            generation: of the lease.
-            damaged: which one; nothing happens when it is not the last one any more.
+    async def drop_checkpoint(self, job_id: str, generation: int, damaged: str) -> JobInfo:
+        """One of a job's checkpoints does not verify: see :func:`esperd.daemon.checkpoint_rows.drop`.
 
         Raises:
             Conflict: when the lease has ended.
             JobNotFound: when there is no such job.
         """
+        return await self._in_lease(job_id, generation, functools.partial(checkpoint_rows.drop, damaged=damaged))
 
+    async def prefer_checkpoint(self, job_id: str, generation: int, sha256: str, because: str) -> JobInfo:
+        """A job goes on from the other of its checkpoints: see :func:`esperd.daemon.checkpoint_rows.prefer`.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        return await self._in_lease(
+            job_id, generation, lambda connection, row: checkpoint_rows.prefer(connection, row, sha256, because)
+        )
+
+    async def kept_checkpoints(self) -> dict[str, tuple[str | None, str | None]]:
+        """The checkpoints of every job that may go on, by id; also of one that cannot be read: it is left alone."""
+        rows = await self._database.read(checkpoint_rows.KEPT, [state.value for state in DONE_FOR_GOOD])
+        return {row["id"]: (row["checkpoint"], row["previous_checkpoint"]) for row in rows}
+
+    async def _in_lease(self, job_id: str, generation: int, change: Callable[[sqlite3.Connection, sqlite3.Row], None]) -> JobInfo:
         def transaction(connection: sqlite3.Connection) -> JobInfo:
             row = row_of(connection, job_id)
             check_lease(standing_of(row), generation)
-            changed = connection.execute(
-                "UPDATE jobs SET checkpoint = previous_checkpoint, epoch = previous_epoch, previous_checkpoint = NULL,"
-                " previous_epoch = NULL WHERE number = ? AND checkpoint = ?",
-                (row["number"], damaged),
-            ).rowcount
-            after = row_of(connection, job_id)
-            if changed:
-                connection.execute(
-                    "UPDATE attempts SET from_epoch = ? WHERE job = ? AND number = ?", (after["epoch"], job_id, generation)
-                )
-                goes_on = "begins anew" if after["checkpoint"] is None else f"goes on from epoch {after['epoch']}"
-                attempts.note(connection, row, f"checkpoint {damaged} of epoch {row['epoch']} did not verify: the job {goes_on}")
-            return info_of(after)
+            change(connection, row)
+            return info_of(row_of(connection, job_id))
 
         return await self._database.write(transaction)
 
@@ -416,6 +410,25 @@ class JobStore:
             JobNotFound: when there is no such job.
         """
         return await self._step(job_id, WorkerLeft(generation, self._clock()))
+
+    async def checkpoints_unread(self, job_id: str, generation: int, error: JobError) -> JobInfo:
+        """None of its checkpoints can be read: the job waits, longer each time, and no attempt is spent; it is dead when they
+        could not be read for too long.
+
+        Raises:
+            Conflict: when the lease has ended.
+            JobNotFound: when there is no such job.
+        """
+        now = self._clock()
+
+        def transaction(connection: sqlite3.Connection) -> JobInfo:
+            row = row_of(connection, job_id)
+            tries = attempts.unread_in_a_row(connection, row)
+            self._advance(connection, row, CheckpointsUnread(generation, now, tries))
+            _record_error(error)(connection, row)
+            return info_of(row_of(connection, job_id))
+
+        return await self._database.write(transaction)
 
     async def pause(self, job_id: str) -> Asked:
         """Let a job rest: at once when it is queued, when its worker has stopped when it is held.

@@ -28,6 +28,7 @@ from esperd.daemon.job_store import DONE_FOR_GOOD, Asked, JobStore, LeasedJob
 from esperd.daemon.machine import Machine, measure, oom_kills
 from esperd.daemon.placement import Need, need, never_fits
 from esperd.daemon.placing import Placing
+from esperd.daemon.resuming import Unread, last_good
 from esperd.daemon.space import Space
 from esperd.daemon.usage import Usage
 from esperd.daemon.worker_processes import out_of_memory, worker_environment, worker_name
@@ -213,11 +214,9 @@ class JobsActor(Actor):
             return
         for info in await self._store.recover():
             self._announce(info)
-        known = await self._store.list(limit=1_000_000)
-        for info in known:
+        for info in await self._store.list(limit=-1):
             self._metrics.observe_job(info)
-        unfinished = {info.id: (info.checkpoint, info.previous_checkpoint) for info in known if info.state not in DONE_FOR_GOOD}
-        await self._tidy(self._checkpoints.sweep, unfinished)
+        await self._tidy(self._checkpoints.sweep, await self._store.kept_checkpoints())
         await self._tidy(self._blobs.remove_temporaries)
         self._taken_back = True
 
@@ -228,7 +227,7 @@ class JobsActor(Actor):
         async with self._tidying:
             try:
                 await anyio.to_thread.run_sync(delete, *arguments)
-            except StoreFailed as error:
+            except (StoreFailed, OSError) as error:
                 log.warning("what is not needed any more could not be deleted", error=str(error))
 
     # --- clients ---------------------------------------------------------------------------------------------------------
@@ -402,7 +401,7 @@ class JobsActor(Actor):
                 job_id=leased.info.id,
                 generation=leased.generation,
                 job=job,
-                checkpoint=await self._last_good(leased),
+                checkpoint=await last_good(self._store, self._checkpoints, leased),
                 blob_directory=str(self._blobs.directory),
                 checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
                 resumed=leased.resumed,
@@ -413,33 +412,20 @@ class JobsActor(Actor):
             await self.context.watch(name)
             await self.context.ask(name, lease)
             await self._handed(name)
+        except Unread as error:
+            self._held[name].unread = JobError(code=error.code, message=str(error))
+            await self._could_not_start(name, str(error))
         except EsperError as error:
-            # Where the worker died before it was watched, nobody else will say so; a second word about it changes nothing.
             status = error.fields.get("status")
-            ended = Terminated(
-                actor=name,
-                generation=0,
-                reason=f"could not start: {error}",
-                will_restart=False,
-                status=status if isinstance(status, int) else None,
-            )
-            await self.context.tell(self.context.name, ended)
+            await self._could_not_start(name, f"could not start: {error}", status if isinstance(status, int) else None)
+        except OSError as error:  # whatever the machine refuses to one job must not end the others
+            log.exception("a worker could not start", job=leased.info.id)
+            await self._could_not_start(name, f"could not start: {error}")
 
-    async def _last_good(self, leased: LeasedJob) -> str | None:
-        """The checkpoint to go on from: the last one that verifies; None: the job begins anew.
-
-        Raises:
-            StoreFailed: when disk or database refuse.
-            Conflict: when the lease has ended.
-        """
-        info = leased.info
-        while info.checkpoint is not None:
-            if await anyio.to_thread.run_sync(self._checkpoints.is_good, info.id, info.checkpoint):
-                return info.checkpoint
-            damaged, epoch = info.checkpoint, info.epoch
-            info = await self._store.go_back(info.id, leased.generation, damaged)
-            log.warning("a checkpoint did not verify", job=info.id, sha256=damaged, epoch=epoch, goes_on_from=info.epoch)
-        return None
+    async def _could_not_start(self, name: str, reason: str, status: int | None = None) -> None:
+        """Where a worker died before it was watched, nobody else will say so; a second word about it changes nothing."""
+        ended = Terminated(actor=name, generation=0, reason=reason, will_restart=False, status=status)
+        await self.context.tell(self.context.name, ended)
 
     async def _handed(self, name: str) -> None:
         """The worker has its lease, and is told what was asked of it while it started."""
@@ -543,6 +529,8 @@ class JobsActor(Actor):
             return await self._store.stopped(held.job_id, held.generation, held.stop.why, disobedience=disobedience)
         if self._draining:  # it ended with the daemon
             return await self._store.stopped(held.job_id, held.generation, "drain")
+        if held.unread is not None:
+            return await self._store.checkpoints_unread(held.job_id, held.generation, held.unread)
         if gone.status == EXIT_NO_FAULT:
             log.warning("worker left", job=held.job_id, reason=gone.reason)
             return await self._store.worker_left(held.job_id, held.generation)

@@ -52,7 +52,7 @@ from esperd.daemon.state import open_databases
 from esperd.daemon.status import DaemonStatus, status_of
 from esperd.daemon.steady_time import SteadyTime
 from esperd.daemon.worker_processes import WORKERS, worker_environment
-from esperd.errors import ActorUnavailable, AskTimeout, EsperError, StoreFailed
+from esperd.errors import ActorUnavailable, EsperError, StoreFailed
 from esperd.logs import configure_logging
 from esperd.messages.control import ActorState, ActorStatus
 from esperd.messages.jobs import JobState
@@ -436,8 +436,10 @@ class _Daemon:
         storage, steady = self._config.storage, SteadyTime(self._clock.wall, self._clock.monotonic)
         while True:
             if steady.holds():
-                with contextlib.suppress(ActorUnavailable, AskTimeout, StoreFailed):  # the next look tries again
+                try:
                     await system.ask("jobs", LetGoOfFailed(before=self._clock.wall() - storage.keep_failed_s))
+                except EsperError as error:  # the next look tries again
+                    log.warning("checkpoints of failed jobs could not be let go of", error=str(error))
             await self._clock.sleep(storage.collect_every_s)
 
     async def _until_drained(self, system: ActorSystem) -> bool:
@@ -462,12 +464,12 @@ class _Daemon:
         return False
 
     async def _ask_to_drain(self, system: ActorSystem) -> None:
-        """Until it is heard: the jobs actor may be between two incarnations."""
+        """Until it is done: the jobs actor may be between two incarnations."""
         while True:
             try:
                 await system.ask("jobs", DrainJobs())
-            except (ActorUnavailable, AskTimeout) as error:
-                log.warning("the jobs actor does not hear that it should drain", error=str(error))
+            except EsperError as error:
+                log.warning("the jobs actor does not drain", error=str(error))
                 await self._clock.sleep(DRAIN_AGAIN_S)
             else:
                 return

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from esperd.daemon.backup import KEYS, SEAL, Manifest, Progress, read_manifest, write_file
+from esperd.daemon.backup import KEYS, SEAL, Manifest, Progress, hash_of, read_manifest, write_file
 from esperd.daemon.directories import blob_directory, checkpoint_directory
 from esperd.daemon.lock import prepare_state_directory, state_locked
 from esperd.daemon.state import DATABASES, RESTORING, database_path
@@ -38,7 +37,7 @@ def restore(
     """
     filesystem = filesystem or RealFilesystem()
     manifest = read_manifest(backup)
-    _verify(backup, manifest, progress)
+    _verify(backup, manifest, progress, filesystem)
     prepare_state_directory(state)
     with state_locked(state):
         present = _present(state, manifest)
@@ -65,7 +64,7 @@ def _present(state: Path, manifest: Manifest) -> list[Path]:
     return [path for path in known if path.exists()]
 
 
-def _verify(backup: Path, manifest: Manifest, progress: Progress) -> None:
+def _verify(backup: Path, manifest: Manifest, progress: Progress, filesystem: Filesystem) -> None:
     """Raises: StoreFailed: when a file is not what the manifest says, or of a newer esperd."""
     known = {database.name: len(database.migrations) for database in DATABASES}
     for name, version in manifest.versions.items():
@@ -80,10 +79,10 @@ def _verify(backup: Path, manifest: Manifest, progress: Progress) -> None:
         if relative.is_absolute() or ".." in relative.parts:
             raise StoreFailed(f"the manifest of {backup} names {file.path}, which lies outside", path=str(backup))
         try:
-            data = (backup / relative).read_bytes()
+            sha256, _ = hash_of(filesystem.pieces(backup / relative))
         except OSError as error:
             raise StoreFailed(f"the backup lacks {file.path}: {error}", path=str(backup), file=file.path) from error
-        if hashlib.sha256(data).hexdigest() != file.sha256:
+        if sha256 != file.sha256:
             raise StoreFailed(
                 f"{backup / relative} is damaged: its bytes are not those its manifest names; use another backup",
                 path=str(backup),
@@ -97,7 +96,7 @@ def _replace(
 ) -> Path | None:
     marker = state / RESTORING
     if not marker.exists():
-        write_file(filesystem, marker, b"")
+        write_file(filesystem, marker, ())
         filesystem.fsync_directory(state)
     aside = None
     if present:
@@ -109,7 +108,7 @@ def _replace(
     for number, file in enumerate(manifest.files):
         target = state / file.path
         filesystem.make_directory(target.parent, 0o700)
-        write_file(filesystem, target, filesystem.read(backup / file.path))
+        write_file(filesystem, target, filesystem.pieces(backup / file.path))
         progress("restore", number + 1, len(manifest.files))
     for directory in sorted({(state / file.path).parent for file in manifest.files}):
         filesystem.fsync_directory(directory)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +18,7 @@ from esperd.errors import NothingToShow, StoreFailed
 from esperd.store import inspection
 from esperd.store.blobs import Blobs
 from esperd.store.database import RACY_BEFORE
+from esperd.store.filesystem import RealFilesystem
 
 LOOKS_AGAIN = 2
 """Times that rows are read again when a file is missing; chosen, not measured."""
@@ -41,6 +44,8 @@ class StateFound(msgspec.Struct, frozen=True, kw_only=True):
     """Files whose bytes were hashed."""
     damaged: tuple[str, ...]
     """Files whose bytes are not those of their name."""
+    unreadable: tuple[str, ...] = ()
+    """Files that the disk does not hand out, and what it says."""
     dangling: tuple[str, ...]
     """Rows that refer to a file which is not there."""
     orphans: int
@@ -52,7 +57,7 @@ class StateFound(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def well(self) -> bool:
         """Whether nothing acknowledged is damaged or lost. What was set aside earlier is no fault now."""
-        return not (self.damaged or self.dangling or any(database.faults for database in self.databases))
+        return not (self.damaged or self.unreadable or self.dangling or any(database.faults for database in self.databases))
 
 
 def check_state(state: Path, progress: Progress) -> StateFound:
@@ -70,17 +75,20 @@ def check_state(state: Path, progress: Progress) -> StateFound:
         progress("databases", number + 1, len(DATABASES))
     checkpoints = checkpoint_directory(state)
     stores = [Blobs(blob_directory(state))]
-    stores += [Blobs(path) for path in sorted(checkpoints.iterdir())] if checkpoints.is_dir() else []
-    damaged, seen = _hashed(stores, progress)
+    stores += [Blobs(checkpoints / name) for name in sorted(RealFilesystem().names(checkpoints))]
+    unreadable: list[str] = []
+    damaged, seen = _hashed(stores, unreadable, progress)
+    quarantined = _quarantined(state, stores, unreadable)
     referred = {Blobs(directory).path(reference.sha256) for directory, reference in named}
     return StateFound(
         directory=str(state),
         databases=tuple(databases),
         blobs=len(seen),
         damaged=tuple(str(path.relative_to(state)) for path in damaged),
+        unreadable=tuple(dict.fromkeys(unreadable)),
         dangling=tuple(f"{reference.name} of {reference.owner}: {reference.sha256}" for _, reference in _dangling(state, named)),
         orphans=len(seen - referred),
-        quarantined=_quarantined(state, stores),
+        quarantined=quarantined,
         notes=_notes(state),
     )
 
@@ -118,7 +126,10 @@ def _dangling(state: Path, named: list[tuple[Path, Reference]]) -> list[tuple[Pa
 
 def _is_there(found: tuple[Path, Reference]) -> bool:
     directory, reference = found
-    return Blobs(directory).path(reference.sha256).exists()
+    try:
+        return Blobs(directory).contains(reference.sha256)
+    except StoreFailed:  # it is told among those that cannot be read
+        return True
 
 
 def _references(state: Path, name: str, connection: sqlite3.Connection) -> list[tuple[Path, Reference]]:
@@ -134,27 +145,41 @@ def _references(state: Path, name: str, connection: sqlite3.Connection) -> list[
     return []
 
 
-def _hashed(stores: list[Blobs], progress: Progress) -> tuple[list[Path], set[Path]]:
-    """Files whose bytes are not those of their name, and all that were looked at."""
-    names = [(store, sha256) for store in stores if store.directory.is_dir() for sha256 in store.changes()]
+def _hashed(stores: list[Blobs], unreadable: list[str], progress: Progress) -> tuple[list[Path], set[Path]]:
+    """Files whose bytes are not those of their name, and all that were hashed; what cannot be read is added to ``unreadable``."""
+    names: list[tuple[Blobs, str]] = []
+    for store in stores:
+        with _adding(unreadable):
+            names += [(store, sha256) for sha256 in store.names()]
     damaged, seen = [], set()
     for number, (store, sha256) in enumerate(names):
         path = store.path(sha256)
-        match store.verified(sha256):
-            case True:
-                seen.add(path)
-            case False:
-                seen.add(path)
-                damaged.append(path)
+        with _adding(unreadable):
+            match store.verified(sha256):  # None: a running daemon has deleted it since it was listed
+                case True:
+                    seen.add(path)
+                case False:
+                    seen.add(path)
+                    damaged.append(path)
         progress("blobs", number + 1, len(names))
     return damaged, seen
 
 
-def _quarantined(state: Path, stores: list[Blobs]) -> tuple[str, ...]:
+@contextlib.contextmanager
+def _adding(unreadable: list[str]) -> Iterator[None]:
+    """One file's trouble is said with that file, and the others are looked at."""
+    try:
+        yield
+    except StoreFailed as error:
+        unreadable.append(error.message)
+
+
+def _quarantined(state: Path, stores: list[Blobs], unreadable: list[str]) -> tuple[str, ...]:
     aside = state / QUARANTINE
     files = [str(path.relative_to(state)) for path in sorted(aside.iterdir())] if aside.is_dir() else []
     for store in stores:
-        files += [str((store.directory / "quarantine" / name).relative_to(state)) for name in store.quarantined()]
+        with _adding(unreadable):
+            files += [str((store.directory / "quarantine" / name).relative_to(state)) for name in store.quarantined()]
     return tuple(files)
 
 

@@ -14,8 +14,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from esperd.errors import StoreFailed
@@ -24,7 +24,6 @@ from esperd.store.refusal import Refusal, refusal_of
 
 _NAME = re.compile(r"[0-9a-f]{64}")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{64}\.(?P<pid>[0-9]+)\.[0-9a-f]{8}")
-_HASHED_AT_ONCE = 4 * 1024 * 1024
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
 
@@ -62,7 +61,7 @@ class Blobs:
     def put(self, data: bytes) -> str:
         """Store bytes and return their SHA-256 in hexadecimal. When it returns, they survive a power loss.
 
-        Putting what is there already changes nothing; a damaged copy that is there is quarantined and replaced.
+        Putting what is there already changes nothing; a copy that is damaged, or cannot be read, is quarantined and replaced.
 
         Raises:
             StoreFailed: when the disk refuses; nothing is left under the blob's name then.
@@ -72,7 +71,7 @@ class Blobs:
         with self._reporting("store", target):
             self._ensure_shard(target.parent)
             with self._among_writers():
-                if self._filesystem.exists(target) and self._filesystem.read(target) != data:
+                if self._filesystem.exists(target) and not self._reads(target, data):
                     self._quarantine(sha256)
                 if self._filesystem.exists(target):
                     self._filesystem.touch(target)  # a collector that saw it before leaves it now
@@ -105,19 +104,20 @@ class Blobs:
         return data
 
     def verified(self, sha256: str) -> bool | None:
-        """Whether the bytes are those of the name; None when there is no such blob. Moves nothing.
+        """Whether the bytes are those of the name; None when there is no such blob. Moves nothing, and may run while others
+        delete: one that is deleted meanwhile is read to its end.
 
         Raises:
             StoreFailed: when the disk refuses.
         """
         path = self.path(sha256)
-        if not self._filesystem.exists(path):
-            return None
-        digest, offset = hashlib.sha256(), 0
+        digest = hashlib.sha256()
         with self._reporting("read", path):
-            while part := self._filesystem.read(path, offset, _HASHED_AT_ONCE):
-                digest.update(part)
-                offset += len(part)
+            try:
+                for piece in self._filesystem.pieces(path):
+                    digest.update(piece)
+            except FileNotFoundError:
+                return None
         return digest.hexdigest() == sha256
 
     def is_good(self, sha256: str) -> bool:
@@ -158,23 +158,31 @@ class Blobs:
         """True when a blob of this name is there; its bytes are not checked.
 
         Raises:
-            StoreFailed: when ``sha256`` is not the name of a blob.
+            StoreFailed: when ``sha256`` is not the name of a blob, or the disk does not tell.
         """
-        return self._filesystem.exists(self.path(sha256))
+        path = self.path(sha256)
+        with self._reporting("look for", path):
+            return self._filesystem.exists(path)
 
-    def changes(self) -> dict[str, int]:
-        """Every blob's name, and when it was last put, in nanoseconds since the epoch.
+    def names(self) -> list[str]:
+        """The name of every blob.
 
         Raises:
             StoreFailed: when the disk refuses.
         """
+        return [path.name for path in self._files() if _NAME.fullmatch(path.name)]
+
+    def changes(self) -> dict[str, int]:
+        """Blobs' names, and when each was last put, in nanoseconds since the epoch. One whose file the disk tells nothing of is
+        not among them: whether anybody wants it cannot be found out, and the others are not to wait for that.
+
+        Raises:
+            StoreFailed: when the disk refuses to list them.
+        """
         found = {}
-        for path in self._files():
-            if _NAME.fullmatch(path.name):
-                try:
-                    found[path.name] = self._filesystem.changed_ns(path)
-                except FileNotFoundError:  # quarantined meanwhile
-                    continue
+        for sha256 in self.names():
+            with suppress(OSError):  # also one that was quarantined meanwhile
+                found[sha256] = self._filesystem.changed_ns(self.path(sha256))
         return found
 
     def discard(self, unwanted: Mapping[str, int]) -> tuple[str, ...]:
@@ -190,21 +198,27 @@ class Blobs:
         Raises:
             StoreFailed: when the disk refuses.
         """
-        if not (self.directory / "objects").is_dir():
-            return ()
-        deleted = []
-        with self._reporting("collect", self.directory), self._without_writers() as alone:
-            for sha256, changed_ns in unwanted.items() if alone else ():
-                path = self.path(sha256)
-                if self._filesystem.exists(path) and self._filesystem.changed_ns(path) == changed_ns:
-                    self._filesystem.unlink(path)
-                    deleted.append(sha256)
+        deleted: list[str] = []
+        with self._reporting("collect", self.directory):
+            if not self._filesystem.exists(self.directory / "objects"):
+                return ()
+            with self._without_writers() as alone:
+                for sha256, changed_ns in unwanted.items() if alone else ():
+                    path = self.path(sha256)
+                    if self._filesystem.exists(path) and self._filesystem.changed_ns(path) == changed_ns:
+                        self._filesystem.unlink(path)
+                        deleted.append(sha256)
         return tuple(deleted)
 
     def quarantined(self) -> tuple[str, ...]:
-        """Names of the files that were moved away because they are damaged."""
+        """Names of the files that were moved away because they are damaged.
+
+        Raises:
+            StoreFailed: when the disk refuses.
+        """
         quarantine = self.directory / "quarantine"
-        return tuple(sorted(path.name for path in quarantine.iterdir())) if quarantine.is_dir() else ()
+        with self._reporting("list", quarantine):
+            return tuple(sorted(self._filesystem.names(quarantine)))
 
     def sweep(self, keep: Collection[str]) -> int:
         """Delete every blob that is not named here, and what dead writers left. Nobody may be putting a blob meanwhile that is
@@ -214,13 +228,10 @@ class Blobs:
             How many files were deleted.
 
         Raises:
-            StoreFailed: when the disk refuses.
+            StoreFailed: when the disk refuses; whatever it did not refuse is deleted.
         """
         unwanted = [path for path in self._files() if _NAME.fullmatch(path.name) and path.name not in keep]
-        for path in unwanted:
-            with self._reporting("delete", path):
-                self._filesystem.unlink(path)
-        return len(unwanted) + self.remove_temporaries()
+        return self._delete([*unwanted, *self._temporaries()])
 
     def remove_temporaries(self) -> int:
         """Delete files whose writers died before they were whole; those of living processes stay.
@@ -229,13 +240,9 @@ class Blobs:
             How many files were deleted.
 
         Raises:
-            StoreFailed: when the disk refuses.
+            StoreFailed: when the disk refuses; whatever it did not refuse is deleted.
         """
-        stale = [path for path in self._files() if (found := _TEMPORARY.fullmatch(path.name)) and not _lives(int(found["pid"]))]
-        for path in stale:
-            with self._reporting("delete", path):
-                self._filesystem.unlink(path)
-        return len(stale)
+        return self._delete(self._temporaries())
 
     def remove(self) -> None:
         """Delete the whole directory, quarantine included; nothing happens when there is none.
@@ -243,14 +250,41 @@ class Blobs:
         Raises:
             StoreFailed: when the disk refuses.
         """
-        if self._filesystem.exists(self.directory):
-            with self._reporting("delete", self.directory):
+        with self._reporting("delete", self.directory):
+            if self._filesystem.exists(self.directory):
                 shutil.rmtree(self.directory)
-            self._durable_shards.clear()
+        self._durable_shards.clear()
+
+    def _temporaries(self) -> list[Path]:
+        files = self._files()
+        return [path for path in files if (found := _TEMPORARY.fullmatch(path.name)) and not _lives(int(found["pid"]))]
+
+    def _delete(self, unwanted: Sequence[Path]) -> int:
+        """Delete all that can be deleted: one file that cannot must not keep the others on the disk."""
+        refused: list[StoreFailed] = []
+        for path in unwanted:
+            try:
+                with self._reporting("delete", path):
+                    self._filesystem.unlink(path)
+            except StoreFailed as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
+        return len(unwanted)
+
+    def _reads(self, path: Path, data: bytes) -> bool:
+        """Whether a file can be read and holds this."""
+        try:
+            return self._filesystem.read(path) == data
+        except OSError:
+            return False
 
     def _files(self) -> list[Path]:
+        """All that lies where blobs do. What another process deletes meanwhile may be among them."""
+        objects = self.directory / "objects"
         with self._reporting("list", self.directory):
-            return list(self.directory.glob("objects/??/*"))
+            shards = [objects / name for name in self._filesystem.names(objects) if len(name) == len("ab")]
+            return [shard / name for shard in shards for name in self._filesystem.names(shard)]
 
     def _write(self, target: Path, data: bytes) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")

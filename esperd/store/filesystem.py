@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -42,12 +43,22 @@ class Filesystem(Protocol):
         """Up to ``length`` bytes from ``offset`` (None: to the end)."""
         ...
 
+    def pieces(self, path: Path) -> Iterator[bytes]:
+        """The bytes of the file that is there when the first piece is asked for, in pieces that fit into memory: all of them
+        of this one file, also when another one takes its name, or it is deleted, meanwhile.
+        """
+        ...
+
     def size(self, path: Path) -> int:
         """Size of a file in bytes."""
         ...
 
     def exists(self, path: Path) -> bool:
-        """True when the path is there."""
+        """True when the path is there, False when it is not; ``OSError`` when that cannot be told."""
+        ...
+
+    def names(self, path: Path) -> list[str]:
+        """What lies in a directory; empty when there is none."""
         ...
 
     def unlink(self, path: Path) -> None:
@@ -73,6 +84,10 @@ class Filesystem(Protocol):
     def free_bytes(self, path: Path) -> int:
         """Bytes that this user may still write on the path's file system."""
         ...
+
+
+PIECE_BYTES = 4 * 1024 * 1024
+"""Read at once; chosen, not measured."""
 
 
 class RealFilesystem:
@@ -120,13 +135,30 @@ class RealFilesystem:
             file.seek(offset)
             return file.read() if length is None else file.read(length)
 
+    def pieces(self, path: Path) -> Iterator[bytes]:
+        """One descriptor for all of them."""
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+
     def size(self, path: Path) -> int:
         """``stat(2)``."""
         return path.stat().st_size
 
     def exists(self, path: Path) -> bool:
-        """``stat(2)``."""
-        return path.exists()
+        """``stat(2)``. Not ``Path.exists``, which hides from Python 3.14 on that the disk did not answer."""
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def names(self, path: Path) -> list[str]:
+        """``readdir(3)``."""
+        try:
+            return [entry.name for entry in path.iterdir()]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def unlink(self, path: Path) -> None:
         """``unlink(2)``."""
