@@ -413,7 +413,7 @@ class JobsActor(Actor):
             await self.context.ask(name, lease)
             await self._handed(name)
         except Unread as error:
-            self._held[name].unread = JobError(code=error.code, message=str(error))
+            self._held[name].unread = JobError(code=StoreFailed.code, message=str(error))
             await self._could_not_start(name, str(error))
         except EsperError as error:
             status = error.fields.get("status")

@@ -14,16 +14,7 @@ log = structlog.get_logger()
 
 
 class Unread(Exception):
-    """None of a job's checkpoints can be read; says why not the newest.
-
-    Args:
-        message: for people.
-        code: of the error that reading it raised.
-    """
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
+    """None of a job's checkpoints can be read; says why not the newest."""
 
 
 async def last_good(store: JobStore, checkpoints: Checkpoints, leased: LeasedJob) -> str | None:
@@ -38,12 +29,12 @@ async def last_good(store: JobStore, checkpoints: Checkpoints, leased: LeasedJob
         Conflict: when the lease has ended.
     """
     info = leased.info
-    unread: dict[str, StoreFailed] = {}
+    unread: dict[str, StoreFailed | OSError] = {}
     while candidates := [sha256 for sha256 in newest_first(info) if sha256 not in unread]:
         sha256 = candidates[0]
         try:
             good = await anyio.to_thread.run_sync(checkpoints.is_good, info.id, sha256)
-        except StoreFailed as error:
+        except (StoreFailed, OSError) as error:
             log.warning("a checkpoint cannot be read", job=info.id, sha256=sha256, error=str(error))
             unread[sha256] = error
             continue
@@ -59,6 +50,5 @@ async def last_good(store: JobStore, checkpoints: Checkpoints, leased: LeasedJob
         info = await store.drop_checkpoint(info.id, leased.generation, sha256)
         log.warning("a checkpoint did not verify", job=info.id, sha256=sha256, goes_on_from=info.epoch)
     if unread:
-        first = next(iter(unread.values()))
-        raise Unread(f"none of the job's checkpoints can be read: {first}", first.code)
+        raise Unread(f"none of the job's checkpoints can be read: {next(iter(unread.values()))}")
     return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
 import sqlite3
 import stat
+import tracemalloc
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -26,7 +28,7 @@ from esperd.daemon.state import DATABASES, RESTORING, open_databases
 from esperd.daemon.state_check import check_state
 from esperd.errors import Conflict, NothingToShow, StateDirectoryLocked, StoreFailed
 from esperd.messages.jobs import Artifact, Job
-from esperd.store import inspection
+from esperd.store import filesystem, inspection
 from esperd.store.blobs import Blobs
 from esperd.store.filesystem import RealFilesystem
 
@@ -197,6 +199,56 @@ async def test_a_check_names_every_fault_and_a_damaged_cache_of_kernels_is_moved
     assert found.quarantined
     assert all(name.startswith("quarantine/kernels.db.") for name in found.quarantined)
     assert not any(database.faults for database in found.databases)
+
+
+@pytest.mark.asyncio
+async def test_a_check_beside_a_daemon_names_what_cannot_be_read_and_is_not_troubled_by_what_is_replaced_meanwhile(
+    tmp_path, monkeypatch, capsys
+):
+    state = tmp_path / "state"
+    model, checkpoint = await fill(state)
+    job_id = (await jobs_in(state))[0].id
+    replaced = Blobs(state / "checkpoints" / job_id)
+    old = replaced.put(b"older checkpoint")
+    (done := Blobs(state / "checkpoints" / "j-done")).put(b"of a job that succeeds meanwhile")
+    pieces, hashed = RealFilesystem.pieces, []
+
+    def replace_meanwhile(disk, path):
+        hashed.append(path.name)
+        if path.name == model:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        for piece in pieces(disk, path):
+            replaced.sweep({checkpoint})
+            done.remove()
+            yield piece
+
+    monkeypatch.setattr(RealFilesystem, "pieces", replace_meanwhile)
+    monkeypatch.setattr(filesystem, "PIECE_BYTES", 4)
+    assert run(command, ["db", "check", "--state-dir", str(state), "--json"]) == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["found"]
+    assert {model, checkpoint, old} <= set(hashed)
+    assert (found["damaged"], found["dangling"]) == ([], [])
+    assert [said.partition(" at ")[0] for said in found["unreadable"]] == [f"cannot read blob {model}"]
+
+
+@pytest.mark.asyncio
+async def test_a_backup_and_its_restore_take_little_memory_however_large_a_file_is(tmp_path):
+    state, size = tmp_path / "state", 32 * 1024 * 1024
+    await fill(state)
+    with contextlib.closing(sqlite3.connect(state / "events.db")) as events:
+        events.execute("CREATE TABLE large AS SELECT zeroblob(?) AS event", (size,))
+        events.commit()
+    large = Blobs(state / "blobs").put(bytes(size))
+    tracemalloc.start()
+    try:
+        back_up(state, tmp_path / "backup", silent, copy=True)
+        restore(tmp_path / "backup", tmp_path / "elsewhere", silent)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < size / 2
+    assert Blobs(tmp_path / "elsewhere/blobs").verified(large)
+    assert (tmp_path / "elsewhere/events.db").stat().st_size > size
 
 
 @pytest.mark.asyncio

@@ -10,8 +10,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from esperd.config import Jobs
 from esperd.daemon.job_lifecycle import (
     HELD_STATES,
+    UNREAD_TRIES,
     Broken,
     CancelAsked,
+    CheckpointsUnread,
     DaemonRestarted,
     JobStanding,
     Leased,
@@ -74,6 +76,21 @@ def test_a_worker_that_left_through_no_fault_of_the_job_spends_no_attempt_howeve
         assert (standing.state, standing.lost, standing.retry_at) == (JobState.QUEUED, 0, 102.0)
 
 
+def test_a_job_whose_checkpoints_cannot_be_read_waits_longer_each_time_spends_no_attempt_and_is_dead_when_that_never_ends():
+    standing, waits = JobStanding(), []
+    for tries in range(1, UNREAD_TRIES):
+        standing = after(Leased(), CheckpointsUnread(tries, now=100.0, tries=tries), standing=standing)
+        assert (standing.state, standing.lost) == (JobState.QUEUED, 0)
+        assert not wait_is_over(standing.retry_at, 100.0, LIMITS)
+        waits.append(standing.retry_at - 100.0)
+    assert waits == [2.0, 4.0] + [5.0] * (UNREAD_TRIES - 3)
+    standing = after(Leased(), CheckpointsUnread(UNREAD_TRIES, now=100.0, tries=UNREAD_TRIES), standing=standing)
+    assert (standing.state, standing.retry_at) == (JobState.DEAD, None)
+    tries = UNREAD_TRIES + 1
+    standing = after(RetryAsked(), Leased(), CheckpointsUnread(tries, now=100.0, tries=tries), standing=standing)
+    assert (standing.state, standing.retry_at) == (JobState.QUEUED, 102.0)  # a retry has as many tries again
+
+
 @given(lost=st.integers(1, 5000), seed=st.integers(0, 100))
 def test_the_wait_doubles_up_to_its_maximum_with_full_jitter(lost, seed):
     wait = backoff_s(lost, LIMITS, random.Random(seed))
@@ -84,14 +101,23 @@ def test_the_wait_doubles_up_to_its_maximum_with_full_jitter(lost, seed):
 def test_a_job_waits_its_wait_and_no_clock_that_is_set_back_makes_it_wait_longer_than_the_longest_one(lost, seed, set_back_s):
     now = 1e9
     wait = backoff_s(lost, LIMITS, random.Random(seed)) if lost else LIMITS.backoff_s
-    assert wait_is_over(now + wait, lost, now, LIMITS) is (now + wait <= now)
-    assert wait_is_over(now + wait, lost, now + wait, LIMITS)
-    waits_still = not wait_is_over(now + wait, lost, now - set_back_s, LIMITS)
+    assert wait_is_over(now + wait, now, LIMITS) is (now + wait <= now)
+    assert wait_is_over(now + wait, now + wait, LIMITS)
+    waits_still = not wait_is_over(now + wait, now - set_back_s, LIMITS)
     assert not waits_still or wait + set_back_s <= 5.0 + 1e-6
 
 
 @pytest.mark.parametrize(
-    "event", [Started(1), Succeeded(1), Stopped(1, "drain"), Broken(1), WorkerLost(1, 0.0), WorkerLeft(1, 0.0)]
+    "event",
+    [
+        Started(1),
+        Succeeded(1),
+        Stopped(1, "drain"),
+        Broken(1),
+        WorkerLost(1, 0.0),
+        WorkerLeft(1, 0.0),
+        CheckpointsUnread(1, 0.0, 1),
+    ],
 )
 def test_the_word_of_an_earlier_lease_is_refused(event):
     with pytest.raises(Conflict, match="lease 1 of the job has ended: the job is running under lease 2"):
@@ -124,7 +150,10 @@ def test_a_queued_or_paused_job_is_cancelled_at_once_and_a_running_one_when_its_
     assert after(Stopped(1, "cancel"), standing=asked.standing).state is JobState.CANCELLED
 
 
-@pytest.mark.parametrize("gone", [WorkerLost(1, now=0.0), WorkerLeft(1, now=0.0), DaemonRestarted(), Stopped(1, "drain")])
+@pytest.mark.parametrize(
+    "gone",
+    [WorkerLost(1, now=0.0), WorkerLeft(1, now=0.0), CheckpointsUnread(1, 0.0, 1), DaemonRestarted(), Stopped(1, "drain")],
+)
 @pytest.mark.parametrize(("wish", "state"), [("pause", JobState.PAUSED), ("cancel", JobState.CANCELLED)])
 def test_a_wish_is_carried_out_however_the_worker_ends(gone, wish, state):
     standing = after(gone, standing=running(wish=wish))
@@ -181,6 +210,7 @@ EVENTS = st.sampled_from([Leased(), PauseAsked(), ResumeAsked(), CancelAsked(), 
             lambda g: Broken(g + behind),
             lambda g: WorkerLost(g + behind, now=50.0),
             lambda g: WorkerLeft(g + behind, now=50.0),
+            lambda g: CheckpointsUnread(g + behind, now=50.0, tries=g),
             lambda g: Stopped(g + behind, "pause"),
             lambda g: Stopped(g + behind, "cancel"),
             lambda g: Stopped(g + behind, "drain"),

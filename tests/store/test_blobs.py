@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from esperd.errors import StoreFailed
+from esperd.store import filesystem
 from esperd.store.blobs import Blobs
 from esperd.store.filesystem import RealFilesystem
 
@@ -51,6 +52,40 @@ class FailingFilesystem(RealFilesystem):
     def make_directory(self, path, mode):
         self._count("make_directory")
         super().make_directory(path, mode)
+
+
+class BadSector(RealFilesystem):
+    """The disk tells nothing of paths that hold ``bad``, and hands out none of their bytes."""
+
+    bad = "nothing"
+
+    def _ask(self, path):
+        if self.bad in str(path):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    def exists(self, path):
+        self._ask(path)
+        return super().exists(path)
+
+    def changed_ns(self, path):
+        self._ask(path)
+        return super().changed_ns(path)
+
+    def names(self, path):
+        self._ask(path)
+        return super().names(path)
+
+    def read(self, path, offset=0, length=None):
+        self._ask(path)
+        return super().read(path, offset, length)
+
+    def pieces(self, path):
+        self._ask(path)
+        return super().pieces(path)
+
+    def unlink(self, path):
+        self._ask(path)
+        super().unlink(path)
 
 
 def put_calls(tmp_path) -> list[str]:
@@ -203,3 +238,46 @@ def test_a_removed_directory_can_be_written_again(tmp_path):
     blobs.remove()
     assert list(tmp_path.iterdir()) == []
     assert blobs.get(blobs.put(b"kernel")) == b"kernel"
+
+
+def test_what_the_disk_does_not_tell_is_a_typed_error_of_that_blob_and_holds_up_no_other(tmp_path):
+    disk = BadSector()
+    blobs = Blobs(tmp_path, disk)
+    bad, good = blobs.put(b"bad"), blobs.put(b"good")
+    seen, disk.bad = blobs.changes(), bad
+    for call in (blobs.contains, blobs.verified, blobs.is_good, blobs.get, lambda name: blobs.discard({name: seen[name]})):
+        with pytest.raises(StoreFailed, match="EIO"):
+            call(bad)
+    assert (blobs.verified(good), set(blobs.changes()), set(blobs.names())) == (True, {good}, {bad, good})
+    with pytest.raises(StoreFailed, match=f"cannot delete blob {bad}.*EIO"):
+        blobs.sweep(())
+    assert blobs.names() == [bad]
+    disk.bad = str(tmp_path)
+    for call in (blobs.names, blobs.quarantined, blobs.remove):
+        with pytest.raises(StoreFailed, match="EIO"):
+            call()
+
+
+def test_putting_over_a_copy_that_cannot_be_read_replaces_it(tmp_path):
+    class Unreadable(RealFilesystem):
+        def read(self, path, offset=0, length=None):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    sha256 = Blobs(tmp_path).put(b"kernel")
+    assert Blobs(tmp_path, Unreadable()).put(b"kernel") == sha256
+    blobs = Blobs(tmp_path)
+    assert (blobs.get(sha256), len(blobs.quarantined())) == (b"kernel", 1)
+
+
+def test_a_blob_that_is_deleted_while_it_is_hashed_is_read_to_its_end_and_one_that_is_gone_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(filesystem, "PIECE_BYTES", 4)
+
+    class Deleting(RealFilesystem):
+        def pieces(self, path):
+            for piece in super().pieces(path):
+                path.unlink(missing_ok=True)
+                yield piece
+
+    blobs = Blobs(tmp_path, Deleting())
+    sha256 = blobs.put(b"a checkpoint that is replaced")
+    assert (blobs.verified(sha256), blobs.verified(sha256)) == (True, None)
