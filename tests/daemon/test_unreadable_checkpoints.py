@@ -15,8 +15,8 @@ from esperd.daemon.checkpoints import Checkpoints
 from esperd.daemon.worker_processes import worker_name
 from esperd.messages.control import Terminated
 from esperd.messages.failures import AnalyseFailure
-from esperd.messages.jobs import CancelJob, JobError, JobState, SubmitJob
-from esperd.messages.leases import CheckpointWritten, JobStarted
+from esperd.messages.jobs import JobError, JobState, SubmitJob
+from esperd.messages.leases import CheckpointWritten, JobStarted, JobStopped
 from esperd.store.filesystem import RealFilesystem
 from esperd.testing import until
 
@@ -133,7 +133,10 @@ async def test_whatever_the_machine_refuses_to_one_job_the_others_train(tmp_path
         job_id = await running(here)
         await written(here, checkpoints, job_id, b"one")
 
-        def refuse(*_):
+        refused = []
+
+        def refuse(*asked):
+            refused.append(asked[-1])
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
 
         async def says(words):
@@ -157,7 +160,13 @@ async def test_whatever_the_machine_refuses_to_one_job_the_others_train(tmp_path
         monkeypatch.setattr(here.system, "start", start_others)
         await says("could not start: [Errno 11] Resource temporarily unavailable")
         await here.leased(other := await here.submit(), 1)
-        await here.ask(CancelJob(id=other))
+        await here.ask(JobStopped(job_id=other, generation=1, why="cancel"))
+
+        async def was_to_be_forgotten():
+            return other in refused
+
+        await until(was_to_be_forgotten)
+        await here.leased(await here.submit(), 1)
         assert here.restarts() == 0
 
 
