@@ -8,7 +8,8 @@ from esperd.messages.base import Message, Reply, Value
 from esperd.messages.jobs import JobError, JobState
 
 Ended = Literal["succeeded", "failed", "lost", "left", "stopped", "daemon_restarted"]
-"""How an attempt ended: ``left``: its worker gave up through no fault of the job; ``stopped``: as it was told to."""
+"""How an attempt ended: ``left``: its worker gave up through no fault of the job, or there was none because its
+checkpoints cannot be read; ``stopped``: as it was told to."""
 
 
 class Frame(Value, frozen=True, kw_only=True):
@@ -41,7 +42,7 @@ class Attempt(Value, frozen=True, kw_only=True):
     circumstances: dict[str, str] = {}
     """Versions, and hashes of configuration, code and data."""
     note: str = ""
-    """What else happened: a checkpoint that did not verify."""
+    """What else happened: a checkpoint that did not verify, or could not be read."""
 
 
 class FailureAnalysis(Reply, frozen=True, kw_only=True):

@@ -403,7 +403,8 @@ class JobInfo(Reply, frozen=True, kw_only=True):
     checkpoint: str | None = None
     """SHA-256 of the last checkpoint; None before the first, and when the job succeeded or was cancelled: it is deleted then."""
     previous_checkpoint: str | None = None
-    """SHA-256 of the one before, which the job goes back to when the last one does not verify."""
+    """SHA-256 of the one before, which the job goes back to when the last one does not verify; or of a newer one, which could
+    not be read when the job went back."""
     previous_epoch: int | None = None
     """Epochs completed as of that one."""
     error: JobError | None = None

@@ -14,6 +14,7 @@ from esperd_chaos.faults import turn_a_bit
 from esperd_chaos.orders import Orders
 from esperd_chaos.proxy import BadLine
 
+from esperd.errors import StoreFailed
 from esperd.plugins import Plugins
 from esperd.store.blobs import Blobs
 
@@ -63,6 +64,17 @@ def test_the_disk_fails_at_its_nth_call_and_only_then(tmp_path):
         disk.make_directory(tmp_path / "b", 0o700)
     disk.make_directory(tmp_path / "c", 0o700)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_disk_that_fails_to_read_is_a_typed_error_at_every_call(tmp_path):
+    sha256 = Blobs(tmp_path).put(b"checkpoint")
+    for operation in (Blobs.contains, Blobs.verified, Blobs.get, Blobs.size, lambda blobs, _: blobs.names()):
+        counted = FailingFilesystem(reads=True)
+        operation(Blobs(tmp_path, counted), sha256)
+        assert counted.calls
+        for call in range(1, len(counted.calls) + 1):
+            with pytest.raises(StoreFailed, match="EIO"):
+                operation(Blobs(tmp_path, FailingFilesystem(call, reads=True)), sha256)
 
 
 def test_one_bit_turns(tmp_path):
