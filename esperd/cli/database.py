@@ -78,7 +78,7 @@ def backup(
         elif (state / KEYS).exists():
             output.line("keys of the network are not in it; --with-keys takes them", style="yellow")
         for missing in manifest.missing:
-            output.line(f"missing or damaged in the state directory: {missing}", style="red")
+            output.line(f"missing, damaged or unreadable in the state directory: {missing}", style="red")
     return FAILED if manifest.missing else None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -59,7 +59,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Migrations that each database has seen."""
     files: tuple[BackupFile, ...]
     missing: tuple[str, ...] = ()
-    """Files that rows refer to and that the state directory lacked, or had damaged."""
+    """Files that rows refer to and that the state directory lacked, and all that were damaged in it or could not be read."""
     keys: tuple[str, ...] | None = None
     """Those of ``files`` that are keys of the network; None: they were not asked for, and are not in it."""
 
@@ -99,6 +99,10 @@ def back_up(
         )
     except OSError as error:
         raise StoreFailed(f"the backup {target} could not be written: {error}", path=str(target)) from error
+
+
+class _Unread(Exception):
+    """The disk of the state directory does not hand out a file."""
 
 
 class _Backup:
@@ -171,7 +175,7 @@ class _Backup:
         for number, sha256 in enumerate(names):
             source = blobs.path(sha256)
             relative = str(source.relative_to(self._state))
-            if relative not in self._files:
+            if relative not in self._files and relative not in self._damaged:
                 self._blob(source, relative, sha256)
             self._progress(str(directory.relative_to(self._state)), number + 1, len(names))
 
@@ -180,17 +184,33 @@ class _Backup:
         self._filesystem.make_directory(target.parent, 0o700)
         try:
             if self._copy or not self._linked(source, target):
-                pieces = self._filesystem.pieces(source)
+                pieces = self._of_state(source)
                 first = next(pieces, b"")  # before anything is made: the source may be gone
                 write_file(self._filesystem, target, itertools.chain([first], pieces))
+            described = self._described(relative, self._of_state(target))
         except FileNotFoundError:  # a checkpoint that was replaced meanwhile
             return
-        described = self._described(relative)
-        if described.sha256 == sha256:
+        except _Unread:
+            described = None
+        if described is not None and described.sha256 == sha256:
             self._files[relative] = described
-        else:
+            return
+        if self._filesystem.exists(target):
             self._filesystem.unlink(target)
-            self._damaged.append(relative)
+        self._damaged.append(relative)
+
+    def _of_state(self, path: Path) -> Iterator[bytes]:
+        """A file of the state directory: a backup of a disk that fails takes what can still be read.
+
+        Raises:
+            _Unread: when the disk does not hand it out.
+        """
+        try:
+            yield from self._filesystem.pieces(path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _Unread from error
 
     def _keys(self) -> tuple[str, ...]:
         """Copy the keys of the network, never under a second name: a file is theirs alone. Returns their paths."""
@@ -236,9 +256,9 @@ class _Backup:
         write_file(self._filesystem, self._target / relative, [data])
         self._files[relative] = self._described(relative)
 
-    def _described(self, relative: str) -> BackupFile:
+    def _described(self, relative: str, pieces: Iterable[bytes] | None = None) -> BackupFile:
         """A file of the backup as it was written. Read piece by piece: a log of events may be larger than the memory."""
-        sha256, size_bytes = hash_of(self._filesystem.pieces(self._target / relative))
+        sha256, size_bytes = hash_of(pieces or self._filesystem.pieces(self._target / relative))
         return BackupFile(path=relative, sha256=sha256, size_bytes=size_bytes)
 
     def _sync(self, path: Path) -> None:

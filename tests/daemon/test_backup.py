@@ -232,6 +232,26 @@ async def test_a_check_beside_a_daemon_names_what_cannot_be_read_and_is_not_trou
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("copy", [True, False])
+async def test_a_backup_takes_what_can_be_read_and_names_what_cannot(tmp_path, copy):
+    state = tmp_path / "state"
+    model, checkpoint = await fill(state)
+    lost = Blobs(state / "blobs").put(b"on a bad sector")
+
+    class BadSector(RealFilesystem):
+        def pieces(self, path):
+            yield from super().pieces(path)
+            if path.name == lost and (not copy or path.is_relative_to(state)):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    manifest = back_up(state, tmp_path / "backup", silent, copy=copy, filesystem=BadSector())
+    assert manifest.missing == (f"blobs/objects/{lost[:2]}/{lost}",)
+    taken = {path.rpartition("/")[2] for path in entries(tmp_path / "backup")}
+    assert ({model, checkpoint} <= taken, lost in taken) == (True, False)
+    restore(tmp_path / "backup", tmp_path / "elsewhere", silent)
+
+
+@pytest.mark.asyncio
 async def test_a_backup_and_its_restore_take_little_memory_however_large_a_file_is(tmp_path):
     state, size = tmp_path / "state", 32 * 1024 * 1024
     await fill(state)
