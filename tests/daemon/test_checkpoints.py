@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 
 import pytest
@@ -22,6 +24,7 @@ from esperd.messages.leases import (
     JobSucceeded,
 )
 from esperd.store.blobs import Blobs
+from esperd.store.filesystem import RealFilesystem
 from esperd.testing import until
 
 
@@ -39,6 +42,28 @@ def test_what_no_unfinished_job_refers_to_is_swept(tmp_path):
     assert (kept(checkpoints, "j1"), kept(checkpoints, "j3")) == ([new], [])
     assert other == new  # the same bytes of another job: each has its own
     assert sorted(path.name for path in checkpoints.directory.iterdir()) == ["j1", "j3"]
+
+
+def test_a_directory_that_cannot_be_read_is_a_typed_error_and_the_others_are_swept(tmp_path):
+    class BadSector(RealFilesystem):
+        bad = ""
+
+        def names(self, path):
+            if self.bad in path.parts:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return super().names(path)
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints", disk := BadSector())
+    for job in ("j1", "j2", "j3"):
+        checkpoints.of(job).put(b"unwanted")
+    first, *others = disk.names(checkpoints.directory)
+    disk.bad = first
+    with pytest.raises(StoreFailed, match=f"cannot list .*{first}.*EIO"):
+        checkpoints.sweep(dict.fromkeys(("j1", "j2", "j3"), (None, None)))
+    assert [kept(checkpoints, job) for job in others] == [[], []]
+    disk.bad = "checkpoints"
+    with pytest.raises(StoreFailed, match="cannot list"):
+        checkpoints.sweep({})
 
 
 def test_what_a_job_wrote_goes_with_the_job_and_it_may_write_again_in_between(tmp_path):
