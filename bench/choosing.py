@@ -13,6 +13,7 @@ from typing import Any
 import lab
 import torch
 from deciding import Deciding, options, standing
+from improving import BornRandom
 from torch import nn
 
 from esperd.growth import Grower
@@ -25,6 +26,8 @@ from esperd.messages.policy import Arm, Decision, PolicySettings
 BLUEPRINTS = ("conv_light", "depthwise", "inverted_residual", "squeeze_excite")
 FOR_EVER = Growth(incubation="joint", incubation_epochs=10**6)
 """A seed that trains jointly from its first step, and is not judged: what is compared are arms."""
+APART = Growth(incubation="straight_through", incubation_epochs=1, blending_epochs=1, shadowing_epochs=1, probation_epochs=10**6)
+"""A seed that incubates behind the host for an epoch, is blended in over the next, and is not judged."""
 SHORT_LIVES = Growth(
     incubation="joint", incubation_epochs=1, blending_epochs=1, shadowing_epochs=1, probation_epochs=1, embargo_epochs=0
 )
@@ -82,6 +85,23 @@ def train_arm(
     flops = host_epochs * host_epoch - grower.ledger.total
     lab.train(grower, data, flops=flops, phase=phase, rng_seed=rng_seed, decide=look)
     return {**lab.result(grower, data, lab.clock() - began), "contribution": _contribution(grower, data), "curve": curve}
+
+
+def train_born(data: lab.Data, host: nn.Module, birth: str, rng_seed: int, plan: dict[str, Any]) -> dict[str, object]:
+    """The host with a seed at each of the last two stages, trained on the arms' budget; their last layers start as zero, or as
+    torch draws a layer (``birth`` ``random``). They incubate apart, so that the network first hears what they have learned.
+    """
+    grower = grower_of(data, host, rng_seed, plan, APART)
+    if birth == "random":
+        grower.source = BornRandom(grower.source.blueprints.values(), rng_seed=rng_seed)
+    _, host_epoch = standing(data, grower, plan["batch_size"])
+    began = lab.clock()
+    for record in grower.network.slots[-2:]:
+        germinate(grower, Arm(slot=record.slot, blueprint="conv_light"))
+    flops = plan["arm_epochs"] * host_epoch - grower.ledger.total
+    lab.train(grower, data, flops=flops, phase=lab.Phase(plan["rate"], plan["batch_size"]), rng_seed=rng_seed)
+    alphas = [seed.alpha for seed in grower.network.seeds()]
+    return {**lab.result(grower, data, lab.clock() - began), "alphas": alphas}
 
 
 def _contribution(grower: Grower, data: lab.Data) -> float | None:

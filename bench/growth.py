@@ -42,8 +42,8 @@ LAST = (*FROM_GROWN, "continued_0.05")
 GROMO = harness.REPOSITORY / "bench" / "results" / "gromo.json"
 GROMO_FIGURES = ("gromo_digits/accuracy", "gromo_cifar/accuracy")
 """Of ``bench/gromo_peer.py``, told again beside the others."""
-PARTS = ("h1", "h2", "ablations", "strategies", "further", "calibration")
-OF_H2 = ("h2", "calibration")
+PARTS = ("h1", "h2", "ablations", "strategies", "further", "calibration", "birth")
+OF_H2 = ("h2", "calibration", "birth")
 """Parts with the host and the budgets of H2."""
 
 
@@ -81,6 +81,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
     arms["ablations"] = [(name,) for name in (*growth_plan.LATER_ABLATIONS, *growth_plan.ABLATIONS)]
     arms["strategies"] = [(name,) for name in growth_plan.STRATEGIES]
     arms["calibration"] = [("behind",)]
+    arms["birth"] = [(birth,) for birth in growth_plan.BIRTHS]
     arms["further"] = [(name,) for name in growth_plan.FURTHER]
     return [
         *(Task(part, rng_seed, HOST) for part in parts),
@@ -157,7 +158,7 @@ def _choose(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], n
 
 def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
     policy, growth = _CHANGES[task.part][task.arm]
-    born_random = task.arm in growth_plan.BORN_RANDOM
+    born_random = task.arm == growth_plan.BORN_RANDOM
     line = improving.grow(data, host, task.rng_seed, plan, policy, growth, born_random=born_random)
     return {**line, "settings": [growth_plan.changed(part) for part in (policy, growth)]}
 
@@ -170,6 +171,10 @@ def _calibrate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any]
     return choosing.score_behind_host(data, host, task.rng_seed, plan)
 
 
+def _bear(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
+    return choosing.train_born(data, host, task.arm, task.rng_seed, plan)
+
+
 _CHANGES = {
     "ablations": {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS},
     "strategies": growth_plan.STRATEGIES,
@@ -179,6 +184,7 @@ _WORK: dict[str, Callable[..., dict[str, Any]]] = {
     "h1": _improve,
     "h2": _choose,
     "calibration": _calibrate,
+    "birth": _bear,
     **dict.fromkeys(_CHANGES, _ablate),
 }
 

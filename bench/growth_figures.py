@@ -413,8 +413,7 @@ def _ablating(lines: lab.Lines) -> list[str]:
 def further(lines: lab.Lines) -> dict[str, list[float]]:
     """By arm of this part: what it ends with minus ``grown`` of H1, in points; and a random birth minus a birth as zero."""
     found = {name: differences(lines, "further", name, GROWN, of="h1") for name in growth_plan.FURTHER}
-    isolated, random = "straight_through", "straight_through_random"
-    found[f"{random} minus {isolated}"] = differences(lines, "further", random, isolated)
+    found["born random, not zero"] = differences(lines, "birth", "random", "zero")
     return {name: values for name, values in found.items() if values}
 
 

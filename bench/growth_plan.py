@@ -101,7 +101,8 @@ LATER_ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
     "born_random": (policy(), growth()),
 }
 """Registered when the first lines of version 2 were known, so they are outside the protocol's digest; each line says what was
-changed. ``unchanged``: ``grown`` once more, on the processor that the others run on.
+changed. ``unchanged``: ``grown`` once more, on the processor that the others run on. ``born_random``: a seed's last layer is
+drawn as torch draws it, where it is zero otherwise.
 """
 DEFAULTS = "job_defaults_3"
 """As a job grows now that sets nothing."""
@@ -117,18 +118,17 @@ seeds were known. ``job_defaults``, registered when all of these were: as a job 
 ``job_defaults_2``, registered when that was known: the same, once the policy asks for time with the seed in the network;
 ``job_defaults_3``, with what ``bench/defaults.py`` chose.
 """
-BORN_RANDOM = ("born_random", "straight_through_random")
-"""Arms whose seeds' last layers are drawn as torch draws them, where they are zero otherwise."""
+BORN_RANDOM = "born_random"
 FURTHER: dict[str, tuple[PolicySettings, Growth]] = {
-    "straight_through": (policy(), growth(incubation="straight_through")),
-    "straight_through_random": (policy(), growth(incubation="straight_through")),
     "periodic": (policy(trigger="periodic"), growth()),
     "generalisation_gap": (policy(trigger="generalisation_gap"), growth()),
     "gradient_bottleneck": (policy(trigger="gradient_bottleneck"), growth()),
 }
 """``grown`` with one thing changed, registered when everything above was known, and compared with ``grown`` of H1, on its
-processor. ``straight_through_random`` is compared with ``straight_through``: a seed that incubates apart may start as anything.
+processor.
 """
+BIRTHS = ("zero", "random")
+"""How the last layer of a seed starts."""
 
 LATER_RATES: dict[str, tuple[float, ...]] = {"cifar10_16x16": (0.2, 0.4, 0.8)}
 """More rates for the host continued, by data: the better of the two in the plan was the upper end of that grid, and so were 0.2
