@@ -219,8 +219,10 @@ class AllowList:
         settled = changed_ns == self._changed_ns and self._read_at_ns - changed_ns >= SETTLED_NS
         # A file that was written over changes nothing of its directory.
         if not settled or time.monotonic() - self._read_again_s > READ_AGAIN_S:
-            self._read_at_ns, self._changed_ns, self._read_again_s = time.time_ns(), changed_ns, time.monotonic()
+            read_at_ns, read_again_s = time.time_ns(), time.monotonic()
             self._known = self._read()
+            # Not before: what cannot be read must not count as read, and let in whom it let in before.
+            self._read_at_ns, self._changed_ns, self._read_again_s = read_at_ns, changed_ns, read_again_s
         return self._known
 
     def _read(self) -> dict[bytes, str]:

@@ -31,7 +31,7 @@ from esperd.actors.sockets import (
     unreachable,
 )
 from esperd.actors.tasks import open_task_group
-from esperd.errors import EsperError, MalformedMessage
+from esperd.errors import AuthenticationFailed, EsperError, MalformedMessage
 
 HIGH_WATER_MARK = 10_000
 """Publications queued per watcher before it starts to lose some."""
@@ -199,7 +199,9 @@ class Subscriber:
     async def _watch(self, handshake: Handshake) -> None:
         """A publisher that disconnects its watchers lets in again who still may: notice when that is not us any more."""
         while self._refusal is None:
-            self._refusal = await handshake.next()
+            found = await handshake.next()
+            if isinstance(found, AuthenticationFailed):  # one that only ran out of time is tried again, by ZeroMQ
+                self._refusal = found
 
     async def __aenter__(self) -> Self:
         await self.open()

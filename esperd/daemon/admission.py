@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import anyio
@@ -17,6 +17,10 @@ from esperd.plugins import Plugins
 
 PROBE = "import esperd.messages, sys; sys.stdout.write(esperd.__version__)"
 """More than the bare package, so that an esperd without its dependencies is found out; torch would take seconds."""
+HOLDERS = (msgspec.Struct, dict, list, tuple)
+"""What a job's values may lie in."""
+LONGEST_STEP = 60
+"""Characters told of one key on the way to a place."""
 PROBE_TIMEOUT_S = 8.0
 """Less than a client waits for an answer, so that it hears which interpreter hangs; chosen, not measured."""
 
@@ -62,20 +66,30 @@ def check_keys(job: Job) -> None:
     Raises:
         InvalidJob: names the place.
     """
-    places: list[tuple[str, object]] = [("", job)]
-    while places:  # no recursion: what a client sends may be as deep as its decoder bears
-        place, value = places.pop()
-        inside: Iterable[tuple[object, object]] = ()
-        if isinstance(value, msgspec.Struct):
-            inside = ((field, getattr(value, field)) for field in value.__struct_fields__)
-        elif isinstance(value, dict):
-            inside = value.items()
-        elif isinstance(value, list | tuple):
-            inside = ((str(position), item) for position, item in enumerate(value))
-        for key, item in inside:
-            if not isinstance(key, str):
-                raise InvalidJob(f"{place} has the key {key!r}; keys of options are text", key=place)
-            places.append((f"{place}.{key}" if place else key, item))
+    # No recursion, and nothing is kept but the way to where it stands: what a client sends may be as deep, and as broad, as its
+    # decoder bears.
+    way: list[tuple[object, Iterator[tuple[object, object]]]] = [("", iter(_inside(job)))]
+    while way:
+        for key, item in way[-1][1]:
+            if isinstance(item, dict):
+                for name in item:
+                    if not isinstance(name, str):
+                        place = ".".join(str(step)[:LONGEST_STEP] for step, _ in [*way[1:], (key, None)])
+                        raise InvalidJob(f"{place} has the key {name!r}; keys of options are text", key=place)
+            if item and isinstance(item, HOLDERS):
+                way.append((key, iter(_inside(item))))
+                break
+        else:
+            way.pop()
+
+
+def _inside(value: object) -> Iterable[tuple[object, object]]:
+    if isinstance(value, msgspec.Struct):
+        return ((field, getattr(value, field)) for field in value.__struct_fields__)
+    if isinstance(value, dict):
+        return value.items()
+    assert isinstance(value, list | tuple)  # noqa: S101 - nothing else holds anything
+    return enumerate(value)
 
 
 async def check_python(python: str) -> None:

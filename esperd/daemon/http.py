@@ -46,16 +46,25 @@ class _Connection(H11Protocol):
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
             return
-        self._over = self.loop.call_later(REQUEST_S, transport.abort)
+        self._wait()
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:  # a request: its answer has its own time
+            self._wait()
 
     def on_response_complete(self) -> None:
-        self._end_wait()
-        self._over = self.loop.call_later(REQUEST_S, self.transport.abort)
+        self._wait()
         super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._end_wait()
         super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._end_wait()
+        self._over = self.loop.call_later(REQUEST_S, self.transport.abort)
 
     def _end_wait(self) -> None:
         if self._over is not None:

@@ -425,6 +425,8 @@ class JobStore:
             row = row_of(connection, job_id)
             tries = attempts.unread_in_a_row(connection, row)
             self._advance(connection, row, CheckpointsUnread(generation, now, tries))
+            # Counted when it was leased, and it did not go on from any.
+            connection.execute("UPDATE jobs SET resumed = resumed - 1 WHERE number = ?", (row["number"],))
             _record_error(error)(connection, row)
             return info_of(row_of(connection, job_id))
 

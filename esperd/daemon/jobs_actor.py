@@ -397,11 +397,20 @@ class JobsActor(Actor):
             stall_timeout_s=self.config.workers.stall_timeout_s,
         )
         try:
+            checkpoint = await last_good(self._store, self._checkpoints, leased)
+        except Unread as error:
+            self._held[name].unread = JobError(code=StoreFailed.code, message=str(error))
+            return await self._could_not_start(name, str(error))
+        except (StoreFailed, OSError) as error:  # the daemon's own trouble, and no fault of the job
+            return await self._could_not_start(name, f"its checkpoint could not be looked up: {error}", EXIT_NO_FAULT)
+        except EsperError as error:
+            return await self._could_not_start(name, f"could not start: {error}")
+        try:
             lease = Lease(
                 job_id=leased.info.id,
                 generation=leased.generation,
                 job=job,
-                checkpoint=await last_good(self._store, self._checkpoints, leased),
+                checkpoint=checkpoint,
                 blob_directory=str(self._blobs.directory),
                 checkpoint_directory=str(self._checkpoints.of(leased.info.id).directory),
                 resumed=leased.resumed,
@@ -412,15 +421,12 @@ class JobsActor(Actor):
             await self.context.watch(name)
             await self.context.ask(name, lease)
             await self._handed(name)
-        except Unread as error:
-            self._held[name].unread = JobError(code=StoreFailed.code, message=str(error))
-            await self._could_not_start(name, str(error))
         except EsperError as error:
             status = error.fields.get("status")
             await self._could_not_start(name, f"could not start: {error}", status if isinstance(status, int) else None)
         except OSError as error:  # whatever the machine refuses to one job must not end the others
             log.exception("a worker could not start", job=leased.info.id)
-            await self._could_not_start(name, f"could not start: {error}")
+            await self._could_not_start(name, f"could not start: {error}", EXIT_NO_FAULT)
 
     async def _could_not_start(self, name: str, reason: str, status: int | None = None) -> None:
         """Where a worker died before it was watched, nobody else will say so; a second word about it changes nothing."""

@@ -12,7 +12,7 @@ from esperd.errors import AddressUnavailable, ConfigError
 FOR_GOOD = frozenset(
     {errno.EACCES, errno.EPERM, errno.EINVAL, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, socket.EAI_NONAME}
 )
-"""What no waiting changes: a port that only root may have, an address that is none, a name that nobody has."""
+"""What no waiting changes: a port that only root may have, an address that is none, for http.host a name that nobody has."""
 NOT_UP = frozenset({errno.EADDRNOTAVAIL, errno.ENODEV, errno.ENETDOWN, errno.ENETUNREACH, socket.EAI_AGAIN})
 """What an interface, or a name server, says that is not there yet; ``bind(2)``, ``zmq_bind(3)``, ``getaddrinfo(3)``."""
 
@@ -32,7 +32,8 @@ def cannot_listen(where: str, error: OSError | zmq.ZMQError, *, another: str, ke
     if error.errno in FOR_GOOD:
         return ConfigError(f"{told}; {another}", key=key)
     if error.errno in NOT_UP:
-        return AddressUnavailable(f"{told}: no interface that is up has this address; another try finds it when one has", key=key)
+        why = "no interface that is up has this address, or its name is not known here"
+        return AddressUnavailable(f"{told}: {why}; another try finds it when that changes", key=key)
     if error.errno == errno.EADDRINUSE:
         return AddressUnavailable(f"{told}; end what listens there, or {another}", key=key)
     return AddressUnavailable(f"{told}; another try may find otherwise", key=key)

@@ -7,6 +7,8 @@ import socket
 
 import anyio
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
 
 from esperd.config import Http
 from esperd.daemon import http
@@ -74,3 +76,19 @@ async def test_connections_of_the_side_port_are_counted_and_end_when_nothing_com
         async with await come() as another:
             await another.send(ASKED)
             assert b"alive" in await another.receive()
+
+
+@pytest.mark.asyncio
+async def test_an_answer_has_its_own_time_however_late_its_request_came(monkeypatch):
+    monkeypatch.setattr(http, "REQUEST_S", 0.8)
+    app = build_app(Metrics(), list, dict)
+
+    async def slow(_request):
+        await anyio.sleep(0.6)
+        return PlainTextResponse("at last")
+
+    app.router.routes.append(Route("/slow", slow))
+    async with serving(bind(Http(port=0)), app) as port, await anyio.connect_tcp("127.0.0.1", port) as late:
+        await anyio.sleep(0.5)
+        await late.send(ASKED.replace(b"/livez", b"/slow"))
+        assert b"at last" in await late.receive()

@@ -12,7 +12,9 @@ from test_jobs_actor import JOB, office
 
 from esperd.daemon import job_lifecycle, jobs_actor
 from esperd.daemon.checkpoints import Checkpoints
+from esperd.daemon.job_store import JobStore
 from esperd.daemon.worker_processes import worker_name
+from esperd.errors import StoreFailed
 from esperd.messages.control import Terminated
 from esperd.messages.failures import AnalyseFailure
 from esperd.messages.jobs import JobError, JobState, SubmitJob
@@ -56,8 +58,21 @@ async def lose(here, job_id, attempt, status=-9):
     await here.system.tell("jobs", Terminated(actor=worker, generation=1, reason="was killed", will_restart=False, status=status))
 
 
+def refuse_once(method):
+    refusals = [StoreFailed("the database is locked")]
+
+    async def sometimes(*arguments):
+        if refusals:
+            raise refusals.pop()
+        return await method(*arguments)
+
+    return sometimes
+
+
 @pytest.mark.asyncio
-async def test_a_job_whose_last_checkpoint_cannot_be_read_goes_on_from_the_one_before_and_keeps_it(tmp_path, checkpoints, bad):
+async def test_a_job_whose_last_checkpoint_cannot_be_read_goes_on_from_the_one_before_and_keeps_it(
+    tmp_path, checkpoints, bad, monkeypatch
+):
     async with office(tmp_path) as here:
         job_id = await running(here)
         first = await written(here, checkpoints, job_id, b"one", epoch=1)
@@ -78,10 +93,14 @@ async def test_a_job_whose_last_checkpoint_cannot_be_read_goes_on_from_the_one_b
         assert "can be read again: the job goes on from epoch 2" in (await here.store.attempts(job_id))[-1].note
 
         bad.add(second)
+        monkeypatch.setattr(JobStore, "prefer_checkpoint", refuse_once(JobStore.prefer_checkpoint))
         await lose(here, job_id, 3)
-        await here.leased(job_id, 4)
+        await here.leased(job_id, 5)
+        assert [attempt.ended for attempt in await here.store.attempts(job_id)][3] == "left", (
+            "the daemon's trouble is not the job's"
+        )
         third = checkpoints.of(job_id).put(b"three")
-        await here.ask(CheckpointWritten(job_id=job_id, generation=4, sha256=third, epoch=2))
+        await here.ask(CheckpointWritten(job_id=job_id, generation=5, sha256=third, epoch=2))
         assert kept(checkpoints, job_id) == sorted([first, third])  # it takes the place of the one that could not be read
         assert here.restarts() == 0
 
@@ -111,6 +130,7 @@ async def test_a_job_none_of_whose_checkpoints_can_be_read_waits_and_holds_up_no
 
         await until(trains)
         assert await trains() == [second]
+        assert here.workers[worker_name(job_id, (await here.store.get(job_id)).attempt)].told[0].resumed == 1
         attempt = (await here.store.get(job_id)).attempt
         await here.ask(JobStarted(job_id=job_id, generation=attempt))
         assert (await here.store.get(job_id)).error is None
@@ -158,7 +178,14 @@ async def test_whatever_the_machine_refuses_to_one_job_the_others_train(tmp_path
             await start(spec)
 
         monkeypatch.setattr(here.system, "start", start_others)
-        await says("could not start: [Errno 11] Resource temporarily unavailable")
+        before = (await here.store.get(job_id)).attempt
+
+        async def was_tried_twice():
+            return (await here.store.get(job_id)).attempt >= before + 2
+
+        await until(was_tried_twice)
+        ended = {attempt.ended for attempt in (await here.store.attempts(job_id))[before:-1]}
+        assert ended == {"left"}, "what the machine refuses is no fault of the job"
         await here.leased(other := await here.submit(), 1)
         await here.ask(JobStopped(job_id=other, generation=1, why="cancel"))
 

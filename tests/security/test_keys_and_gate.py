@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -182,6 +184,23 @@ def test_a_file_that_root_writes_belongs_to_whoever_owns_its_directory(tmp_path:
     AllowList(tmp_path / "keys" / "allowed").allow("me", b"a" * 32)
     owner = tmp_path.stat()
     assert given == [(name, owner.st_uid, owner.st_gid) for name in ("keys", "allowed", "allowed")]
+
+
+def test_a_list_that_cannot_be_read_allows_nobody_however_often_one_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    allowed = AllowList(tmp_path)
+    allowed.allow("me", b"a" * 32)
+    assert allowed.names()
+    os.utime(tmp_path, (1, 1))  # the directory changed, long ago: what was read of it would be trusted
+
+    def refuse(_path: Path) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "iterdir", refuse)
+        for _ in range(3):
+            with pytest.raises(PermissionError):
+                allowed.names()
+    assert allowed.names() == {b"a" * 32: "me"}
 
 
 def test_a_file_that_allows_nobody_is_named_with_the_reason(tmp_path: Path) -> None:
