@@ -61,19 +61,21 @@ class Blobs:
     def put(self, data: bytes) -> str:
         """Store bytes and return their SHA-256 in hexadecimal. When it returns, they survive a power loss.
 
-        Putting what is there already changes nothing; a copy that is damaged, or cannot be read, is quarantined and replaced.
+        Putting what is there already changes nothing. A copy that is damaged is quarantined and replaced. One that cannot be read
+        keeps its name until another takes it: it may be whole, and only this process out of descriptors.
 
         Raises:
-            StoreFailed: when the disk refuses; nothing is left under the blob's name then.
+            StoreFailed: when the disk refuses; nothing is left half-written under the blob's name then.
         """
         sha256 = hashlib.sha256(data).hexdigest()
         target = self.path(sha256)
         with self._reporting("store", target):
             self._ensure_shard(target.parent)
             with self._among_writers():
-                if self._filesystem.exists(target) and not self._reads(target, data):
+                found = self._holds(target, data) if self._filesystem.exists(target) else None
+                if found is False:
                     self._quarantine(sha256)
-                if self._filesystem.exists(target):
+                if found:
                     self._filesystem.touch(target)  # a collector that saw it before leaves it now
                 else:
                     self._write(target, data)
@@ -272,12 +274,12 @@ class Blobs:
             raise refused[0]
         return len(unwanted)
 
-    def _reads(self, path: Path, data: bytes) -> bool:
-        """Whether a file can be read and holds this."""
+    def _holds(self, path: Path, data: bytes) -> bool | None:
+        """Whether a file holds this; None when it cannot be read, which says nothing about it."""
         try:
             return self._filesystem.read(path) == data
         except OSError:
-            return False
+            return None
 
     def _files(self) -> list[Path]:
         """All that lies where blobs do. What another process deletes meanwhile may be among them."""

@@ -259,15 +259,21 @@ def test_what_the_disk_does_not_tell_is_a_typed_error_of_that_blob_and_holds_up_
             call()
 
 
-def test_putting_over_a_copy_that_cannot_be_read_replaces_it(tmp_path):
-    class Unreadable(RealFilesystem):
+def test_putting_over_a_copy_that_cannot_be_read_replaces_it_and_one_that_may_be_good_stays_until_then(tmp_path):
+    class Unreadable(FailingFilesystem):
         def read(self, path, offset=0, length=None):
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
 
-    sha256 = Blobs(tmp_path).put(b"kernel")
-    assert Blobs(tmp_path, Unreadable()).put(b"kernel") == sha256
-    blobs = Blobs(tmp_path)
-    assert (blobs.get(sha256), len(blobs.quarantined())) == (b"kernel", 1)
+    blobs, disk = Blobs(tmp_path), Unreadable()
+    sha256 = blobs.put(b"kernel")
+    before = blobs.path(sha256).stat().st_ino
+    assert Blobs(tmp_path, disk).put(b"kernel") == sha256
+    assert (blobs.get(sha256), blobs.quarantined()) == (b"kernel", ())
+    assert blobs.path(sha256).stat().st_ino != before
+    for number, call in enumerate(disk.calls, start=1):
+        with pytest.raises(StoreFailed, match="EMFILE"):
+            Blobs(tmp_path, Unreadable(number, errno.EMFILE)).put(b"kernel")
+        assert (files_under(tmp_path), blobs.get(sha256)) == ([sha256], b"kernel"), call
 
 
 def test_a_blob_that_is_deleted_while_it_is_hashed_is_read_to_its_end_and_one_that_is_gone_is_not_there(tmp_path, monkeypatch):
