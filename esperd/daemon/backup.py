@@ -59,7 +59,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Migrations that each database has seen."""
     files: tuple[BackupFile, ...]
     missing: tuple[str, ...] = ()
-    """Files that rows refer to and that the state directory lacked, and all that were damaged in it or could not be read."""
+    """Files that rows refer to and that the state directory lacked, all that were damaged in it or could not be read, and
+    directories that could not be listed.
+    """
     keys: tuple[str, ...] | None = None
     """Those of ``files`` that are keys of the network; None: they were not asked for, and are not in it."""
 
@@ -165,13 +167,20 @@ class _Backup:
 
     def _checkpoints(self) -> None:
         directory = checkpoint_directory(self._state)
-        for job in sorted(directory.iterdir()) if directory.is_dir() else ():
-            self._blobs(job)
+        try:
+            jobs = self._filesystem.names(directory)
+        except OSError:  # named in the manifest, and what rows name of it too
+            self._damaged.append(str(directory.relative_to(self._state)))
+            return
+        for job in sorted(jobs):
+            self._blobs(directory / job)
 
     def _blobs(self, directory: Path) -> None:
-        """Take every blob of a directory that is not taken yet."""
-        blobs = Blobs(directory)
-        names = sorted(blobs.names())
+        """Take every blob of a directory that is not taken yet, where it can be listed."""
+        blobs = Blobs(directory, self._filesystem)
+        unlisted: list[StoreFailed] = []
+        names = sorted(blobs.names(unlisted.append))
+        self._damaged += [str(Path(str(error.fields["path"])).relative_to(self._state)) for error in unlisted]
         for number, sha256 in enumerate(names):
             source = blobs.path(sha256)
             relative = str(source.relative_to(self._state))
@@ -245,7 +254,7 @@ class _Backup:
         if "kernels" in databases:
             with inspection.reading(self._target / "kernels.db") as connection:
                 named += references.of_kernels(connection.execute(references.KERNELS))
-        blobs = Blobs(blob_directory(self._state))
+        blobs = Blobs(blob_directory(self._state), self._filesystem)
         return [str(blobs.path(reference.sha256).relative_to(self._state)) for reference in named]
 
     def _version(self, name: str) -> int:

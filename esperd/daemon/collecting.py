@@ -105,12 +105,12 @@ class Collector:
         self._suspects: dict[str, Suspect] = {}
 
     async def collect(self) -> tuple[str, ...]:
-        """One look; returns the names of what was deleted.
+        """One look; returns the names of what was deleted. What cannot be listed is said, and holds up nothing else.
 
         Raises:
-            StoreFailed: when a database or the disk refuses.
+            StoreFailed: when a database or the disk refuses; whatever the disk did not refuse is deleted.
         """
-        changes = await anyio.to_thread.run_sync(self._blobs.changes)
+        changes = await anyio.to_thread.run_sync(self._blobs.changes, _unlisted)
         unfinished = frozenset(row["id"] for row in await self._jobs.read(UNFINISHED, FINAL))
         named = references.of_rows(await self._jobs.read(references.ARTIFACTS))
         named += references.of_kernels(await self._kernels.read(references.KERNELS))
@@ -131,3 +131,7 @@ class Collector:
             except StoreFailed as error:
                 log.warning("garbage could not be collected", error=str(error))
             await sleep(every_s)
+
+
+def _unlisted(error: StoreFailed) -> None:
+    log.warning("garbage may be where nothing can be listed", error=str(error))

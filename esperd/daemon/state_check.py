@@ -45,7 +45,7 @@ class StateFound(msgspec.Struct, frozen=True, kw_only=True):
     damaged: tuple[str, ...]
     """Files whose bytes are not those of their name."""
     unreadable: tuple[str, ...] = ()
-    """Files that the disk does not hand out, and what it says."""
+    """Files that the disk does not hand out and directories it does not list, and what it says."""
     dangling: tuple[str, ...]
     """Rows that refer to a file which is not there."""
     orphans: int
@@ -73,10 +73,8 @@ def check_state(state: Path, progress: Progress) -> StateFound:
     for number, database in enumerate(DATABASES):
         databases.append(_database(state, database, named))
         progress("databases", number + 1, len(DATABASES))
-    checkpoints = checkpoint_directory(state)
-    stores = [Blobs(blob_directory(state))]
-    stores += [Blobs(checkpoints / name) for name in sorted(RealFilesystem().names(checkpoints))]
     unreadable: list[str] = []
+    stores = _stores(state, unreadable)
     damaged, seen = _hashed(stores, unreadable, progress)
     quarantined = _quarantined(state, stores, unreadable)
     referred = {Blobs(directory).path(reference.sha256) for directory, reference in named}
@@ -91,6 +89,15 @@ def check_state(state: Path, progress: Progress) -> StateFound:
         quarantined=quarantined,
         notes=_notes(state),
     )
+
+
+def _stores(state: Path, unreadable: list[str]) -> list[Blobs]:
+    """Every directory of blobs that can be found."""
+    stores = [Blobs(blob_directory(state))]
+    checkpoints = checkpoint_directory(state)
+    with _adding(unreadable):
+        stores += [Blobs(checkpoints / name) for name in sorted(RealFilesystem().names(checkpoints))]
+    return stores
 
 
 def _database(state: Path, database: StateDatabase, named: list[tuple[Path, Reference]]) -> DatabaseFound:
@@ -149,8 +156,7 @@ def _hashed(stores: list[Blobs], unreadable: list[str], progress: Progress) -> t
     """Files whose bytes are not those of their name, and all that were hashed; what cannot be read is added to ``unreadable``."""
     names: list[tuple[Blobs, str]] = []
     for store in stores:
-        with _adding(unreadable):
-            names += [(store, sha256) for sha256 in store.names()]
+        names += [(store, sha256) for sha256 in store.names(lambda error: unreadable.append(error.message))]
     damaged, seen = [], set()
     for number, (store, sha256) in enumerate(names):
         path = store.path(sha256)
@@ -172,11 +178,15 @@ def _adding(unreadable: list[str]) -> Iterator[None]:
         yield
     except StoreFailed as error:
         unreadable.append(error.message)
+    except OSError as error:
+        unreadable.append(f"cannot list {error.filename}: {error.strerror or error}")
 
 
 def _quarantined(state: Path, stores: list[Blobs], unreadable: list[str]) -> tuple[str, ...]:
     aside = state / QUARANTINE
-    files = [str(path.relative_to(state)) for path in sorted(aside.iterdir())] if aside.is_dir() else []
+    files: list[str] = []
+    with _adding(unreadable):
+        files += [str((aside / name).relative_to(state)) for name in sorted(RealFilesystem().names(aside))]
     for store in stores:
         with _adding(unreadable):
             files += [str((store.directory / "quarantine" / name).relative_to(state)) for name in store.quarantined()]

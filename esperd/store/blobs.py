@@ -166,23 +166,30 @@ class Blobs:
         with self._reporting("look for", path):
             return self._filesystem.exists(path)
 
-    def names(self) -> list[str]:
+    def names(self, on_unlisted: Callable[[StoreFailed], None] | None = None) -> list[str]:
         """The name of every blob.
 
-        Raises:
-            StoreFailed: when the disk refuses.
-        """
-        return [path.name for path in self._files() if _NAME.fullmatch(path.name)]
+        Args:
+            on_unlisted: told of each directory that cannot be listed, its path among the error's fields; the others' blobs are
+                named then.
 
-    def changes(self) -> dict[str, int]:
+        Raises:
+            StoreFailed: when the disk refuses and nobody is to be told.
+        """
+        return [path.name for path in self._files(on_unlisted) if _NAME.fullmatch(path.name)]
+
+    def changes(self, on_unlisted: Callable[[StoreFailed], None] | None = None) -> dict[str, int]:
         """Blobs' names, and when each was last put, in nanoseconds since the epoch. One whose file the disk tells nothing of is
         not among them: whether anybody wants it cannot be found out, and the others are not to wait for that.
 
+        Args:
+            on_unlisted: as for :meth:`names`.
+
         Raises:
-            StoreFailed: when the disk refuses to list them.
+            StoreFailed: when the disk refuses to list them and nobody is to be told.
         """
         found = {}
-        for sha256 in self.names():
+        for sha256 in self.names(on_unlisted):
             with suppress(OSError):  # also one that was quarantined meanwhile
                 found[sha256] = self._filesystem.changed_ns(self.path(sha256))
         return found
@@ -198,18 +205,22 @@ class Blobs:
             The names of those that were deleted.
 
         Raises:
-            StoreFailed: when the disk refuses.
+            StoreFailed: when the disk refuses; whatever it did not refuse is deleted.
         """
         deleted: list[str] = []
+        refused: list[StoreFailed] = []
         with self._reporting("collect", self.directory):
             if not self._filesystem.exists(self.directory / "objects"):
                 return ()
             with self._without_writers() as alone:
                 for sha256, changed_ns in unwanted.items() if alone else ():
-                    path = self.path(sha256)
-                    if self._filesystem.exists(path) and self._filesystem.changed_ns(path) == changed_ns:
-                        self._filesystem.unlink(path)
-                        deleted.append(sha256)
+                    try:
+                        if self._discarded(self.path(sha256), changed_ns):
+                            deleted.append(sha256)
+                    except StoreFailed as error:
+                        refused.append(error)
+        if refused:
+            raise refused[0]
         return tuple(deleted)
 
     def quarantined(self) -> tuple[str, ...]:
@@ -232,8 +243,10 @@ class Blobs:
         Raises:
             StoreFailed: when the disk refuses; whatever it did not refuse is deleted.
         """
-        unwanted = [path for path in self._files() if _NAME.fullmatch(path.name) and path.name not in keep]
-        return self._delete([*unwanted, *self._temporaries()])
+        refused: list[StoreFailed] = []
+        files = self._files(refused.append)
+        unwanted = [path for path in files if _NAME.fullmatch(path.name) and path.name not in keep]
+        return self._delete([*unwanted, *filter(_is_left, files)], refused)
 
     def remove_temporaries(self) -> int:
         """Delete files whose writers died before they were whole; those of living processes stay.
@@ -244,7 +257,8 @@ class Blobs:
         Raises:
             StoreFailed: when the disk refuses; whatever it did not refuse is deleted.
         """
-        return self._delete(self._temporaries())
+        refused: list[StoreFailed] = []
+        return self._delete([*filter(_is_left, self._files(refused.append))], refused)
 
     def remove(self) -> None:
         """Delete the whole directory, quarantine included; nothing happens when there is none.
@@ -257,13 +271,18 @@ class Blobs:
                 shutil.rmtree(self.directory)
         self._durable_shards.clear()
 
-    def _temporaries(self) -> list[Path]:
-        files = self._files()
-        return [path for path in files if (found := _TEMPORARY.fullmatch(path.name)) and not _lives(int(found["pid"]))]
+    def _discarded(self, path: Path, changed_ns: int) -> bool:
+        """Delete a file unless it is gone or was put again; returns whether it was deleted."""
+        with self._reporting("collect", path):
+            if not self._filesystem.exists(path) or self._filesystem.changed_ns(path) != changed_ns:
+                return False
+            self._filesystem.unlink(path)
+            return True
 
-    def _delete(self, unwanted: Sequence[Path]) -> int:
-        """Delete all that can be deleted: one file that cannot must not keep the others on the disk."""
-        refused: list[StoreFailed] = []
+    def _delete(self, unwanted: Sequence[Path], refused: list[StoreFailed]) -> int:
+        """Delete all that can be deleted: one file that cannot must not keep the others on the disk, nor one directory that could
+        not be listed (``refused``).
+        """
         for path in unwanted:
             try:
                 with self._reporting("delete", path):
@@ -281,12 +300,20 @@ class Blobs:
         except OSError:
             return None
 
-    def _files(self) -> list[Path]:
-        """All that lies where blobs do. What another process deletes meanwhile may be among them."""
-        objects = self.directory / "objects"
-        with self._reporting("list", self.directory):
-            shards = [objects / name for name in self._filesystem.names(objects) if len(name) == len("ab")]
-            return [shard / name for shard in shards for name in self._filesystem.names(shard)]
+    def _files(self, on_unlisted: Callable[[StoreFailed], None] | None) -> list[Path]:
+        """All that lies where blobs do, as far as it can be listed. What another process deletes meanwhile may be among it."""
+        shards = [path for path in self._listed(self.directory / "objects", on_unlisted) if len(path.name) == len("ab")]
+        return [path for shard in shards for path in self._listed(shard, on_unlisted)]
+
+    def _listed(self, directory: Path, on_unlisted: Callable[[StoreFailed], None] | None) -> list[Path]:
+        try:
+            with self._reporting("list", directory):
+                return [directory / name for name in self._filesystem.names(directory)]
+        except StoreFailed as error:
+            if on_unlisted is None:
+                raise
+            on_unlisted(error)
+            return []
 
     def _write(self, target: Path, data: bytes) -> None:
         temporary = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
@@ -347,19 +374,26 @@ class Blobs:
 
     @contextmanager
     def _reporting(self, verb: str, path: Path) -> Iterator[None]:
+        what = "directory" if verb == "list" else "blob"
         try:
             yield
         except FileNotFoundError as error:
-            raise StoreFailed(f"cannot {verb} blob {path.name}: {error.filename} is not there", path=str(path)) from error
+            raise StoreFailed(f"cannot {verb} {what} {path.name}: {error.filename} is not there", path=str(path)) from error
         except OSError as error:
             code = errno.errorcode.get(error.errno, str(error.errno)) if error.errno is not None else "unknown"
             failed = StoreFailed(
-                f"cannot {verb} blob {path.name} at {path}: {error.strerror or error} ({code})", path=str(path), errno=code
+                f"cannot {verb} {what} {path.name} at {path}: {error.strerror or error} ({code})", path=str(path), errno=code
             )
             # One file that cannot be read is that file's trouble.
             if verb == "store" and self._on_refused is not None and (refusal := refusal_of(error)) is not None:
                 self._on_refused(refusal, failed.message)
             raise failed from error
+
+
+def _is_left(path: Path) -> bool:
+    """Whether a writer died before the file was whole."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return found is not None and not _lives(int(found["pid"]))
 
 
 def _lives(pid: int) -> bool:

@@ -252,6 +252,38 @@ async def test_a_backup_takes_what_can_be_read_and_names_what_cannot(tmp_path, c
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("unlisted", ["a shard", "checkpoints", "checkpoints of a job"])
+async def test_a_backup_and_a_check_take_what_can_be_listed_and_name_what_cannot(tmp_path, monkeypatch, unlisted):
+    state = tmp_path / "state"
+    model, checkpoint = await fill(state)
+    other = Blobs(state / "blobs").put(b"listed")
+    job_id = (await jobs_in(state))[0].id
+    shard, kept = f"blobs/objects/{model[:2]}", f"checkpoints/{job_id}/objects"
+    bad, lost = {
+        "a shard": (shard, f"{shard}/{model}"),
+        "checkpoints": ("checkpoints", f"{kept}/{checkpoint[:2]}/{checkpoint}"),
+        "checkpoints of a job": (kept, f"{kept}/{checkpoint[:2]}/{checkpoint}"),
+    }[unlisted]
+
+    class BadDirectory(RealFilesystem):
+        def names(self, path):
+            if path == state / bad:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return super().names(path)
+
+    manifest = back_up(state, tmp_path / "backup", silent, filesystem=BadDirectory())
+    assert manifest.missing == (bad, lost)
+    taken = {path.rpartition("/")[2] for path in entries(tmp_path / "backup")}
+    assert taken & {model, checkpoint, other} == {model, checkpoint, other} - {lost.rpartition("/")[2]}
+    restore(tmp_path / "backup", tmp_path / "elsewhere", silent)
+    monkeypatch.setattr("esperd.daemon.state_check.RealFilesystem", BadDirectory)
+    monkeypatch.setattr("esperd.store.blobs.RealFilesystem", BadDirectory)
+    found = check_state(state, silent)
+    assert (found.blobs, len(found.unreadable), found.well) == (2, 1, False)
+    assert f"{state / bad}: Input/output error" in found.unreadable[0]
+
+
+@pytest.mark.asyncio
 async def test_a_backup_and_its_restore_take_little_memory_however_large_a_file_is(tmp_path):
     state, size = tmp_path / "state", 32 * 1024 * 1024
     await fill(state)

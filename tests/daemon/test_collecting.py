@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 from contextlib import AsyncExitStack
 
 import msgspec
@@ -110,3 +112,23 @@ async def test_what_a_running_job_put_stays_until_it_ends_and_what_rows_name_sta
             assert await collector.collect() == ()  # it may be tried again, and then names what it grew
         assert await store.let_go_of_failed(before=2000.0) == (again,)
         assert await collector.collect() == (grown,)
+
+
+@pytest.mark.asyncio
+async def test_a_directory_that_cannot_be_listed_keeps_no_other_garbage(tmp_path):
+    class BadShard(RealFilesystem):
+        def names(self, path):
+            if path.name == bad[:2]:
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return super().names(path)
+
+    now = [0.0]
+    async with AsyncExitStack() as stack:
+        databases = await open_databases(stack, tmp_path)
+        blobs = Blobs(tmp_path / "blobs", BadShard())
+        bad, garbage = blobs.put(b"where nothing is listed"), blobs.put(b"of nobody")
+        collector = Collector(blobs, databases["jobs"], databases["kernels"], grace_s=10.0, monotonic=lambda: now[0])
+        assert await collector.collect() == ()
+        now[0] += 100.0
+        assert await collector.collect() == (garbage,)
+        assert blobs.contains(bad)

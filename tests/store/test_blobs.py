@@ -259,6 +259,24 @@ def test_what_the_disk_does_not_tell_is_a_typed_error_of_that_blob_and_holds_up_
             call()
 
 
+def test_a_directory_that_cannot_be_listed_holds_up_no_other_and_is_told(tmp_path):
+    disk = BadSector()
+    blobs = Blobs(tmp_path, disk)
+    first, second, third = (blobs.put(data) for data in (b"one", b"another", b"a third"))
+    stale = torn_by(blobs, third, 2**22 + 1)  # above the largest id there is
+    seen, disk.bad, told = blobs.changes(), f"objects/{first[:2]}", []
+    assert set(blobs.names(told.append)) == set(blobs.changes(told.append)) == {second, third}
+    assert {error.fields["path"] for error in told} == {str(tmp_path / disk.bad)}
+    for call in (blobs.names, blobs.changes, blobs.remove_temporaries, lambda: blobs.sweep({second})):
+        with pytest.raises(StoreFailed, match=f"cannot list directory {first[:2]} .*EIO"):
+            call()
+    assert (stale.exists(), set(blobs.names(told.append))) == (False, {second})
+    with pytest.raises(StoreFailed, match=f"cannot collect blob {first}.*EIO"):
+        blobs.discard({sha256: seen[sha256] for sha256 in (first, second)})
+    disk.bad = "nothing"
+    assert blobs.names() == [first]
+
+
 def test_putting_over_a_copy_that_cannot_be_read_replaces_it_and_one_that_may_be_good_stays_until_then(tmp_path):
     class Unreadable(FailingFilesystem):
         def read(self, path, offset=0, length=None):
