@@ -202,7 +202,7 @@ def test_a_seed_is_grown_in_it_from_germination_to_blending(case):
         optimizer=build_optimizer(Optimizer(learning_rate=1e-2), host.parameters()),
         loss=loss,
         metric=None,
-        growth=Growth(incubation="lookahead", incubation_epochs=1),
+        growth=Growth(incubation="lookahead", incubation_epochs=1, blending_epochs=2),
         settings=Gates(min_gradient_ratio=0.0),
         gates=GATES,
         operations=OPERATIONS,
