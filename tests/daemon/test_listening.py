@@ -80,15 +80,15 @@ async def test_connections_of_the_side_port_are_counted_and_end_when_nothing_com
 
 @pytest.mark.asyncio
 async def test_an_answer_has_its_own_time_however_late_its_request_came(monkeypatch):
-    monkeypatch.setattr(http, "REQUEST_S", 0.8)
+    monkeypatch.setattr(http, "REQUEST_S", 2.0)
     app = build_app(Metrics(), list, dict)
 
     async def slow(_request):
-        await anyio.sleep(0.6)
+        await anyio.sleep(0.8)
         return PlainTextResponse("at last")
 
     app.router.routes.append(Route("/slow", slow))
     async with serving(bind(Http(port=0)), app) as port, await anyio.connect_tcp("127.0.0.1", port) as late:
-        await anyio.sleep(0.5)
+        await anyio.sleep(1.5)
         await late.send(ASKED.replace(b"/livez", b"/slow"))
         assert b"at last" in await late.receive()
