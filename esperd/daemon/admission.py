@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import msgspec
@@ -83,12 +84,11 @@ def check_keys(job: Job) -> None:
             way.pop()
 
 
-def _inside(value: object) -> Iterable[tuple[object, object]]:
+def _inside(value: msgspec.Struct | dict[Any, Any] | list[Any] | tuple[Any, ...]) -> Iterable[tuple[object, object]]:
     if isinstance(value, msgspec.Struct):
         return ((field, getattr(value, field)) for field in value.__struct_fields__)
     if isinstance(value, dict):
         return value.items()
-    assert isinstance(value, list | tuple)  # noqa: S101 - nothing else holds anything
     return enumerate(value)
 
 

@@ -390,17 +390,14 @@ class JobStore:
         """
         now = self._clock()
 
-        def transaction(connection: sqlite3.Connection) -> JobInfo:
-            row = row_of(connection, job_id)
+        def record(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
             job = info_of(row).job
-            check_lease(standing_of(row), generation)
             _record_peak(connection, row, peak)
             smaller = usage.halve(connection, job_id, job) if job.resources.smaller_retry else None
             self._advance(connection, row, Broken(generation) if smaller is None else WorkerLost(generation, now))
             _record_error(error)(connection, row)
-            return info_of(row_of(connection, job_id))
 
-        return await self._database.write(transaction)
+        return await self._in_lease(job_id, generation, record)
 
     async def worker_left(self, job_id: str, generation: int) -> JobInfo:
         """The worker gave up through no fault of the job: it waits ``backoff_s`` for another one, and no attempt is spent.
@@ -421,16 +418,14 @@ class JobStore:
         """
         now = self._clock()
 
-        def transaction(connection: sqlite3.Connection) -> JobInfo:
-            row = row_of(connection, job_id)
+        def record(connection: sqlite3.Connection, row: sqlite3.Row) -> None:
             tries = attempts.unread_in_a_row(connection, row)
             self._advance(connection, row, CheckpointsUnread(generation, now, tries))
             # Counted when it was leased, and it did not go on from any.
             connection.execute("UPDATE jobs SET resumed = resumed - 1 WHERE number = ?", (row["number"],))
             _record_error(error)(connection, row)
-            return info_of(row_of(connection, job_id))
 
-        return await self._database.write(transaction)
+        return await self._in_lease(job_id, generation, record)
 
     async def pause(self, job_id: str) -> Asked:
         """Let a job rest: at once when it is queued, when its worker has stopped when it is held.

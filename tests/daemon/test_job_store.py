@@ -306,7 +306,7 @@ class JobStoreAgainstDict(RuleBasedStateMachine):
 
     @rule(patient=st.booleans())
     def lease(self, patient):
-        leased = self.run(self.store.lease(1e9 if patient else 0.0))
+        leased = self.run(self.store.lease(1e9 if patient else self.clock.now))
         eligible = [job_id for job_id, row in self.model.items() if row["state"] == "queued" and (patient or not row["waits"])]
         assert (leased.info.id if leased else None) == (eligible[0] if eligible else None)
         if leased:
