@@ -63,14 +63,16 @@ class Deciding:
     """What was decided, in words."""
     slots: tuple[SlotStatistics, ...] = ()
     """Measured since the last decision point."""
-
-    def __post_init__(self) -> None:
-        if self.settings.stop_rule:
-            raise ValueError("a bench shows the policy nothing that a stop rule could read")
+    gate_flops: list[float] = field(default_factory=list)
+    """Spent when each gate loss was measured."""
+    trial_flops: list[float] = field(default_factory=list)
+    """Those of them that went into copies of the network."""
 
     def __call__(self, grower: Grower, measured: Measured) -> None:
         """One decision point."""
         self.gate_losses.append(measured.mean_loss)
+        self.gate_flops.append(grower.ledger.total)
+        self.trial_flops.append(grower.ledger.spent["trial"])
         if grower.watch is None and self.settings.trigger == OF_SLOTS:
             grower.watch = SlotWatch(grower.network)
         self.slots = grower.watch.read(grower.step) if grower.watch else ()
@@ -127,6 +129,8 @@ class Deciding:
             gate_metric=measured.mean_metric,
             gate_losses=tuple(losses),
             train_losses=tuple(self.train_losses),
+            gate_flops=tuple(self.gate_flops),
+            trial_flops=tuple(self.trial_flops),
             slot_statistics=self.slots,
             host_parameters=grower.host_parameters,
             host_flops_per_sample=host,

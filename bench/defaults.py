@@ -27,6 +27,8 @@ FIRST_RNG_SEED = 100
 """Which none of the ten of ``bench/growth.py`` is."""
 SCENARIOS = {"trained": (40, 36), "fresh": (0, 76)}
 """Epochs of the host before, and of the budget."""
+TEXT_SCENARIOS = {"trained": (18, 24), "fresh": (0, 42)}
+"""The same on text."""
 SHORT = {"growth": improving.STAYS, "policy": {"patience": 2}}
 CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "before": {},
@@ -35,12 +37,23 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "short_early": {**SHORT, "policy": {"patience": 2, "latest_germination": 0.4}},
     "short_early_two": {**SHORT, "policy": {"patience": 2, "latest_germination": 0.4, "max_fossilized": 2}},
     "at_once": {**SHORT, "policy": {"patience": 2, "latest_germination": 0.4, "max_fossilized": 2, "warmup_epochs": 0}},
+    "short_stop": {**SHORT, "policy": {"patience": 2, "stop_rule": True}},
 }
-"""What differs from a job's defaults as they were when this was registered. ``at_once``: ``grown`` of ``bench/growth.py``."""
+"""What differs from a job's defaults as they were when this was registered. ``at_once``: ``grown`` of ``bench/growth.py``.
+``short_stop``: registered when the others were known, and ``short`` had become the default.
+"""
 ALONE = "alone"
 PLAN = {"batch_size": 128, "rate": 0.1, "pretrain_rate": 0.1}
 DIGITS = {"batch_size": 64, "rate": 0.05, "pretrain_rate": 0.1}
+TEXT = {"batch_size": 32, "rate": 0.01, "pretrain_rate": 0.01}
 """As in ``bench/growth.py``."""
+
+
+def setting_of(data: lab.Data) -> tuple[dict[str, Any], dict[str, tuple[int, int]]]:
+    """Rates and batches, and scenarios, for a data set."""
+    if data.vocabulary:
+        return TEXT, TEXT_SCENARIOS
+    return (DIGITS if data.name == "digits" else PLAN), SCENARIOS
 
 
 def settings_of(candidate: str) -> tuple[PolicySettings, Growth]:
@@ -54,7 +67,7 @@ def settings_of(candidate: str) -> tuple[PolicySettings, Growth]:
 
 def run(data: lab.Data, scenario: str, candidate: str, rng_seed: int, plan: dict[str, Any], host: nn.Module) -> dict[str, object]:
     """One host, grown or trained alone; of its end what the gate split says."""
-    _, budget = SCENARIOS[scenario]
+    _, budget = setting_of(data)[1][scenario]
     plan = {**plan, "extra_host_epochs": budget}
     if candidate == ALONE:
         line = improving.train_alone(data, host, rng_seed, plan, host_epochs=budget, rate=plan["rate"])
@@ -65,7 +78,7 @@ def run(data: lab.Data, scenario: str, candidate: str, rng_seed: int, plan: dict
 
 def host_of(data: lab.Data, scenario: str, rng_seed: int, plan: dict[str, Any]) -> nn.Module:
     """The host that a scenario starts from."""
-    before, _ = SCENARIOS[scenario]
+    before, _ = setting_of(data)[1][scenario]
     return incubation.host_of(data, rng_seed, {**plan, "host_epochs": before}) if before else lab.fresh_host(data, rng_seed)
 
 
@@ -84,11 +97,11 @@ def main() -> None:
     chosen = harness.parsed(parser())
     until = time.time() + chosen.seconds
     data = lab.load(chosen.data)
-    plan = DIGITS if data.name == "digits" else PLAN
-    protocol = {"bench": "defaults", "data": data.name, "plan": plan, "scenarios": SCENARIOS, "version": 1}
+    plan, offered = setting_of(data)
+    protocol = {"bench": "defaults", "data": data.name, "plan": plan, "scenarios": offered, "version": 1}
     kept = Path(harness.REPOSITORY / "bench" / "results" / "defaults.jsonl")
     lines = lab.Lines(kept, protocol, keep=not chosen.quick)
-    scenarios = chosen.scenario or list(SCENARIOS)
+    scenarios = chosen.scenario or list(offered)
     candidates = chosen.candidate or [*CANDIDATES, ALONE]
     for rng_seed in range(FIRST_RNG_SEED, FIRST_RNG_SEED + chosen.repeats):
         for scenario in scenarios:

@@ -21,7 +21,8 @@ import lab  # noqa: E402
 from deciding import Deciding, standing  # noqa: E402
 
 from esperd.messages.jobs import Growth  # noqa: E402
-from esperd.messages.policy import Decided, PolicySettings  # noqa: E402
+from esperd.messages.policy import Decided, Observation, PolicySettings  # noqa: E402
+from esperd.policy.stop_rule import epoch_flops  # noqa: E402
 
 PLAN = {**growth_plan.QUICK, "host_epochs": 1, "arm_epochs": 20, "rate": 0.005}
 
@@ -87,6 +88,23 @@ def test_a_trigger_is_shown_what_it_reads(tiny, trigger, monkeypatch):
     assert "no epoch" not in later
     assert "measured at 0" not in later
     assert len(deciding.train_losses) == len(deciding.gate_losses) - 1 >= 2
+
+
+def test_a_stop_rule_is_shown_what_training_took_and_what_measuring_arms_took(tiny, monkeypatch):
+    data, host = tiny
+    grower = improving.grower_of(data, copy.deepcopy(host), 0, PLAN, growth_plan.growth())
+    measured, host_epoch = standing(data, grower, PLAN["batch_size"])
+    settings = PolicySettings(stop_rule=True, warmup_epochs=0, max_live_seeds=1)
+    deciding = Deciding(settings, 0, 6 * host_epoch, data.epoch_samples)
+    seen: list[Observation] = []
+    show = deciding._observe
+    monkeypatch.setattr(deciding, "_observe", lambda *of: seen.append(show(*of)) or seen[-1])
+    deciding(grower, measured)
+    lab.train(grower, data, flops=2.5 * host_epoch, phase=lab.Phase(0.05, 64), rng_seed=0, decide=deciding)
+    last = seen[-1]
+    assert len(last.gate_flops) == len(last.trial_flops) == len(last.gate_losses)
+    assert last.gate_flops[0] == 0.0 < last.trial_flops[-1], "merits were measured after the first point"
+    assert epoch_flops(last) == pytest.approx(host_epoch, rel=0.6), "an epoch, its seed and its passes, without the merits"
 
 
 def test_a_candidate_for_the_defaults_differs_from_those_before_and_the_last_is_what_growing_was_measured_with():

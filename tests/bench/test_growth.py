@@ -13,15 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "bench"))
 
-import deciding  # noqa: E402 - found where the line above says
-import growth  # noqa: E402
+import growth  # noqa: E402 - found where the line above says
 import growth_figures  # noqa: E402
 import growth_plan  # noqa: E402
 import growth_plots  # noqa: E402
 import harness  # noqa: E402
 import lab  # noqa: E402
-
-from esperd.messages.policy import PolicySettings  # noqa: E402
 
 HERE = harness.machine()["cpu"]
 PLAN = {**growth_plan.FULL, "arms": ("a", "b", "c")}
@@ -147,11 +144,6 @@ def test_an_rng_seed_counts_only_where_one_kind_of_processor_ran_all_of_it(lines
         lines.add({**told, "rng_seed": 1, "processor": "another"})
     lines.add({**lines.of(arm="arm:a")[0], "rng_seed": 1})
     assert growth_figures.complete_choices(lines) == [0]
-
-
-def test_a_bench_refuses_settings_that_read_what_it_does_not_show():
-    with pytest.raises(ValueError, match="shows the policy nothing that a stop rule"):
-        deciding.Deciding(PolicySettings(stop_rule=True), 0, 1.0, 1)
 
 
 def test_a_picture_of_what_is_known(lines, tmp_path):
