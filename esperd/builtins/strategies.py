@@ -44,6 +44,11 @@ STRATEGIES = (
         description="grows where the gradient of a newborn seed is largest; measured before anything is grown",
     ),
     Strategy(
+        name="merit_per_parameter",
+        decide="esperd.policy.gradient_merit:decide_per_parameter",
+        description="the same for the parameters that a seed takes: where the mean square of its gradient is largest",
+    ),
+    Strategy(
         name="successive_halving",
         decide="esperd.policy.successive_halving:decide",
         description="arms compete with each other and with growing nothing, at equal FLOPs, before one is grown",

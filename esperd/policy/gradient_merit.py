@@ -1,11 +1,12 @@
-"""The strategy ``gradient_merit``: grow where the gradient of a newborn seed is largest."""
+"""The strategies that grow where the gradient of a newborn seed is largest: as a whole, or for the parameters that it takes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from esperd.messages.policy import Arm, ArmMerit, Decide, Decided, Decision, Observation
+from esperd.messages.policy import Arm, ArmMerit, ArmOption, Decide, Decided, Decision, Observation
 from esperd.policy import pipeline
 from esperd.policy.arms import RankedArm, Selection, affordable, by_score
 from esperd.policy.lots import listing
@@ -16,12 +17,37 @@ LASTS = 0.1
 """Share of a job's epochs after which a merit is measured anew: it is of the network as it was. Chosen, not measured."""
 
 
+Score = Callable[[float, ArmOption], float]
+"""What an arm is ranked by, of its merit and its price."""
+
+
 def decide(request: Decide) -> Decided:
-    """Answer one decision point; see :func:`esperd.policy.pipeline.answer`."""
+    """Answer one decision point by ``gradient_merit``; see :func:`esperd.policy.pipeline.answer`."""
     return pipeline.answer(request, select)
 
 
+def decide_per_parameter(request: Decide) -> Decided:
+    """Answer one decision point by ``merit_per_parameter``."""
+    return pipeline.answer(request, select_per_parameter)
+
+
 def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
+    """The largest norm first."""
+    return _select(request, state, available, lambda norm, _option: norm, "gradient merit")
+
+
+def select_per_parameter(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
+    """The largest root mean square first. Gradient flow on a seed's parameters lowers the loss at the rate of the squared norm;
+    divided by their number, that is what each of them promises. A norm alone grows with the number of weights.
+    """
+
+    def of_each(norm: float, option: ArmOption) -> float:
+        return norm / math.sqrt(max(option.parameters, 1))
+
+    return _select(request, state, available, of_each, "gradient merit per parameter")
+
+
+def _select(request: Decide, state: BanditState, available: Sequence[RankedArm], score: Score, called: str) -> Selection:
     """Every available arm that may be grown is gauged when one is to be; what was gauged counts for :data:`LASTS` of the job.
 
     An arm whose seeds did not pay is not grown again, however large its gradient, and one whose rent no gain could cover is not
@@ -33,12 +59,12 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     unknown = [found for found in open_to if found.arm not in fresh]
     if unknown:
         return Selection(ranked=available, measure=gauge_all(request, unknown))
-    ranked = [_gauged(found, fresh, len(open_to)) for found in open_to]
+    ranked = [_gauged(found, fresh[found.arm], score, f"largest {called} of {len(open_to)} arms") for found in open_to]
     known = [found for found in ranked if found.pays]
     failed = [found for found in ranked if not found.pays]
     failed += [judged for judged in out if judged is not None]
     ranked = [*by_score(known, request.rng_seed), *sorted(failed, key=lambda found: listing(request.rng_seed, found.arm))]
-    return Selection(ranked=ranked, promise="has a gradient merit of")
+    return Selection(ranked=ranked, promise=f"has a {called} of")
 
 
 SHARE = 0.05
@@ -72,10 +98,9 @@ def _out(found: RankedArm, observation: Observation) -> RankedArm | None:
     return None
 
 
-def _gauged(found: RankedArm, merits: dict[Arm, ArmMerit], count: int) -> RankedArm:
-    merit = merits[found.arm]
+def _gauged(found: RankedArm, merit: ArmMerit, score: Score, first: str) -> RankedArm:
     if merit.norm is None:
         return replace(found, pays=False, why=f"could not be gauged: {merit.why_not}")
     over = f"{merit.batches} batch" if merit.batches == 1 else f"{merit.batches} batches"
-    why = f"largest gradient merit of {count} arms that may be grown: {merit.norm:.4g} over {over}"
-    return replace(found, score=merit.norm, why=why)
+    ranked_by = score(merit.norm, found.option)
+    return replace(found, score=ranked_by, why=f"{first} that may be grown: {ranked_by:.4g} over {over}")

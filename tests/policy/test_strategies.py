@@ -36,7 +36,7 @@ from esperd.policy.state import ArmStatistics, BanditState, decode_state
 EVERY = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
 GROWING = {name: decide for name, decide in EVERY.items() if name != "never"}
 TRIES_ALL_FIRST = ("ucb", "discounted_ucb", "thompson", "epsilon_greedy", "softmax", "round_robin")
-MEASURING_FIRST = ("gradient_merit", "successive_halving")
+MEASURING_FIRST = ("gradient_merit", "merit_per_parameter", "successive_halving")
 ARMS = [Arm(slot=record.slot, blueprint=blueprint) for record in SLOTS for blueprint in BLUEPRINTS]
 
 every = pytest.mark.parametrize("decide", EVERY.values(), ids=EVERY)
@@ -195,6 +195,18 @@ def test_the_arm_that_measured_best_is_grown_wherever_it_stands(name):
     for best in ARMS:
         (wanted,) = germinated(scouted(EVERY[name], request(all_arms()), lambda arm, best=best: 0.05 + 0.05 * (arm == best)))
         assert wanted.arm == best
+
+
+def test_a_merit_for_the_parameters_prefers_a_small_seed_to_a_large_one_of_the_same_gradient():
+    small, large = option("s1", "conv", parameters=100), option("s2", "gate", parameters=400)
+    asked = request(observation(options=(small, large)))
+    norms = {small.arm: 1.0, large.arm: 1.9}
+    (whole,) = germinated(scouted(EVERY["gradient_merit"], asked, norms.get))
+    (each,) = germinated(scouted(EVERY["merit_per_parameter"], asked, norms.get))
+    assert (whole.arm, whole.score) == (large.arm, 1.9)
+    assert (each.arm, each.score) == (small.arm, 0.1)
+    assert "largest gradient merit per parameter of 2 arms that may be grown: 0.1 over" in each.reason
+    assert [other.score for other in each.alternatives] == [pytest.approx(1.9 / 20)]
 
 
 def test_merits_count_for_a_tenth_of_the_job_and_are_measured_anew_then():
