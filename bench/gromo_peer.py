@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import growth_plan
 import harness
 import lab
 import torch
@@ -27,6 +28,10 @@ from esperd.growth.interval import mean_interval
 RUN = Path(__file__).with_name("gromo_run.py")
 TUNING_SEEDS = (100, 101)
 RATES = (0.05, 0.1, 0.2)
+OURS = ("esperd", growth_plan.DEFAULTS)
+"""``esperd`` as registered, with stays and limits by hand and the strategy ``ucb``; and, registered when that was known, as a job
+grows that sets nothing.
+"""
 CONTROLS = ("host", "final")
 """``host``: the start, not grown; ``final``: gromo's final architecture from scratch."""
 DENSE = {
@@ -120,19 +125,19 @@ class Comparison:
 
     def run(self, repeats: int) -> None:
         """Tune, then run what is missing: first what is compared, then the rest."""
-        for arm in (*self.plan["methods"], "esperd"):
+        for arm in (*self.plan["methods"], *OURS):
             for rate in self.plan["rates"] if len(self.plan["rates"]) > 1 else ():
                 for rng_seed in TUNING_SEEDS:
                     self._line(arm, rng_seed, rate, tuning=True)
             self.choose()
-        for arms in ((self.method, "esperd"), (*self.plan["methods"], *self.plan["controls"])):
+        for arms in ((self.method, *OURS), (*self.plan["methods"], *self.plan["controls"])):
             for rng_seed in range(repeats):
                 for arm in arms:
                     self._line(arm, rng_seed, self.rates[arm], tuning=False)
 
     def choose(self) -> None:
         """Rates and gromo's variant with the best mean gate accuracy over the tuning seeds, as far as they are known."""
-        for arm in (*self.plan["methods"], "esperd"):
+        for arm in (*self.plan["methods"], *OURS):
             self.rates[arm] = max(self.plan["rates"], key=lambda rate: self._tuned(arm, rate))
         self.method = max(self.plan["methods"], key=lambda method: self._tuned(method, self.rates[method]))
         self.rates |= dict.fromkeys(self.plan["controls"], self.rates["esperd"])
@@ -175,27 +180,29 @@ class Comparison:
     def figures(self) -> list[harness.Figure]:
         """esperd's means against gromo's."""
         return [
-            mean_figure(f"gromo_{self.task}/{name}", *self.paired("esperd", self.method, key), unit, better)
+            mean_figure(f"gromo_{self.task}/{prefix}{name}", *self.paired(arm, self.method, key), unit, better)
+            for arm, prefix in zip(OURS, ("", "defaults_"), strict=True)
+            if self.runs(arm)
             for name, key, unit, better in FIGURES
         ]
 
     def report(self) -> str:
         """A table of all arms, and paired differences."""
-        arms = [arm for arm in (*self.plan["methods"], "esperd", *self.plan["controls"]) if self.runs(arm)]
+        arms = [arm for arm in (*self.plan["methods"], *OURS, *self.plan["controls"]) if self.runs(arm)]
         rows = [
             f"\n{self.task}: means over RNG seeds; esperd is compared with {self.method}",
-            f"  {'arm':9} {'rate':>5} {'n':>3} {'audit %':>8} {'loss':>7} {'size':>7} {'GFLOP':>8} {'s':>6} {'MiB':>5}  peak",
+            f"  {'arm':14} {'rate':>5} {'n':>3} {'audit %':>8} {'loss':>7} {'size':>7} {'GFLOP':>8} {'s':>6} {'MiB':>5}  peak",
         ]
         for arm in arms:
             lines = self.runs(arm).values()
             mean = {key: statistics.mean(value_of(line, key) for line in lines) for key in MEASURED}
             rows.append(
-                f"  {arm:9} {self.rates[arm]:>5} {len(lines):>3} {100 * mean['audit_accuracy']:8.2f} {mean['audit_loss']:7.4f} "
+                f"  {arm:14} {self.rates[arm]:>5} {len(lines):>3} {100 * mean['audit_accuracy']:8.2f} {mean['audit_loss']:7.4f} "
                 f"{mean['parameters']:7.0f} {mean['flops'] / 1e9:8.3f} {mean['seconds']:6.1f} "
                 f"{mean['added_mib']:5.0f} {mean['peak_mib']:5.0f}"
             )
         rows.append("  points of audit accuracy, paired, [95 % BCa]:")
-        pairs = [("esperd", method) for method in self.plan["methods"]]
+        pairs = [(arm, method) for arm in OURS for method in self.plan["methods"]]
         pairs += [(arm, control) for control in self.plan["controls"] for arm in ("esperd", self.method)]
         for arm, other in pairs:
             ours, theirs = self.paired(arm, other, "audit_accuracy")

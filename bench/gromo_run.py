@@ -15,6 +15,7 @@ from pathlib import Path
 
 import gromo_growth
 import gromo_hosts
+import growth_plan
 import lab
 import torch
 from deciding import Deciding
@@ -64,12 +65,14 @@ def run_esperd(plan: dict, data: lab.Data, spec: dict) -> tuple[nn.Module, dict[
     """esperd's side, and the two controls, which train and do not grow."""
     arm, rng_seed = spec["arm"], spec["rng_seed"]
     host = final(plan, data, rng_seed) if arm == "final" else start(plan, data, rng_seed)
+    by_hand = PolicySettings(**{"strategy": "ucb", **plan["policy"]}), Growth(**plan["stays"])
+    settings, growth = growth_plan.STRATEGIES[arm] if arm == growth_plan.DEFAULTS else by_hand
     grower = lab.grower_of(
         data,
         host,
         rng_seed=rng_seed,
         batch_size=plan["batch_size"],
-        growth=Growth(**plan["stays"]),
+        growth=growth,
         settings=Gates(),
         patterns=tuple(plan["slots"]),
         learning_rate=plan["rate"],
@@ -77,15 +80,14 @@ def run_esperd(plan: dict, data: lab.Data, spec: dict) -> tuple[nn.Module, dict[
     first = grower.measure(lab.in_order(data.gate))
     grower.ledger.spent = dict.fromkeys(grower.ledger.spent, 0.0)
     grower.sample = next(iter(lab.batches(data.train, plan["batch_size"], 77)))
-    settings = PolicySettings(**{"strategy": "ucb", **plan["policy"]})
     policy = Deciding(settings, rng_seed, spec["flops"], len(data.train[0]), most_parameters=spec["most_parameters"])
     grower.network.train()
     phase = lab.Phase(plan["rate"], plan["batch_size"])
-    decide = policy if arm == "esperd" else lab.nothing
+    grows = arm in ("esperd", growth_plan.DEFAULTS)
     try:
-        if arm == "esperd":
+        if grows:
             policy(grower, first)
-        lab.train(grower, data, flops=spec["flops"], phase=phase, rng_seed=rng_seed, decide=decide)
+        lab.train(grower, data, flops=spec["flops"], phase=phase, rng_seed=rng_seed, decide=policy if grows else lab.nothing)
     except TrainingDiverged as error:
         policy.said.append(f"diverged: {error}")  # what is left is measured as it is, and the run counts
     grower.close()

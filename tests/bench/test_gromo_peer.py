@@ -55,9 +55,11 @@ def test_starts_have_the_parameters_that_the_protocol_says(task, parameters):
     assert sum(parameter.numel() for parameter in gromo_run.start(plan, data, 0).parameters()) == parameters
 
 
-def test_esperd_keeps_to_the_flops_and_to_the_parameters_it_is_given():
-    line = gromo_run.run(spec(most_parameters=1000))
-    assert 682 < line["parameters"] <= 1000
+@pytest.mark.parametrize("arm", gromo_peer.OURS)
+def test_esperd_keeps_to_the_flops_and_to_the_parameters_it_is_given(arm):
+    line = gromo_run.run(spec(arm, most_parameters=1000))
+    assert 682 <= line["parameters"] <= 1000
+    assert any("germinate" in decision for decision in line["decisions"])
     largest_step = 100e3 * 64  # FLOPs of a step: what is begun is finished
     assert 60e6 <= sum(line["flops"].values()) < 60e6 + 360 * 20e3 + largest_step
     assert line["flops"]["gate"] > 0
