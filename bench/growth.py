@@ -42,7 +42,7 @@ LAST = (*FROM_GROWN, "continued_0.05")
 GROMO = harness.REPOSITORY / "bench" / "results" / "gromo.json"
 GROMO_FIGURES = ("gromo_digits/accuracy", "gromo_cifar/accuracy")
 """Of ``bench/gromo_peer.py``, told again beside the others."""
-PARTS = ("h1", "h2", "ablations", "strategies", "further", "calibration", "birth")
+PARTS = ("h1", "h2", "ablations", "strategies", "further", "calibration", "birth", growth_plan.CONFIRM)
 OF_H2 = ("h2", "calibration", "birth")
 """Parts with the host and the budgets of H2."""
 
@@ -65,7 +65,7 @@ class Task:
 
 
 def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[Task]:
-    """Everything that one RNG seed runs, the longest chains first."""
+    """Everything that one RNG seed runs, the longest chains first; some parts count RNG seeds from elsewhere."""
     arms: dict[str, list[tuple[str, ...]]] = {}  # each with what it starts from
     arms["h1"] = [
         ("grown",),
@@ -83,10 +83,18 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
     arms["calibration"] = [("behind",)]
     arms["birth"] = [(birth,) for birth in growth_plan.BIRTHS]
     arms["further"] = [(name,) for name in growth_plan.FURTHER]
+    confirmed = (growth_plan.DEFAULTS, *(f"continued_{rate:g}" for rate in plan.get("confirmed", ())))
+    arms[growth_plan.CONFIRM] = [(name,) for name in confirmed]
+    seeds = {part: rng_seed + first_rng_seed(part, plan) for part in parts}
     return [
-        *(Task(part, rng_seed, HOST) for part in parts),
-        *(Task(part, rng_seed, arm, (HOST, *needs)) for part in parts for arm, *needs in arms[part]),
+        *(Task(part, seeds[part], HOST) for part in parts),
+        *(Task(part, seeds[part], arm, (HOST, *needs)) for part in parts for arm, *needs in arms[part]),
     ]
+
+
+def first_rng_seed(part: str, plan: dict[str, Any]) -> int:
+    """From which a part counts."""
+    return int(plan.get("first_confirmed", 0)) if part == growth_plan.CONFIRM else 0
 
 
 # --- in a worker ---------------------------------------------------------------------------------------------------------
@@ -156,7 +164,9 @@ def _choose(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], n
     return choosing.train_arm(data, host, "continued", seed, plan, host_epochs=budget + spent)
 
 
-def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], _needed: Needed) -> dict[str, Any]:
+def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], needed: Needed) -> dict[str, Any]:
+    if task.arm.startswith("continued_"):
+        return _improve(task, data, host, plan, needed)
     policy, growth = _CHANGES[task.part][task.arm]
     born_random = task.arm == growth_plan.BORN_RANDOM
     line = improving.grow(data, host, task.rng_seed, plan, policy, growth, born_random=born_random)
@@ -179,6 +189,7 @@ _CHANGES = {
     "ablations": {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS},
     "strategies": growth_plan.STRATEGIES,
     "further": growth_plan.FURTHER,
+    growth_plan.CONFIRM: growth_plan.STRATEGIES,
 }
 _WORK: dict[str, Callable[..., dict[str, Any]]] = {
     "h1": _improve,
@@ -237,7 +248,8 @@ def known(lines: lab.Lines, task: Task, plan: dict[str, Any]) -> list[dict[str, 
     found = lines.of(part=task.part, rng_seed=task.rng_seed, arm=task.arm)
     if task.arm in FROM_GROWN or not found:
         return found
-    together = [other.arm for other in tasks(plan, task.rng_seed, (task.part,)) if other.arm not in FROM_GROWN]
+    counted = task.rng_seed - first_rng_seed(task.part, plan)
+    together = [other.arm for other in tasks(plan, counted, (task.part,)) if other.arm not in FROM_GROWN]
     held = [{line["processor"] for line in lines.of(part=task.part, rng_seed=task.rng_seed, arm=arm)} for arm in together]
     enough = set.intersection(*held) or {harness.machine()["cpu"]}
     return [line for line in found if line["processor"] in enough]
@@ -262,8 +274,11 @@ def main() -> None:
     )
     plan["grown_rates"] = growth_plan.GROWN_RATES.get(data.name, ())
     plan["later_rates"] = growth_plan.LATER_RATES.get(data.name, ())
-    offered = plan.get("parts", PARTS)
-    parts = tuple(chosen.part or (offered[:2] if chosen.quick else offered))
+    plan["confirmed"] = growth_plan.CONFIRMED.get(data.name, ())
+    plan["first_confirmed"] = growth_plan.FIRST_RNG_SEED.get(data.name, 0)
+    offered = (*plan["parts"], growth_plan.CONFIRM) if "parts" in plan else PARTS
+    short = [part for part in offered[:2] if part != growth_plan.CONFIRM]
+    parts = tuple(chosen.part or (short if chosen.quick else offered))
     if not set(parts) <= set(offered):
         parser.error(f"for {data.name} the protocol has only the parts {', '.join(offered)}")
     wanted = [task for rng_seed in range(chosen.repeats) for task in tasks(plan, rng_seed, parts)]

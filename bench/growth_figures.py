@@ -16,12 +16,13 @@ import torch
 from msgspec import structs
 
 from esperd.growth.interval import mean_interval
-from esperd.messages.policy import PolicySettings
 
 POINTS = 100.0
 SMALLEST_GAIN = 0.3
 """In points: a ratio to a gain that is smaller says nothing, and the difference is told instead."""
 MEASURING = ("gradient_merit", "successive_halving")
+PLAIN = ("first_arm", "uniform")
+"""What choosing by the default strategy is compared with."""
 EXHAUSTIVE = "exhaustive"
 GROWN = "grown"
 """At the rate of the plan; ``grown_R`` at rate R."""
@@ -41,12 +42,12 @@ def continued(lines: lab.Lines) -> str:
     return _at_its_best(lines, "continued_")
 
 
-def _at_its_best(lines: lab.Lines, name: str) -> str:
+def _at_its_best(lines: lab.Lines, name: str, part: str = "h1") -> str:
     """The rate that did best on the gate split, of those that were run for most RNG seeds, over the seeds that all of these were
     run for; the first one where there are none.
     """
-    arms = sorted({line["arm"] for line in _ran(lines, part="h1") if line["arm"].startswith(name)}, reverse=True)
-    by_arm = {arm: _by_seed(lines, "h1", arm) for arm in arms}
+    arms = sorted({line["arm"] for line in _ran(lines, part=part) if line["arm"].startswith(name)}, reverse=True)
+    by_arm = {arm: _by_seed(lines, part, arm) for arm in arms}
     most = max(map(len, by_arm.values()))
     arms = [arm for arm in arms if len(by_arm[arm]) == most]
     common = set.intersection(*(set(by_arm[arm]) for arm in arms))
@@ -70,6 +71,37 @@ def differences(lines: lab.Lines, part: str, arm: str, other: str, of: str = "")
         if seed == two["rng_seed"] and (seed not in pairs or same > pairs[seed][0]):
             pairs[seed] = (same, POINTS * (one["audit_accuracy"] - two["audit_accuracy"]))
     return [pairs[seed][1] for seed in sorted(pairs)]
+
+
+def ablated(lines: lab.Lines) -> dict[str, list[float]]:
+    """By ablation: what it ends with minus ``grown`` unchanged, in points; of each RNG seed every row from one kind of processor,
+    that on which most arms of the seed were run.
+    """
+    runs: dict[tuple[int, str], dict[str, dict]] = {}
+    for line in _ran(lines, part="ablations"):
+        runs.setdefault((line["rng_seed"], line["processor"]), {})[line["arm"]] = line
+    most: dict[int, dict[str, dict]] = {}
+    for (seed, _), told in sorted(runs.items()):
+        if growth_plan.UNCHANGED in told and len(told) > len(most.get(seed, {})):
+            most[seed] = told
+    found: dict[str, list[float]] = {}
+    for told in most.values():
+        for arm in sorted(set(told) - {"host", growth_plan.UNCHANGED}):
+            difference = told[arm]["audit_accuracy"] - told[growth_plan.UNCHANGED]["audit_accuracy"]
+            found.setdefault(arm, []).append(POINTS * difference)
+    return found
+
+
+def confirmed(lines: lab.Lines) -> tuple[str, str, list[float]] | None:
+    """The host continued that a job's defaults are compared with, its part, and what they gain over it, in points; None until they
+    have run. It is the one on their RNG seeds, or of H1 where that has the same ones; at its best rate by gate accuracy.
+    """
+    if not _ran(lines, part=growth_plan.CONFIRM, arm=growth_plan.DEFAULTS):
+        return None
+    own = any(line["arm"].startswith("continued_") for line in _ran(lines, part=growth_plan.CONFIRM))
+    part = growth_plan.CONFIRM if own else "h1"
+    peer = _at_its_best(lines, "continued_", part)
+    return peer, part, differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, peer, of=part)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -241,7 +273,7 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
             found.append(_difference(lines, "h1_vs_scratch_total/mean", "scratch_total", lower=False))
     chosen = choices(lines)
     if chosen:
-        best = PolicySettings().strategy
+        best = growth_plan.STRATEGY
         gains = {name: [by_seed[seed]["over_base"] for seed in sorted(by_seed)] for name, by_seed in chosen.items()}
         share = statistics.fmean(gains[best]) / statistics.fmean(gains[EXHAUSTIVE])
         found.append(_figure("h2_gain_share", share, "share", "higher", gains[best], EXHAUSTIVE, 1.0, gains[EXHAUSTIVE]))
@@ -252,8 +284,8 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         mean = statistics.fmean(fixed)
         found.append(_figure("ae_over_fixed/lower95", lower, unit, "higher", mine, "first_arm", mean, fixed))
     if gains := growing_by(lines):
-        mine = gains[PolicySettings().strategy]
-        for name in growth_plan.STRATEGIES:
+        mine = gains[growth_plan.STRATEGY]
+        for name in PLAIN:
             _, lower, _, unit = better_by(mine, gains[name])
             mean = statistics.fmean(gains[name])
             found.append(_figure(f"growing_by_{name}/lower95", lower, unit, "higher", mine, name, mean, gains[name]))
@@ -263,6 +295,12 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         mean = statistics.fmean(theirs)
         repeats = gains[growth_plan.DEFAULTS]
         found.append(_figure("defaults_vs_continue/lower95", lower, "points", "higher", repeats, peer, mean, theirs))
+    if against := confirmed(lines):
+        peer, part, values = against
+        _, lower, _ = interval(values)
+        theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part=part, arm=peer)]
+        mean = statistics.fmean(theirs)
+        found.append(_figure("confirmed_vs_continue/lower95", lower, "points", "higher", values, peer, mean, theirs))
     of_text = "text_" if "windows" in lines.protocol["plan"] else ""
     return [structs.replace(figure, name=of_text + figure.name) for figure in found if math.isfinite(figure.value)]
 
@@ -302,7 +340,15 @@ def tables(lines: lab.Lines) -> str:
         f"  failed: {line['part']} {line['arm']} of RNG seed {line['rng_seed']}: {line['failed']}" for line in _failed(lines)
     ]
     return "\n".join(
-        [*_improving(lines), *_choosing(lines), *_calibrating(lines), *_growing_by(lines), *_ablating(lines), *failed]
+        [
+            *_improving(lines),
+            *_choosing(lines),
+            *_calibrating(lines),
+            *_growing_by(lines),
+            *_confirming(lines),
+            *_ablating(lines),
+            *failed,
+        ]
     )
 
 
@@ -324,7 +370,8 @@ def _improving(lines: lab.Lines) -> list[str]:
         if rows[peer]:
             mean, low, high = interval(rows[peer])
             told.append(
-                f"  {peer:18} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(rows[peer])}  p={adjusted[peer]:.3f} (Holm)  "
+                f"  {peer:18} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(rows[peer])}  p={sign_flip_p(rows[peer]):.3f}, "
+                f"{adjusted[peer]:.3f} (Holm)  "
                 f"{_price(_ran(lines, part='h1', arm=peer))}"
             )
     best = continued(lines) if others else ""
@@ -381,7 +428,7 @@ def growing_by(lines: lab.Lines) -> dict[str, list[float]]:
     told, base = (*growth_plan.STRATEGIES,), continued(lines)
     runs = [_by_seed(lines, "h1", "grown"), *(_by_seed(lines, "strategies", name) for name in told), _by_seed(lines, "h1", base)]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in runs)))
-    names, against = (PolicySettings().strategy, *told), runs[-1]
+    names, against = (growth_plan.STRATEGY, *told), runs[-1]
     return {
         name: [POINTS * (by_seed[seed]["audit_accuracy"] - against[seed]["audit_accuracy"]) for seed in seeds]
         for name, by_seed in zip(names, runs[:-1], strict=True)
@@ -393,17 +440,27 @@ def _growing_by(lines: lab.Lines) -> list[str]:
     gains = growing_by(lines)
     told = ["", "Growing by a strategy: gain over the host continued for the same FLOPs, points of audit accuracy [95 % BCa]"]
     told += [row for _, row in _rows(gains)]
-    for name in growth_plan.STRATEGIES if gains else ():
-        better, low, high, unit = better_by(gains[PolicySettings().strategy], gains[name])
+    for name in PLAIN if gains else ():
+        better, low, high, unit = better_by(gains[growth_plan.STRATEGY], gains[name])
         told.append(f"  adaptation effectiveness over {name}: {better:+.2f} [{low:+.2f}, {high:+.2f}] {unit}")
     return told if gains else []
 
 
+def _confirming(lines: lab.Lines) -> list[str]:
+    against = confirmed(lines)
+    if against is None:
+        return []
+    peer, _, values = against
+    mean, low, high = interval(values)
+    price = _price(_ran(lines, part=growth_plan.CONFIRM, arm=growth_plan.DEFAULTS))
+    gain = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {price}"
+    return ["", f"A job's defaults ({growth_plan.DEFAULTS}) minus {peer}, points of audit accuracy [95 % BCa]", f"  {gain}"]
+
+
 def _ablating(lines: lab.Lines) -> list[str]:
-    names = sorted({line["arm"] for line in _ran(lines, part="ablations")} - {"host", growth_plan.UNCHANGED})
-    told = ["", "Ablations: points of audit accuracy, changed minus unchanged [95 % BCa]"] if names else []
-    changed = {name: differences(lines, "ablations", name, growth_plan.UNCHANGED) for name in names}
-    told += [row for _, row in _rows({name: values for name, values in changed.items() if values})]
+    changed = ablated(lines)
+    told = ["", "Ablations: points of audit accuracy, changed minus unchanged [95 % BCa]"] if changed else []
+    told += [row for _, row in _rows(changed)]
     later = further(lines)
     if later:
         told += ["", "Further: points of audit accuracy, changed minus `grown` of H1, or what is named, [95 % BCa]"]
@@ -423,5 +480,6 @@ def _rows(family: dict[str, list[float]], *, ordered: bool = False) -> list[tupl
     told = []
     for name, values in sorted(family.items(), key=lambda item: -statistics.fmean(item[1])) if ordered else family.items():
         mean, low, high = interval(values)
-        told.append((name, f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={adjusted[name]:.3f} (Holm)"))
+        p = f"p={sign_flip_p(values):.3f}, {adjusted[name]:.3f} (Holm)"
+        told.append((name, f"  {name:20} {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  {p}"))
     return told

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import growth_figures
-import growth_plan
 import lab
 
 Row = tuple[str, list[float]]
@@ -77,13 +76,18 @@ def _growing_by(lines: lab.Lines) -> list[Row]:
 
 
 def _ablating(lines: lab.Lines) -> list[Row]:
-    names = sorted({line["arm"] for line in lines.of(part="ablations")} - {"host", growth_plan.UNCHANGED})
-    return [(name, growth_figures.differences(lines, "ablations", name, growth_plan.UNCHANGED)) for name in names]
+    return list(growth_figures.ablated(lines).items())
+
+
+def _confirming(lines: lab.Lines) -> list[Row]:
+    against = growth_figures.confirmed(lines)
+    return [] if against is None else [(f"minus {NAMES.get(against[0], against[0])}", against[2])]
 
 
 PANELS: tuple[tuple[str, Callable[[lab.Lines], list[Row]]], ...] = (
     ("H1: the grown network minus ...", _improving),
     ("H2: one arm grown; gain over the host continued, chosen by ...", _choosing),
     ("Growing by a strategy: gain over the host continued for the same FLOPs", _growing_by),
+    ("A job's defaults on RNG seeds of their own", _confirming),
     ("Ablations: changed minus unchanged", _ablating),
 )

@@ -209,6 +209,43 @@ def test_what_came_later_is_compared_with_growing_and_a_random_birth_with_one_th
     }
 
 
+def test_defaults_are_confirmed_against_the_best_rate_on_their_own_rng_seeds_or_against_that_of_h1(lines):
+    for rng_seed in range(8):
+        lines.add(line("continued_0.1", rng_seed, audit=0.50, gate=0.9))
+        lines.add(line(growth_plan.DEFAULTS, rng_seed, "confirm", audit=0.53))
+    assert growth_figures.confirmed(lines) == ("continued_0.1", "h1", pytest.approx([3.0] * 8))
+    for rng_seed in range(8):
+        lines.add(line("continued_0.4", rng_seed, "confirm", audit=0.52, gate=0.7))
+        lines.add(line("continued_0.8", rng_seed, "confirm", audit=0.51, gate=0.8))
+    assert growth_figures.confirmed(lines) == ("continued_0.8", "confirm", pytest.approx([2.0] * 8))
+    (found,) = (figure for figure in growth_figures.figures(lines) if figure.name == "confirmed_vs_continue/lower95")
+    assert (found.baseline.name, found.baseline.value) == ("continued_0.8", pytest.approx(51.0))
+
+
+def test_a_part_may_count_its_rng_seeds_from_where_nothing_was_read(lines):
+    plan = {**PLAN, "confirmed": (0.4,), "first_confirmed": 10}
+    wanted = growth.tasks(plan, 2, ("h1", "confirm"))
+    assert {task.rng_seed for task in wanted if task.part == "h1"} == {2}
+    assert [(task.arm, task.rng_seed) for task in wanted if task.part == "confirm"] == [
+        ("host", 12),
+        (growth_plan.DEFAULTS, 12),
+        ("continued_0.4", 12),
+    ]
+    for arm in ("host", "continued_0.4"):
+        lines.add(line(arm, 12, "confirm"))
+    assert [task.arm for task in wanted if task.part == "confirm" and not growth.known(lines, task, plan)] == [
+        growth_plan.DEFAULTS
+    ]
+
+
+def test_ablations_of_an_rng_seed_are_read_from_the_one_kind_of_processor_that_ran_most_of_them(lines):
+    for arm, audit in (("unchanged", 0.60), ("plateau", 0.59)):
+        lines.add({**line(arm, 0, "ablations", audit=audit), "processor": "another"})
+    for arm, audit in (("unchanged", 0.61), ("plateau", 0.58), ("ucb", 0.57)):
+        lines.add(line(arm, 0, "ablations", audit=audit))
+    assert growth_figures.ablated(lines) == {"plateau": [pytest.approx(-3.0)], "ucb": [pytest.approx(-4.0)]}
+
+
 def test_what_starts_from_a_host_is_run_again_on_another_kind_of_processor_unless_all_of_it_is_known(lines):
     together = ["host", "grown", "continued_0.1", "continued_0.05"]
     for arm in together[:-1]:
