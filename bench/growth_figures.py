@@ -93,8 +93,8 @@ def ablated(lines: lab.Lines) -> dict[str, list[float]]:
 
 
 def confirmed(lines: lab.Lines) -> tuple[str, str, list[float]] | None:
-    """The host continued that a job's defaults are compared with, its part, and what they gain over it, in points; None until they
-    have run. It is the one on their RNG seeds, or of H1 where that has the same ones; at its best rate by gate accuracy.
+    """The host continued that a job's defaults are compared with, its part, and what they gain over it, in points; None until
+    they have run. It is the one on their RNG seeds, or of H1 where that has the same ones; at its best rate by gate accuracy.
     """
     if not _ran(lines, part=growth_plan.CONFIRM, arm=growth_plan.DEFAULTS):
         return None
