@@ -38,10 +38,12 @@ CANDIDATES: dict[str, dict[str, dict[str, Any]]] = {
     "short_early_two": {**SHORT, "policy": {"patience": 2, "latest_germination": 0.4, "max_fossilized": 2}},
     "at_once": {**SHORT, "policy": {"patience": 2, "latest_germination": 0.4, "max_fossilized": 2, "warmup_epochs": 0}},
     "short_stop": {**SHORT, "policy": {"patience": 2, "stop_rule": True}},
+    "short_stop_2": {**SHORT, "policy": {"patience": 2, "stop_rule": True}},
     "short_per_parameter": {**SHORT, "policy": {"patience": 2, "strategy": "merit_per_parameter"}},
 }
 """What differs from a job's defaults as they were when this was registered. ``at_once``: ``grown`` of ``bench/growth.py``.
-``short_stop``, ``short_per_parameter``: registered when the others were known, and ``short`` had become the default.
+``short_stop``, ``short_per_parameter``, ``short_stop_2`` (the same once the rule asks of every arm what it asked of the one that
+promises most): registered when the others were known, and ``short`` had become the default.
 """
 ALONE = "alone"
 PLAN = {"batch_size": 128, "rate": 0.1, "pretrain_rate": 0.1}

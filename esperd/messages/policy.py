@@ -130,8 +130,8 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     patience: Annotated[int, msgspec.Meta(ge=1)] = 2
     """Contribution measurements after which an undecided probationary seed is culled."""
     merit_batches: Annotated[int, msgspec.Meta(ge=1)] = 4
-    """``gradient_merit`` and ``successive_halving``: batches that a gradient merit is averaged over at most; fewer, at least one,
-    where all arms together would take more than a twentieth of what is left of the budget. Chosen, not measured."""
+    """``gradient_merit``, ``merit_per_parameter`` and ``successive_halving``: batches that a gradient merit is averaged over at
+    most; fewer, or fewer arms, where gauging would take more than a twentieth of the job. Chosen, not measured."""
     contenders: Annotated[int, msgspec.Meta(ge=2)] = 8
     """``successive_halving`` only: arms that enter a contest, those of the highest gradient merit. Chosen, not measured."""
     contest_share: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.15

@@ -100,8 +100,8 @@ def available_arms(
 
 
 def affordable(found: RankedArm, observation: Observation) -> bool:
-    """Whether a gain could cover its rent, as far as is known; one that was tried is judged by what it brought."""
-    return bool(found.pulls) or not 0.0 < observation.gate_loss < found.rent
+    """Whether a gain could cover its rent: no seed saves more than the whole loss."""
+    return not 0.0 < observation.gate_loss < found.rent
 
 
 def by_score(ranked: Iterable[RankedArm], rng_seed: int) -> list[RankedArm]:

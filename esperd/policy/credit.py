@@ -8,6 +8,7 @@ because the kernel could not be provided teaches nothing about the arm, and is n
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import msgspec
@@ -68,6 +69,7 @@ def observe(state: BanditState, observation: Observation, settings: PolicySettin
         pending=tuple(pending),
         credited=tuple(sorted(credited)),
         merits=_latest(state.merits, observation.merits),
+        gauged_passes=state.gauged_passes + _new_passes(state.merits, observation),
         trials=_latest(state.trials, observation.trials),
     )
 
@@ -81,6 +83,19 @@ def _latest(known: tuple[ScoutedT, ...], new: tuple[ScoutedT, ...]) -> tuple[Sco
     return tuple(by_arm[arm] for arm in sorted(by_arm))
 
 
+def passes_of(flops_per_sample: float, observation: Observation) -> float:
+    """What a pass of the network with a seed costs, in passes of the host."""
+    return 1.0 + flops_per_sample / max(observation.host_flops_per_sample, 1.0)
+
+
+def _new_passes(known: tuple[ArmMerit, ...], observation: Observation) -> float:
+    """Passes that merits took which are told for the first time: at one point each round tells those of the rounds before."""
+    told = {(merit.arm, merit.epoch) for merit in known}
+    prices = {option.arm: passes_of(option.flops_per_sample, observation) for option in observation.options}
+    new = (merit for merit in observation.merits if (merit.arm, merit.epoch) not in told)
+    return math.fsum(merit.batches * prices.get(merit.arm, 1.0) for merit in new)
+
+
 def reward(record: SeedRecord, price: float) -> float | None:
     """What a pull earned, in units of the job's loss.
 
@@ -90,11 +105,13 @@ def reward(record: SeedRecord, price: float) -> float | None:
 
     Returns:
         Contribution minus rent for a fossilized seed, minus the rent for any other; None when a fossilized seed has no
-        measured contribution, which teaches nothing.
+        measured contribution, or none that is a finite number, which teaches nothing.
     """
     if record.stage is not Stage.FOSSILIZED:
         return -price
-    return None if record.contribution is None else record.contribution.loss - price
+    if record.contribution is None or not math.isfinite(record.contribution.loss):
+        return None
+    return record.contribution.loss - price
 
 
 class _Book:

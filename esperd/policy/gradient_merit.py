@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from dataclasses import replace
 from esperd.messages.policy import Arm, ArmMerit, ArmOption, Decide, Decided, Decision, Observation
 from esperd.policy import pipeline
 from esperd.policy.arms import RankedArm, Selection, affordable, by_score
+from esperd.policy.credit import passes_of
 from esperd.policy.lots import listing
 from esperd.policy.state import BanditState
 from esperd.policy.wording import gauge
@@ -51,34 +53,51 @@ def _select(request: Decide, state: BanditState, available: Sequence[RankedArm],
     """Every available arm that may be grown is gauged when one is to be; what was gauged counts for :data:`LASTS` of the job.
 
     An arm whose seeds did not pay is not grown again, however large its gradient, and one whose rent no gain could cover is not
-    grown at all: nothing is spent on their gradients.
+    grown at all: nothing is spent on their gradients. Where the job cannot bear to gauge all (see :func:`gauge_all`), the others
+    come after those that were gauged, as the job lists them.
     """
     out = [_out(found, request.observation) for found in available]
     open_to = [found for found, judged in zip(available, out, strict=True) if judged is None]
     fresh = fresh_merits(request, state)
     unknown = [found for found in open_to if found.arm not in fresh]
-    if unknown:
-        return Selection(ranked=available, measure=gauge_all(request, unknown))
-    ranked = [_gauged(found, fresh[found.arm], score, f"largest {called} of {len(open_to)} arms") for found in open_to]
+    if measure := gauge_all(request, state, unknown):
+        return Selection(ranked=available, measure=measure)
+    of = f"{len(open_to)}" if not unknown else f"{len(open_to) - len(unknown)} of {len(open_to)}"
+    first = f"largest {called} of {of} arms that may be grown"
+    ranked = [_gauged(found, fresh[found.arm], score, first) for found in open_to if found.arm in fresh]
     known = [found for found in ranked if found.pays]
     failed = [found for found in ranked if not found.pays]
     failed += [judged for judged in out if judged is not None]
-    ranked = [*by_score(known, request.rng_seed), *sorted(failed, key=lambda found: listing(request.rng_seed, found.arm))]
-    return Selection(ranked=ranked, promise=f"has a {called} of")
+    too_dear = f"not gauged, because that would take more than {SHARE:.0%} of the job; next in its list"
+    left_out = [replace(found, why=too_dear) for found in unknown]
+    listed = (sorted(part, key=lambda found: listing(request.rng_seed, found.arm)) for part in (left_out, failed))
+    return Selection(ranked=[*by_score(known, request.rng_seed), *itertools.chain(*listed)], promise=f"has a {called} of")
 
 
 SHARE = 0.05
-"""Share of what is left of a job that gauging all arms may take, as far as a single batch allows. Chosen, not measured."""
+"""Share of a job that gauging may take, all arms and points together. Chosen, not measured."""
 
 
-def gauge_all(request: Decide, arms: Sequence[RankedArm]) -> list[Decision]:
-    """Gauge arms over as many batches as the settings ask for, or as the budget bears."""
+def gauge_all(request: Decide, state: BanditState, arms: Sequence[RankedArm]) -> list[Decision]:
+    """Gauge arms over as many batches as the settings ask for, or as :data:`SHARE` of the job bears. Where that is not one batch
+    for each of them, those that were never gauged are, or not for the longest, as many as it bears; none where it bears none.
+
+    Args:
+        request: the decision point. Where nobody knows how much is left, gauging is not limited.
+        state: what was gauged so far.
+        arms: those without a merit that counts.
+    """
     observation, batches = request.observation, request.settings.merit_batches
-    if observation.steps_per_epoch is not None and observation.epochs_left is not None:
-        host = max(observation.host_flops_per_sample, 1.0)
-        passes = sum(1.0 + found.option.flops_per_sample / host for found in arms)  # of the host, for one batch each
-        batches = min(batches, int(SHARE * observation.epochs_left * observation.steps_per_epoch / passes))
-    return [gauge(found, max(1, batches)) for found in arms]
+    if observation.steps_per_epoch is None or observation.epochs_left is None:
+        return [gauge(found, batches) for found in arms]
+    allowed = SHARE * (observation.epoch + observation.epochs_left) * observation.steps_per_epoch - state.gauged_passes
+    passes = {found.arm: passes_of(found.option.flops_per_sample, observation) for found in arms}
+    if (borne := int(allowed / max(math.fsum(passes.values()), 1.0))) >= 1:
+        return [gauge(found, min(batches, borne)) for found in arms]
+    when = {merit.arm: merit.epoch for merit in state.merits}
+    waiting = sorted(arms, key=lambda found: (when.get(found.arm, -1), listing(request.rng_seed, found.arm)))
+    taken = itertools.accumulate(passes[found.arm] for found in waiting)
+    return [gauge(found, 1) for found, all_so_far in zip(waiting, taken, strict=True) if all_so_far <= allowed]
 
 
 def fresh_merits(request: Decide, state: BanditState) -> dict[Arm, ArmMerit]:
@@ -99,8 +118,9 @@ def _out(found: RankedArm, observation: Observation) -> RankedArm | None:
 
 
 def _gauged(found: RankedArm, merit: ArmMerit, score: Score, first: str) -> RankedArm:
+    """The arm with its score, or with the reason why it has none."""
     if merit.norm is None:
         return replace(found, pays=False, why=f"could not be gauged: {merit.why_not}")
     over = f"{merit.batches} batch" if merit.batches == 1 else f"{merit.batches} batches"
     ranked_by = score(merit.norm, found.option)
-    return replace(found, score=ranked_by, why=f"{first} that may be grown: {ranked_by:.4g} over {over}")
+    return replace(found, score=ranked_by, why=f"{first}: {ranked_by:.4g} over {over}")

@@ -78,8 +78,14 @@ def none_in_time(observation: Observation, available: Sequence[RankedArm]) -> st
 
 def _left_with(found: RankedArm, observation: Observation) -> float:
     """Epochs that the limits on cost allow with a seed of this arm: as many fewer as the network's FLOPs become more."""
-    network = observation.host_flops_per_sample + sum(record.flops_per_sample for record in observation.seeds)
+    network = network_flops(observation)
     return (observation.epochs_left_by_cost or 0.0) * network / max(network + found.option.flops_per_sample, 1.0)
+
+
+def network_flops(observation: Observation) -> float:
+    """Forward FLOPs of the network for one sample: host, living seeds and kept ones. A culled seed that rests is not in it."""
+    there = (record for record in observation.seeds if record.stage in LIVE_STAGES or record.stage is Stage.FOSSILIZED)
+    return observation.host_flops_per_sample + sum(record.flops_per_sample for record in there)
 
 
 def nothing_available(observation: Observation, available: Sequence[RankedArm]) -> str:

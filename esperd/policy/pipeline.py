@@ -17,7 +17,7 @@ from esperd.policy.judge import judge
 from esperd.policy.obstacles import in_time, none_in_time, nothing_available, obstacle
 from esperd.policy.starving import starving_first
 from esperd.policy.state import AskedArm, BanditState, decode_state
-from esperd.policy.stop_rule import stop
+from esperd.policy.stop_rule import worthwhile
 from esperd.policy.trigger import held_back
 
 
@@ -91,11 +91,12 @@ def _grow(
     payable = [found for found in ranked if affordable(found, observation)]
     if not payable:
         return wording.decline_price(ranked, observation.gate_loss)
-    if stopped := stop(request, state, selection, payable):
-        return stopped
-    chosen = [found for found in payable if found.pays][: settings.nursery]
+    worth = worthwhile(request, state, selection, payable)
+    if isinstance(worth, Decision):
+        return worth
+    chosen = [found for found in worth if found.pays][: settings.nursery]
     if not chosen:
-        return wording.decline_promise(payable[0], selection)
+        return wording.decline_promise(worth[0], selection)
     screening = f"point {request.point}" if len(chosen) > 1 else ""
     return [(found, wording.germinate(found, ranked, screening)) for found in chosen]
 

@@ -35,7 +35,8 @@ def starving_first(selection: Selection, state: BanditState, observation: Observ
     arms = max(len(observation.options), 1)
     least = math.floor(settings.min_share * begun.total() / arms + ROUNDING)
     lacking = sum(max(0, least + 1 - begun[option.arm]) for option in observation.options)
-    if lacking >= _due_by(least + 1, arms, settings) - begun.total():
+    together = settings.nursery - 1  # tries of one point are made at once
+    if lacking + together >= _due_by(least + 1, arms, settings) - begun.total():
         least += 1
     starving = sorted((found for found in selection.ranked if begun[found.arm] < least), key=lambda found: begun[found.arm])
     if not starving:

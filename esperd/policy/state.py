@@ -87,6 +87,8 @@ class BanditState(msgspec.Struct, frozen=True, kw_only=True):
     """Several where arms are screened."""
     merits: tuple[ArmMerit, ...] = ()
     """The latest of each arm that was gauged."""
+    gauged_passes: float = 0.0
+    """What all gauging has taken, in forward and backward passes of the host over one batch."""
     trials: tuple[ArmTrial, ...] = ()
     """The latest of each arm that competed."""
 

@@ -1,4 +1,5 @@
-"""When growth ends: once the best arm promises less loss saved per FLOP than training on does.
+"""When growth ends: once no arm promises as much loss saved per FLOP as training on does. Until then those that do not are left
+out.
 
 A pure function of the request, evaluated at each decision point anew: nothing is latched. The slope of the loss flattens while a
 job trains, so a rule that ended growth for good at a steep moment would end it too early; where the slope has flattened, the rule
@@ -7,18 +8,23 @@ falls silent and the limits of the budget decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import median
 
 from esperd.messages.policy import Decide, Decision, Observation
 from esperd.policy.arms import RankedArm, Selection
+from esperd.policy.obstacles import network_flops
 from esperd.policy.state import BanditState
 from esperd.policy.wording import alternatives
 
 FEWEST_TRIES = 2
 """Credited tries of any arm before the rule speaks: of one, luck and worth cannot be told apart. Chosen, not measured."""
+
+EPOCHS = 3
+"""Of which the median says what one costs. Chosen, not measured."""
 
 FEWEST_LOSSES = 3
 """Gate losses a slope is read from, at least: any two make a line."""
@@ -40,12 +46,17 @@ class Expectation:
 
     @property
     def per_flop(self) -> float:
-        """Loss saved for one FLOP."""
-        return self.reward / self.flops
+        """Loss saved for one FLOP; of an arm without counted FLOPs infinitely much, or nothing where it saves none."""
+        if self.flops > 0.0:
+            return self.reward / self.flops
+        return math.inf if self.reward > 0.0 else -math.inf
 
 
-def stop(request: Decide, state: BanditState, selection: Selection, affordable: Sequence[RankedArm]) -> Decision | None:
-    """The decision to train on; None where growing promises more, or too little is known to compare.
+def worthwhile(
+    request: Decide, state: BanditState, selection: Selection, affordable: Sequence[RankedArm]
+) -> Sequence[RankedArm] | Decision:
+    """Arms that promise as much per FLOP as training on, in their order; all of them where the rule is off, or too little is
+    known to compare. Where there is none, the decision to train on.
 
     Args:
         request: gate losses, the FLOPs they took, what the budget still allows; whether the rule is on, and its window.
@@ -55,21 +66,25 @@ def stop(request: Decide, state: BanditState, selection: Selection, affordable: 
     """
     settings = request.settings
     if not settings.stop_rule:
-        return None
+        return affordable
     training = last_gain(request.observation, settings.stop_window)
     promised = expectations(request.observation, state, affordable)
-    best = max(promised, key=lambda each: (each.per_flop, each.found.arm), default=None)
-    if training is None or training <= 0.0 or best is None or best.per_flop >= training:
-        return None
+    if training is None or training <= 0.0 or not promised:
+        return affordable
+    if left := [each.found for each in promised if each.per_flop >= training]:
+        return left
+    best = max(promised, key=lambda each: (each.per_flop, each.found.arm))
     own = f"mean of {best.found.pulls} tries" if best.found.pulls else "never tried, the mean of all tries"
+    price = "no counted FLOPs"
+    if best.flops > 0.0:
+        price = f"the {best.flops:.3g} FLOPs it takes to the end of the budget, {1e12 * best.per_flop:.3g} per TFLOP"
     return Decision(
         action="wait",
         arm=best.found.arm,
         score=best.found.score,
         reason=(
-            f"stop rule: the best available arm promises {best.reward:.4g} of loss after rent ({own}) for the {best.flops:.3g} "
-            f"FLOPs it takes to the end of the budget, {1e12 * best.per_flop:.3g} per TFLOP; the last FLOPs of "
-            f"training on bring {1e12 * training:.3g} per TFLOP (from {settings.stop_window} gate losses)"
+            f"stop rule: the best available arm promises {best.reward:.4g} of loss after rent ({own}) for {price}; the last FLOPs "
+            f"of training on bring {1e12 * training:.3g} per TFLOP (from {settings.stop_window} gate losses)"
         ),
         alternatives=alternatives(selection.ranked, best.found),
     )
@@ -115,29 +130,30 @@ def last_gain(observation: Observation, window: int) -> float | None:
 def expectations(observation: Observation, state: BanditState, arms: Sequence[RankedArm]) -> list[Expectation]:
     """What each arm promises, and for what; empty while too little is known.
 
-    The FLOPs of a seed are its share of what an epoch takes now, times the epochs that the budget allows. An arm without counted
-    FLOPs is charged as if it had one.
+    The FLOPs of a seed are its share of what an epoch takes now, times the epochs that the budget allows.
     """
     tries = sum(entry.pulls for entry in state.arms)
     epoch = epoch_flops(observation)
     if tries < FEWEST_TRIES or epoch is None or not observation.epochs_left:
         return []
-    network = observation.host_flops_per_sample + sum(record.flops_per_sample for record in observation.seeds)
+    network = network_flops(observation)
     general = sum(entry.total for entry in state.arms) / tries
     return [
         Expectation(
             found=found,
             reward=general if found.mean is None else found.mean,
-            flops=max(epoch * observation.epochs_left * found.option.flops_per_sample / max(network, 1.0), 1.0),
+            flops=epoch * observation.epochs_left * found.option.flops_per_sample / max(network, 1.0),
         )
         for found in arms
     ]
 
 
 def epoch_flops(observation: Observation) -> float | None:
-    """FLOPs of the network itself from the last gate measurement but one to the last; None before the second."""
-    trained = trained_flops(observation)
-    return trained[-1] - trained[-2] if len(trained) >= 2 else None
+    """FLOPs of the network itself between two gate measurements, the median of the last :data:`EPOCHS`: where a rollback took an
+    epoch back, what it had cost falls between two of them. None before the second.
+    """
+    trained = trained_flops(observation)[-EPOCHS - 1 :]
+    return median(after - before for before, after in pairwise(trained)) if len(trained) >= 2 else None
 
 
 def trained_flops(observation: Observation) -> tuple[float, ...]:

@@ -84,8 +84,8 @@ def _first_round(request: Decide, state: BanditState, available: Sequence[Ranked
     settings = request.settings
     merits = fresh_merits(request, state)
     unknown = [found for found in available if found.arm not in merits]
-    if len(available) > settings.contenders and unknown:
-        return Selection(ranked=available, measure=gauge_all(request, unknown))
+    if len(available) > settings.contenders and (measure := gauge_all(request, state, unknown)):
+        return Selection(ranked=available, measure=measure)
     entering = sorted(available, key=lambda found: (-_norm(merits.get(found.arm)), listing(request.rng_seed, found.arm)))
     entering = [found for found in entering if _enters(merits.get(found.arm))]
     if not entering:

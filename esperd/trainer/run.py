@@ -119,6 +119,7 @@ class Run:
         self._ended: float | None = None
         self._point: Point | None = None
         self._left_point = False
+        self._epoch_seconds: float | None = None
         self.grower.steps_per_epoch = self.steps_per_epoch
         self.grower.pieces = self.pieces
         self.samples = TrialSamples(self.splits, self.job, self.device, self.desk)
@@ -198,11 +199,14 @@ class Run:
         self._ended = self.clock()
 
     def _one_epoch(self) -> None:
-        began = self.seconds
+        began, step = self.seconds, self.grower.step
         with tracing.span("trainer train"):
             train_loss = self._train_epoch()
+        trained = self.seconds - began
         with tracing.span("trainer gate"):
             measured = self._measure()
+        # a resumed run may train but the rest of its first epoch
+        self._epoch_seconds = self.seconds - began + trained * (self.steps_per_epoch / max(self.grower.step - step, 1) - 1.0)
         self.gate_losses.append(measured.mean_loss)
         heard = self._heard()
         self.train_losses.append(train_loss)
@@ -306,7 +310,7 @@ class Run:
         grower = self.grower
         cost = training_cost(grower)
         epoch_flops = None if cost is None else cost * self.splits.train.samples
-        spent, epoch_seconds = self.spent(), self.seconds / grower.epoch
+        spent, epoch_seconds = self.spent(), self._epoch_seconds
         return Observation(
             epoch=grower.epoch,
             progress=self.progress,

@@ -27,7 +27,8 @@ class ArmSeconds(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def seconds_share(grower: Grower, seed: Seed, clock: Callable[[], float] = time.perf_counter) -> float | None:
-    """Forward seconds of a seed over those of the host alone, on as many samples. Leaves everything as it was.
+    """Forward seconds of a seed over those of the host alone, on as many samples. Leaves everything as it was, but for the
+    ledger: what it takes is charged to ``trial``.
 
     Args:
         grower: host and precision; its sample says how many.
@@ -44,6 +45,9 @@ def seconds_share(grower: Grower, seed: Seed, clock: Callable[[], float] = time.
     flowing = torch.zeros(len(inputs), *seed.record.shape, dtype=dtype, device=inputs.device)
     alone: dict[str, float | torch.Tensor] = {other.name: 0.0 for other in network.seeds()}
 
+    def warm_up() -> None:
+        network(inputs), seed(flowing)  # what is set up once is no part of the price
+
     def timed(work: Callable[[], object]) -> float:
         begun = clock()
         work()
@@ -52,7 +56,10 @@ def seconds_share(grower: Grower, seed: Seed, clock: Callable[[], float] = time.
         return clock() - begun
 
     with untouched(network), torch.no_grad(), grower.precision.autocast(), network.alphas(alone):
-        network(inputs), seed(flowing)  # what is set up once is no part of the price
+        structure = f"seconds:{seed.name}:{seed.blueprint}"
+        before = grower.ledger.total
+        grower.ledger.charge("trial", structure, len(inputs), warm_up, shape=tuple(inputs.shape[1:]))
+        grower.ledger.add("trial", ROUNDS * (grower.ledger.total - before) / grower.ledger.processes)
         if inputs.device.type == "cuda":
             torch.cuda.synchronize(inputs.device)
         turns = [(timed(lambda: network(inputs)), timed(lambda: seed(flowing))) for _ in range(ROUNDS)]

@@ -1,5 +1,5 @@
 """What the stop rule is worth, in simulated worlds where growing and training on compete for the same FLOPs: it saves what seeds
-that bring little would take, and it costs where seeds bring much. That is why it is off unless asked for.
+that bring little would take, and costs next to nothing where seeds bring much.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ def test_the_stop_rule_saves_what_seeds_of_little_worth_would_take(world):
     assert ended(world, trigger="never")[0] < stopped, "what it took to find out is lost"
 
 
-def test_it_costs_where_growing_is_what_lowers_the_loss():
+def test_it_costs_next_to_nothing_where_growing_is_what_lowers_the_loss():
     loss, stopped, never = (ended(RICH, **policy)[0] for policy in ({}, {"stop_rule": True}, {"trigger": "never"}))
-    assert loss < stopped < never
+    assert max(loss, stopped) < never - 0.03
+    assert stopped < loss + 0.02
 
 
 def test_a_trigger_that_waits_for_a_plateau_grows_the_less_the_longer_the_loss_still_falls():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from policy_requests import observation, option, request
+from policy_requests import observation, option, request, seed
 
 from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
+from esperd.messages.growth import Stage
 from esperd.messages.policy import Arm, PolicySettings
-from esperd.policy.state import ArmStatistics, BanditState
+from esperd.policy.obstacles import network_flops
+from esperd.policy.state import ArmStatistics, BanditState, decode_state
 from esperd.policy.stop_rule import epoch_flops, training_gain
 
 DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
@@ -83,6 +85,26 @@ def test_an_arm_never_tried_is_expected_to_earn_what_tries_earned():
     assert "never tried, the mean of all tries" in decided(falling(0.8), **seen).reason
 
 
+def test_what_is_grown_is_what_promises_enough_and_an_arm_without_counted_flops_does_not_speak_for_others():
+    """A norm costs no counted FLOP, so it promises infinitely much for each: that says nothing of a convolution."""
+    known = BanditState(
+        arms=(
+            ArmStatistics(arm=Arm(slot="s1", blueprint="conv"), pulls=2, total=0.02, squares=2e-4),
+            ArmStatistics(arm=Arm(slot="s2", blueprint="norm"), pulls=2, total=0.002, squares=2e-6),
+        )
+    ).encode()
+    free = option("s2", "norm", flops=0.0)
+    grown = decided(falling(0.05), options=(option(), free), remembered=known)
+    assert (grown.action, grown.arm) == ("germinate", free.arm), "the convolution promises more, and less than training on"
+    assert decided(falling(0.05), options=(option(), free), remembered=known, stop_rule=False).arm == option().arm
+    failed = ArmStatistics(arm=free.arm, pulls=2, total=-0.1, squares=0.005)
+    lost = BanditState(arms=(decode_state(known).arms[0], failed)).encode()
+    stopped = decided(falling(0.05), options=(option(), free), remembered=lost)
+    assert (stopped.action, stopped.arm) == ("wait", option().arm)
+    alone = decided(falling(0.05), options=(free,), remembered=lost)
+    assert "promises -0.05 of loss after rent (mean of 2 tries) for no counted FLOPs" in alone.reason
+
+
 @pytest.mark.parametrize(
     ("losses", "told", "remembered"),
     [
@@ -107,6 +129,20 @@ def test_one_bad_gate_pass_does_not_move_the_slope():
     assert training_gain(spiked, 5) == pytest.approx(0.01 / EPOCH, rel=0.01)
 
 
+def test_epochs_that_a_rollback_took_back_are_no_part_of_what_one_costs():
+    spent = tuple(EPOCH * number for number in (1, 2, 3, 7))  # three epochs were lost before the last gate loss
+    assert epoch_flops(observation(gate_losses=(1.0,) * 4, gate_flops=spent)) == EPOCH
+    assert epoch_flops(observation(gate_losses=(1.0,), gate_flops=(EPOCH,))) is None
+
+
+def test_a_culled_seed_that_rests_is_no_part_of_the_network():
+    living, kept, culled = (
+        seed(f"s{number}#1", stage=stage) for number, stage in ((1, Stage.TRAINING), (2, Stage.FOSSILIZED), (3, Stage.EMBARGOED))
+    )
+    seen = observation(seeds=(living, kept, culled))
+    assert network_flops(seen) == seen.host_flops_per_sample + living.flops_per_sample + kept.flops_per_sample
+
+
 def test_losses_without_their_flops_give_no_slope():
     assert training_gain(observation(gate_losses=(1.0, 0.9, 0.8, 0.7)), 5) is None
     assert training_gain(observation(gate_losses=(1.0, 0.9, 0.8), gate_flops=(1.0, 1.0, 1.0)), 5) is None
@@ -122,7 +158,5 @@ def test_what_arms_took_that_were_measured_is_no_part_of_what_an_epoch_costs(sco
     assert epoch_flops(told) == EPOCH
     assert training_gain(told, 5) == pytest.approx(0.076 / EPOCH)
     assert decided(losses, gate_flops=spent, trial_flops=tuple(tried)) == decided(losses)
-    untold = msgspec.structs.replace(told, trial_flops=())
-    assert epoch_flops(untold) == (11 * EPOCH if 7 in scouted else EPOCH), "an older esperd did not tell: all of it counts"
     late = msgspec.structs.replace(told, trial_flops=tuple(tried[-3:]))
     assert epoch_flops(late) == EPOCH, "known of the latest losses only"

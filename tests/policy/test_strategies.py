@@ -219,6 +219,45 @@ def test_merits_count_for_a_tenth_of_the_job_and_are_measured_anew_then():
     assert {decision.arm for decision in again.decisions} == set(ARMS) - {refused}
 
 
+def gauging(name, seen, state=b""):
+    """Arms that are gauged at a point, in how many batches; and what is decided then."""
+    told, answer = {}, EVERY[name](request(seen, state=state))
+    while any(decision.action == "gauge" for decision in answer.decisions):
+        told |= {decision.arm: decision.batches for decision in answer.decisions}
+        merits = tuple(ArmMerit(arm=arm, norm=0.1, batches=batches, epoch=seen.epoch) for arm, batches in told.items())
+        answer = EVERY[name](request(msgspec.structs.replace(seen, merits=merits), state=answer.state))
+    return told, answer
+
+
+@pytest.mark.parametrize("name", ["gradient_merit", "merit_per_parameter"])
+def test_gauging_takes_a_twentieth_of_a_job_at_most_whatever_an_epoch_holds(name):
+    """Of 45 epochs with 10 steps each that is 22 passes of the host; a seed of a tenth of it makes 1.1 of each."""
+    few = all_arms(steps_per_epoch=10)
+    told, answer = gauging(name, few)
+    assert told == dict.fromkeys(ARMS, 1)
+    later = all_arms(epoch=20, epochs_left=25.0, steps_per_epoch=10)
+    again, answer = gauging(name, later, answer.state)
+    refused = 1  # no seed came of what was germinated: that arm is out
+    assert len(again) == int((0.05 * 450 - 12 * 1.1) / 1.1) < len(ARMS) - refused
+    assert germinated(answer)[0].arm in again, "those that were gauged come first"
+    assert f"of {len(again)} of {len(ARMS) - refused} arms" in germinated(answer)[0].reason
+    last = all_arms(epoch=40, epochs_left=5.0, progress=0.5, steps_per_epoch=10, shortest_life_epochs=3)
+    none, answer = gauging(name, last, answer.state)
+    assert not none
+    (listed,) = germinated(answer)
+    assert "not gauged, because that would take more than 5% of the job" in listed.reason
+
+
+def test_those_are_gauged_first_that_never_were():
+    one_step = all_arms(steps_per_epoch=1, epochs_left=95.0)  # five passes: four arms
+    first, answer = gauging("gradient_merit", one_step)
+    assert len(first) == 4
+    state = msgspec.structs.replace(decode_state(answer.state), gauged_passes=0.0).encode()
+    second, _ = gauging("gradient_merit", msgspec.structs.replace(one_step, epoch=50, epochs_left=50.0), state)
+    assert len(second) == 4
+    assert not set(first) & set(second)
+
+
 def test_an_arm_that_could_not_be_gauged_is_not_grown():
     asked = request(all_arms())
     merits = tuple(ArmMerit(arm=arm, norm=None, batches=8, epoch=5, why_not="it does not build") for arm in ARMS)

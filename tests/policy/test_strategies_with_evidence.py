@@ -188,6 +188,23 @@ def test_with_min_share_every_arm_has_its_part_of_the_tries_when_it_is_due(name,
         assert min(Counter(dict.fromkeys(ARMS, 0) | Counter(grown[:tries])).values()) >= due, (tries, due)
 
 
+@pytest.mark.parametrize("nursery", [3, 5, 8])
+def test_with_min_share_every_arm_has_its_part_where_several_are_tried_at_once(nursery):
+    """What is due between two points is there at the first of them."""
+    policy, state, tried = PolicySettings(min_share=0.5, nursery=nursery, max_fossilized=99), b"", Counter(dict.fromkeys(ARMS, 0))
+    lost = ()
+    for point in range(40):
+        answer = DECIDE["first_arm"](request(observation(options=ALL, seeds=lost), policy=policy, state=state, point=point))
+        state = answer.state
+        germinated = [decision.arm for decision in answer.decisions if decision.action == "germinate"]
+        tried.update(germinated)
+        lost = tuple(
+            seed(f"{arm.slot}#{point}-{number}", stage=Stage.CULLED, blueprint=arm.blueprint)
+            for number, arm in enumerate(germinated)
+        )
+        assert min(tried.values()) >= math.floor(0.5 * tried.total() / len(ARMS) + 1e-9), (point, tried)
+
+
 @pytest.mark.parametrize("name", ["first_arm", "ucb"])
 def test_until_tries_are_needed_for_what_is_due_the_strategy_has_its_way(name):
     policy = PolicySettings(min_share=0.5, exploration=0.0)
@@ -216,6 +233,8 @@ def test_a_price_that_no_gain_could_cover_is_not_paid_for_the_sake_of_exploratio
     state = DECIDE["ucb"](request(observation(seeds=(seed("s2#1", stage=Stage.CULLED),), options=()))).state
     seen = observation(gate_loss=0.001, options=(option("s1"),))
     assert growth("ucb", seen, state=state, policy=PolicySettings(min_share=1.0)).action == "wait"
+    tried = msgspec.structs.replace(seen, options=(option("s2"),))  # when the loss was higher
+    assert "more than the whole gate loss" in growth("ucb", tried, state=state, policy=PolicySettings(min_share=1.0)).reason
 
 
 @every

@@ -15,7 +15,7 @@ from esperd.errors import HandlerFailed
 from esperd.messages.policy import Decide, PolicySettings, Signal, SlotStatistics
 from esperd.policy.trigger import with_signal
 from esperd.policy.triggers.generalisation_gap import interval_of
-from esperd.policy.triggers.plateau import improvement
+from esperd.policy.triggers.plateau import Plateau, improvement, replayed
 
 FIRES = {trigger.name: trigger.fires for trigger in TRIGGERS}
 DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
@@ -131,7 +131,20 @@ def test_a_plateau_is_told_in_numbers():
     [((1.0, 0.5), 0.5), ((0.5, 1.0), -1.0), ((-1.0, -1.5), 0.5), ((0.0, 0.0), 0.0), ((0.0, -1.0), float("inf"))],
 )
 def test_improvement_is_a_share_of_the_loss_whatever_its_sign(losses, found):
-    assert improvement(losses, 1) == found
+    assert improvement(*losses) == found
+
+
+@some
+@given(st.lists(st.floats(0.1, 2.0), max_size=30), st.integers(1, 5))
+def test_a_plateau_is_found_where_every_look_is_taken_at_the_whole_history(losses, window):
+    policy = PolicySettings(plateau_window=window, plateau_looks=2)
+    stands = Plateau()
+    for looked in range(window + 1, len(losses) + 1):
+        found = improvement(min(losses[: looked - window]), min(losses[looked - window : looked]))
+        looks = stands.looks + 1 if found < policy.plateau_improvement else 0
+        on = found <= policy.plateau_release if stands.on else looks >= policy.plateau_looks
+        stands = Plateau(on=on, looks=looks, improvement=found)
+    assert replayed(losses, policy) == stands
 
 
 # --- periodic ------------------------------------------------------------------------------------------------------------

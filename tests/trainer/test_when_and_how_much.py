@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from itertools import pairwise
+
 import desks
 import pytest
 import torch
@@ -15,7 +18,8 @@ from esperd.messages.telemetry import DecisionMade, EpochCompleted, StageChanged
 from esperd.store.blobs import Blobs
 from esperd.trainer import run as runs
 from esperd.trainer.epoch_cost import gate_cost, training_cost
-from esperd.trainer.stopwatch import seconds_share
+from esperd.trainer.session import Session
+from esperd.trainer.stopwatch import ROUNDS, seconds_share
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +166,24 @@ def test_a_mistyped_slot_is_refused_where_seconds_are_charged_and_the_job_goes_o
     assert last.applied
 
 
+def test_epochs_left_of_a_budget_of_seconds_go_by_what_an_epoch_takes_now(blobs):
+    """Whatever was waited for at decision points, as a kernel that is compiled, does not come again each epoch."""
+    ticks, waited = itertools.count(), []
+
+    class Slow(desks.InProcessDesk):
+        def decide(self, request):
+            waited.append(1000.0)
+            return super().decide(request)
+
+    seconds = desks.growing_job(budget={"seconds": 3100.0}, policy={"strategy": "never"})
+    desk = Slow()
+    Session(seconds, desks.PLUGINS, desk, blobs, clock=lambda: 0.01 * next(ticks) + sum(waited)).train()
+    left = [seen.epochs_left for seen in desk.observations]
+    assert len(left) == 4
+    (epochs,) = {round(before / after, 1) for before, after in pairwise(left[:2])}
+    assert epochs == pytest.approx(3100 / 2100, abs=0.1), "a third of the seconds went, and a third of the epochs"
+
+
 def test_seconds_are_not_measured_where_nobody_charges_for_them(ended):
     assert {option.seconds_share for seen in ended.desk.observations for option in seen.options} == {None}
 
@@ -185,6 +207,10 @@ def test_taking_the_time_of_a_seed_leaves_everything_as_it_was():
     assert same(tensors_of(grown), before)
     assert torch.equal(torch.get_rng_state(), streams.cpu)
     assert seed.stage is Stage.TRAINING
+    (record,) = grown.records()
+    (cost,) = (cost for work, cost in grown.ledger.costs.items() if work.startswith("trial:seconds"))
+    assert cost > record.flops_per_sample
+    assert grown.ledger.spent["trial"] == pytest.approx((ROUNDS + 1) * len(grown.sample[0]) * cost), "every pass is charged"
     assert seconds_share(grown, seed, clock=lambda: 0.0) is None, "a clock that does not move says nothing"
     grown.sample = None
     assert seconds_share(grown, seed) is None

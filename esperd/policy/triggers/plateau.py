@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from esperd.messages.policy import Decide, PolicySettings, Signal
 
@@ -60,24 +61,24 @@ def replayed(losses: Sequence[float], settings: PolicySettings) -> Plateau:
         losses: gate losses, oldest first.
         settings: window and thresholds.
     """
-    stands = Plateau()
-    for looked in range(settings.plateau_window + 1, len(losses) + 1):
-        found = improvement(losses[:looked], settings.plateau_window)
+    stands, window = Plateau(), settings.plateau_window
+    best_before = list(accumulate(losses, min))
+    for looked in range(window + 1, len(losses) + 1):
+        found = improvement(best_before[looked - window - 1], min(losses[looked - window : looked]))
         looks = stands.looks + 1 if found < settings.plateau_improvement else 0
         on = found <= settings.plateau_release if stands.on else looks >= settings.plateau_looks
         stands = Plateau(on=on, looks=looks, improvement=found)
     return stands
 
 
-def improvement(losses: Sequence[float], window: int) -> float:
-    """How much lower the best of the latest ``window`` losses is than the best before them, as a share of that one's size;
-    negative when it is higher. The best, not the mean: one bad epoch is no plateau.
+def improvement(before: float, lately: float) -> float:
+    """How much lower the best of the latest losses is than the best before them, as a share of that one's size; negative when it
+    is higher. The best, not the mean: one bad epoch is no plateau.
 
     Args:
-        losses: more than ``window`` of them.
-        window: at least 1.
+        before: best loss before the window.
+        lately: best loss in it.
     """
-    before, lately = min(losses[:-window]), min(losses[-window:])
     if before == lately:
         return 0.0
     return (before - lately) / abs(before) if before else math.copysign(math.inf, before - lately)
