@@ -83,8 +83,8 @@ def worthwhile(
         arm=best.found.arm,
         score=best.found.score,
         reason=(
-            f"stop rule: the best available arm promises {best.reward:.4g} of loss after rent ({own}) for {price}; the last FLOPs "
-            f"of training on bring {1e12 * training:.3g} per TFLOP (from {settings.stop_window} gate losses)"
+            f"stop rule: the best available arm promises {best.reward:.4g} of loss after rent ({own}) for {price}; the last "
+            f"FLOPs of training on bring {1e12 * training:.3g} per TFLOP (from {settings.stop_window} gate losses)"
         ),
         alternatives=alternatives(selection.ranked, best.found),
     )
