@@ -218,6 +218,7 @@ def explain(options: Options, job_id: str, point: int | None, *, replayed: bool)
         raise click.UsageError("--replay computes every point; leave POINT out")
     from esperd.cli.explained import Explained, points_grid, points_of
     from esperd.cli.overruled import replay_grid, replay_line
+    from esperd.messages.telemetry import PolicyUnavailable
 
     async def replay(handle: JobHandle, output: Output) -> int | None:
         points = await handle.replay()
@@ -240,7 +241,8 @@ def explain(options: Options, job_id: str, point: int | None, *, replayed: bool)
             if output.as_json:
                 output.json({"points": points})
             else:
-                output.grid(points_grid(points, info.job.policy.strategy))
+                silent = [event.body for event in events if isinstance(event.body, PolicyUnavailable)]
+                output.grid(points_grid(points, info.job.policy.strategy, silent))
             return None
         explained = Explained(info, await handle.decision(point), events)
         if output.as_json:

@@ -13,7 +13,7 @@ from esperd.messages.growth import SeedRecord, Stage
 from esperd.messages.jobs import DEFAULT_METRICS, JobInfo
 from esperd.messages.overruling import LoggedDecision
 from esperd.messages.policy import Alternative, Arm, Decision, Observation, PolicySettings
-from esperd.messages.telemetry import DecisionMade, Event, StageChanged, TrainingStarted
+from esperd.messages.telemetry import DecisionMade, Event, PolicyUnavailable, StageChanged, TrainingStarted
 from esperd.policy.rent import rent, seconds_share_of
 from esperd.policy.state import decode_state
 from esperd.report import numbers
@@ -54,8 +54,10 @@ def points_of(events: Sequence[Event]) -> list[DecisionPoint]:
     return [DecisionPoint(point=point, epoch=epoch, made=tuple(made)) for (point, epoch), made in points.items()]
 
 
-def points_grid(points: Sequence[DecisionPoint], strategy: str) -> Grid:
-    """Every decision, point by point. Points at which the same was waited for are one row."""
+def points_grid(points: Sequence[DecisionPoint], strategy: str, silent: Sequence[PolicyUnavailable] = ()) -> Grid:
+    """Every decision, point by point. Points at which the same was waited for are one row; of those at which the policy decided
+    nothing the note tells.
+    """
     rows: list[tuple[str | Cell, ...]] = []
     for first, last in _folded(points):
         for number, made in enumerate(last.made):
@@ -78,7 +80,12 @@ def points_grid(points: Sequence[DecisionPoint], strategy: str) -> Grid:
         Column("by"),
         Column("outcome", widest=40),
     )
-    return Grid("", columns, rows, empty="no decision was made yet", note="Why, and what else there was: esper explain ID POINT.")
+    note, empty = "Why, and what else there was: esper explain ID POINT.", "no decision was made yet"
+    if silent:
+        epochs = "1 epoch" if len(silent) == 1 else f"{len(silent)} epochs"
+        empty = f"After {epochs} the policy decided nothing; after epoch {silent[-1].epoch}: {silent[-1].reason}."
+        note = f"{empty} {note}"
+    return Grid("", columns, rows, empty=empty, note=note)
 
 
 def _folded(points: Sequence[DecisionPoint]) -> list[tuple[DecisionPoint, DecisionPoint]]:

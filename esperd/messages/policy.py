@@ -122,7 +122,7 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Share of the budget after which nothing is germinated: what is grown late cannot learn any more under a falling
     learning rate, and its incubation is paid for nothing. Chosen, not measured."""
     max_live_seeds: Annotated[int, msgspec.Meta(ge=1)] = 2
-    """Seeds that may live (germinated to probationary) at one time."""
+    """Seeds that may live (germinated to probationary) at one time; the candidates of one screening count as one."""
     max_fossilized: Annotated[int, msgspec.Meta(ge=0)] = 8
     """Seeds kept at most."""
     nursery: Annotated[int, msgspec.Meta(ge=1)] = 1

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 
+import anyio
 import anyio.to_thread
 import msgspec
+import structlog
 
 from esperd.actors.actor import Actor, handles
 from esperd.declarations import resolve
@@ -23,7 +26,7 @@ from esperd.messages.overruling import (
     ReplayedPoint,
     ReplayPage,
 )
-from esperd.messages.policy import Conclude, Decide, Decided
+from esperd.messages.policy import Conclude, Decide, Decided, Decision
 from esperd.plugins import Plugins
 from esperd.policy.decision_log import DecisionLog, Logged
 from esperd.policy.evidence import EvidenceStore
@@ -31,9 +34,14 @@ from esperd.policy.evidence_rows import rows_of
 from esperd.policy.overruling import overrule, proposals, withhold
 from esperd.policy.replay import difference
 from esperd.policy.said import Said
-from esperd.policy.trigger import with_signal
+from esperd.policy.trigger import checked, with_signal
 from esperd.policy.wishes import decisions_of
 from esperd.store.database import Database
+
+log = structlog.get_logger(__name__)
+
+REPLAYED_FOR_S = 3.0
+"""After which a page of replayed points ends: a client waits 10 s for an answer. Chosen, not measured."""
 
 
 class PolicyActor(Actor):
@@ -61,7 +69,8 @@ class PolicyActor(Actor):
         Raises:
             UnknownName: when no strategy, or no trigger, has the name in the settings.
             ImportFailed: when the code of either does not import.
-            HandlerFailed: when either raises, or answers with something other than ``Decided``, or ``Signal``.
+            HandlerFailed: when either raises, or answers with something other than ``Decided``, or ``Signal``, and nobody has
+                said what to do at this point.
             StoreFailed: when the log cannot be read or written; then nothing was decided.
         """
         known = await self._log.find(request.job, request.point)
@@ -70,7 +79,8 @@ class PolicyActor(Actor):
         if request.settings.memory:
             evidence, given = await self._evidence.snapshot(request.job)
             request = msgspec.structs.replace(request, evidence=evidence, given=given)
-        return await self._log.append(request, await self._answer(request), beside=self._evidence.record)
+        answer = await self._answer(request, spoken=bool(await self._said.waiting(request.job)))
+        return await self._log.append(request, answer, beside=self._evidence.record)
 
     @handles(Overrule)
     async def overrule(self, wish: Overrule) -> Overruled:
@@ -137,22 +147,35 @@ class PolicyActor(Actor):
             StoreFailed: when the log cannot be read.
         """
         found = await self._log.page(message.id, message.after, message.limit + 1)
-        points = [await self._replayed(message.id, logged) for logged in found[: message.limit]]
-        return ReplayPage(points=tuple(points), more=len(found) > message.limit)
+        points: list[ReplayedPoint] = []
+        until = anyio.current_time() + REPLAYED_FOR_S
+        for logged in found[: message.limit]:
+            points.append(await self._replayed(message.id, logged))
+            if anyio.current_time() > until:  # a slow strategy: who asked waits no longer, and asks for the rest
+                break
+        return ReplayPage(points=tuple(points), more=len(found) > len(points))
 
     async def _replayed(self, job: str, logged: Logged) -> ReplayedPoint:
         if logged.request is None:
             return ReplayedPoint(point=logged.point, same=None, difference="logged by an older esperd, without its request")
         try:
-            again = overrule(await self._answer(logged.request), await self._said.taken(job, logged.point))
+            said = await self._said.taken(job, logged.point)
+            again = overrule(await self._answer(logged.request, spoken=bool(said)), said)
         except EsperError as error:
             return ReplayedPoint(point=logged.point, same=False, difference=f"{error.code}: {error}")
         found = difference(logged.answer, again)
         return ReplayedPoint(point=logged.point, same=not found, difference=found)
 
-    async def _answer(self, request: Decide) -> Decided:
-        """What the strategy decides, or proposes where people approve."""
-        answer = await self._run_strategy(request)
+    async def _answer(self, request: Decide, *, spoken: bool) -> Decided:
+        """What the strategy decides, or proposes where people approve; where it fails and people spoke, their word alone."""
+        try:
+            answer = await self._run_strategy(request)
+        except HandlerFailed as error:
+            log.warning("nothing was decided", error=str(error), **{**error.fields, "job": request.job, "point": request.point})
+            if not spoken:
+                raise
+            waits = Decision(action="wait", reason=f"nothing but what people said: {error}")
+            return Decided(decisions=(waits,), state=request.state, evidence=request.given)
         return withhold(answer) if request.settings.approve else answer
 
     @handles(Conclude)
@@ -200,9 +223,12 @@ class PolicyActor(Actor):
                 point=request.point,
                 traceback=traceback.format_exc(),
             ) from error
-        if not isinstance(answer, Decided):
-            raise HandlerFailed(f"strategy {name!r} must answer with Decided, not {type(answer).__name__}", strategy=name)
-        return msgspec.structs.replace(answer, evidence=request.given)
+        decided = checked(answer, Decided, "strategy", name)
+        for decision in decided.decisions:
+            scores = (decision.score, *(other.score for other in decision.alternatives))
+            if not all(score is None or math.isfinite(score) for score in scores):  # it would not even equal itself
+                raise HandlerFailed(f"strategy {name!r} gives a score that is not finite, to {decision.action}", strategy=name)
+        return msgspec.structs.replace(decided, evidence=request.given)
 
     async def _ask_trigger(self, request: Decide) -> Decide:
         """The request with what its trigger says; asked on a thread, too."""

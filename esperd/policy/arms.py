@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from esperd.messages.evidence import Precedent
 from esperd.messages.policy import Arm, ArmOption, Decide, Decision, Observation, PolicySettings
@@ -104,12 +104,31 @@ def affordable(found: RankedArm, observation: Observation) -> bool:
     return not 0.0 < observation.gate_loss < found.rent
 
 
-def by_score(ranked: Iterable[RankedArm], rng_seed: int) -> list[RankedArm]:
-    """Those without a score first, then the highest score, then the fewest tries; what remains equal as the job lists it."""
-    return sorted(
+def by_score(ranked: Iterable[RankedArm], rng_seed: int, called: str = "") -> list[RankedArm]:
+    """Those without a score first, then the highest score, then the fewest tries; what remains equal as the job lists it.
+
+    Args:
+        ranked: in any order.
+        rng_seed: of the job.
+        called: what the first of those with a score is, as in "best"; each is told its place before what speaks for it.
+    """
+    placed = sorted(
         ranked,
         key=lambda found: (found.score is not None, -(found.score or 0.0), found.pulls, listing(rng_seed, found.arm)),
     )
+    if not called:
+        return placed
+    unseen = sum(found.score is None for found in placed)
+    told = (replace(found, why=f"{_ordinal(place)}{called} {found.why}") for place, found in enumerate(placed[unseen:], start=1))
+    return [*placed[:unseen], *told]
+
+
+def _ordinal(place: int) -> str:
+    """Of a place; nothing for the first."""
+    if place == 1:
+        return ""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(place % 10, "th") if place % 100 not in (11, 12, 13) else "th"
+    return f"{place}{ending} "
 
 
 def all_tries(statistics: Iterable[ArmStatistics], available: Iterable[RankedArm]) -> float:

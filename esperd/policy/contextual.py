@@ -67,12 +67,12 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
         x = _features(found.arm, _circumstances(found, request), blueprints)
         expected, doubt = float(mean + weights @ x), float(np.sqrt(x @ np.linalg.solve(precision, x)))
         ranked.append(_bounded(found, expected, expected + width * doubt, f"{len(available)} available arms"))
-    return Selection(ranked=by_score(ranked, request.rng_seed), promise="promises at most")
+    return Selection(ranked=by_score(ranked, request.rng_seed, "best"), promise="promises at most")
 
 
 def _bounded(found: RankedArm, expected: float, score: float, among: str) -> RankedArm:
     own = "never tried" if found.expected is None else f"own mean {found.expected:.4f} over {found.known}"
-    why = f"best of {among}: expected reward {expected:.4f} by its like, upper bound {score:.4f}, {own}"
+    why = f"of {among}: expected reward {expected:.4f} by its like, upper bound {score:.4f}, {own}"
     return replace(found, score=score, pays=found.pulls == 0 or score > 0.0, why=why)
 
 

@@ -36,7 +36,7 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     width = request.settings.exploration * spread(state.arms, available)
     pulls = max(sum(weights.values()), 1.0)  # rounding: the newest try alone weighs 1
     ranked = [_bounded(found, weights, totals, pulls, width, len(available)) for found in available]
-    return Selection(ranked=by_score(ranked, request.rng_seed), promise="promises at most")
+    return Selection(ranked=by_score(ranked, request.rng_seed, "best"), promise="promises at most")
 
 
 def _faded(tries: Sequence[Try], discount: float) -> tuple[dict[Arm, float], dict[Arm, float]]:
@@ -59,7 +59,7 @@ def _bounded(
     mean = totals[found.arm] / weight
     score = mean + width * math.sqrt(2.0 * math.log(pulls) / weight)
     why = (
-        f"best of {available} available arms: discounted mean reward {mean:.4f} over {found.known} that count as "
+        f"of {available} available arms: discounted mean reward {mean:.4f} over {found.known} that count as "
         f"{weight:.2f}, upper bound {score:.4f}"
     )
     return replace(found, score=score, pays=score > 0.0, why=why)

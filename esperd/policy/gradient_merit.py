@@ -63,15 +63,20 @@ def _select(request: Decide, state: BanditState, available: Sequence[RankedArm],
     if measure := gauge_all(request, state, unknown):
         return Selection(ranked=available, measure=measure)
     of = f"{len(open_to)}" if not unknown else f"{len(open_to) - len(unknown)} of {len(open_to)}"
-    first = f"largest {called} of {of} arms that may be grown"
-    ranked = [_gauged(found, fresh[found.arm], score, first) for found in open_to if found.arm in fresh]
+    ranked = [
+        _gauged(found, fresh[found.arm], score, f"{called} of {of} arms that may be grown")
+        for found in open_to
+        if found.arm in fresh
+    ]
     known = [found for found in ranked if found.pays]
     failed = [found for found in ranked if not found.pays]
     failed += [judged for judged in out if judged is not None]
     too_dear = f"not gauged, because that would take more than {SHARE:.0%} of the job; next in its list"
     left_out = [replace(found, why=too_dear) for found in unknown]
     listed = (sorted(part, key=lambda found: listing(request.rng_seed, found.arm)) for part in (left_out, failed))
-    return Selection(ranked=[*by_score(known, request.rng_seed), *itertools.chain(*listed)], promise=f"has a {called} of")
+    return Selection(
+        ranked=[*by_score(known, request.rng_seed, "largest"), *itertools.chain(*listed)], promise=f"has a {called} of"
+    )
 
 
 SHARE = 0.05
@@ -117,10 +122,10 @@ def _out(found: RankedArm, observation: Observation) -> RankedArm | None:
     return None
 
 
-def _gauged(found: RankedArm, merit: ArmMerit, score: Score, first: str) -> RankedArm:
+def _gauged(found: RankedArm, merit: ArmMerit, score: Score, among: str) -> RankedArm:
     """The arm with its score, or with the reason why it has none."""
     if merit.norm is None:
         return replace(found, pays=False, why=f"could not be gauged: {merit.why_not}")
     over = f"{merit.batches} batch" if merit.batches == 1 else f"{merit.batches} batches"
     ranked_by = score(merit.norm, found.option)
-    return replace(found, score=ranked_by, why=f"{first}: {ranked_by:.4g} over {over}")
+    return replace(found, score=ranked_by, why=f"{among}: {ranked_by:.4g} over {over}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import msgspec
 
 from esperd.declarations import resolve
 from esperd.errors import HandlerFailed
-from esperd.messages.policy import Decide, Decision, Signal
+from esperd.messages.policy import Decide, Decided, Decision, Signal
 
 ALWAYS = "always"
 """The trigger that need not be asked."""
@@ -23,11 +25,34 @@ def with_signal(request: Decide, reference: str) -> Decide:
         ImportFailed: when the trigger's code does not import.
         HandlerFailed: when it answers with something other than ``Signal``.
     """
-    signal = resolve(reference)(request)
-    if not isinstance(signal, Signal):
-        name = request.settings.trigger
-        raise HandlerFailed(f"trigger {name!r} must answer with Signal, not {type(signal).__name__}", trigger=name)
+    signal = checked(resolve(reference)(request), Signal, "trigger", request.settings.trigger)
     return msgspec.structs.replace(request, signal=signal)
+
+
+AnswerT = TypeVar("AnswerT", Decided, Signal)
+
+
+def checked(answer: object, wanted: type[AnswerT], kind: str, name: str) -> AnswerT:
+    """What a plugin answered, its fields too: a struct is made without a look at their types, and what cannot be read again must
+    not get into the log.
+
+    Args:
+        answer: as it was returned.
+        wanted: what it must be.
+        kind: ``strategy`` or ``trigger``.
+        name: of it.
+
+    Raises:
+        HandlerFailed: when it is something else, or a field is of another type; the message says which.
+    """
+    who = f"{kind} {name!r}"
+    if not isinstance(answer, wanted):
+        raise HandlerFailed(f"{who} must answer with {wanted.__name__}, not {type(answer).__name__}", **{kind: name})
+    try:
+        read = msgspec.msgpack.decode(msgspec.msgpack.encode(answer), type=wanted)
+    except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise HandlerFailed(f"{who} answered with a {wanted.__name__} that is none: {error}", **{kind: name}) from error
+    return read
 
 
 def held_back(request: Decide) -> Decision | None:

@@ -24,12 +24,12 @@ def select(request: Decide, state: BanditState, available: Sequence[RankedArm]) 
     tries, deviation = max(all_tries(state.arms, available), 1), spread(state.arms, available)
     width = request.settings.exploration * deviation
     ranked = [_bounded(found, tries, width, len(available)) for found in available]
-    return Selection(ranked=by_score(ranked, request.rng_seed), promise="promises at most")
+    return Selection(ranked=by_score(ranked, request.rng_seed, "best"), promise="promises at most")
 
 
 def _bounded(found: RankedArm, tries: float, width: float, available: int) -> RankedArm:
     if found.expected is None:
         return found
     score = found.expected + width * math.sqrt(2.0 * math.log(tries) / found.tries)
-    why = f"best of {available} available arms: mean reward {found.expected:.4f} over {found.known}, upper bound {score:.4f}"
+    why = f"of {available} available arms: mean reward {found.expected:.4f} over {found.known}, upper bound {score:.4f}"
     return replace(found, score=score, pays=score > 0.0, why=why)

@@ -133,8 +133,17 @@ def reasons_grid(report: Report) -> Grid:
     )
 
 
+def _silent(report: Report) -> str:
+    """That the policy did not decide; empty where it always did."""
+    if not report.policy_unavailable:
+        return ""
+    points = "1 decision point" if report.policy_unavailable == 1 else f"{report.policy_unavailable} decision points"
+    return f"At {points} the policy decided nothing, because it failed or did not answer; esper events says why."
+
+
 def refusals_grid(report: Report) -> Grid:
     """What was wanted and not grown."""
+    silent = _silent(report)
     return Grid(
         "Refused",
         (
@@ -145,7 +154,8 @@ def refusals_grid(report: Report) -> Grid:
             Column("reason", widest=60),
         ),
         [(str(arm.epoch), arm.slot, arm.blueprint, arm.by, arm.reason) for arm in report.refused],
-        empty="nothing was refused",
+        empty=f"nothing was refused. {silent}" if silent else "nothing was refused",
+        note=silent,
     )
 
 

@@ -162,14 +162,14 @@ class DecisionPoints:
         self.events.append(made)
 
     def _too_large(self, decision: Decision) -> str:
-        """Why a seed would break the parameter budget; empty when it would not. People may ask for what was not offered, and what
-        they approve may have been offered before another seed was grown.
+        """Why a seed would break a hard limit of the budget; empty when it would not. People and strategies of plugins may ask
+        for what was not offered, and what is approved may have been offered before another seed was grown.
         """
-        if not decision.by or decision.action != "germinate" or decision.arm is None:
+        if decision.action != "germinate" or decision.arm is None:
             return ""
         slot = self.grower.network.port(decision.arm.slot).record
         price = self.offers.price(decision.arm, self.plugins.blueprints[decision.arm.blueprint], slot)
-        return "" if price is None else self.offers.over_budget(*price)
+        return "" if price is None else self.offers.over_budget(*price, decision.screening)
 
     def _settle(self, arm: Arm, by: str, refusal: str) -> None:
         """Remember how a germination went: what the daemon could not provide is no fault of the arm."""

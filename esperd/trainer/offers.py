@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from esperd.declarations import Blueprint
 from esperd.growth.grower import Grower
+from esperd.growth.network import Seed
+from esperd.growth.nursery import screenings
 from esperd.growth.operators import operator_flops, operator_parameters
 from esperd.messages.growth import SlotRecord
 from esperd.messages.jobs import Budget, Job
@@ -79,20 +81,36 @@ class Offers:
             return None
         return parameters, flops_per_sample
 
-    def over_budget(self, parameters: int, flops_per_sample: float) -> str:
-        """Why a seed of this size does not fit the budget; empty when it does."""
-        total, most = self.grower.network.effective_parameters + parameters, self.budget.parameters
+    def over_budget(self, parameters: int, flops_per_sample: float, screening: str = "") -> str:
+        """Why a seed of this size does not fit the budget; empty when it does.
+
+        Args:
+            parameters: of the seed.
+            flops_per_sample: of the seed.
+            screening: that it is to be a candidate of: one of them at most goes on, so the others are no part of the network.
+        """
+        out = self._out(screening)
+        lost = sum(parameter.numel() for seed in out for parameter in seed.parameters())
+        total, most = self.grower.network.effective_parameters - lost + parameters, self.budget.parameters
         if most is not None and total > most:
             return f"{total} parameters would exceed the budget's {most}"
-        flops, most_flops = self._grown_flops() + flops_per_sample, self.budget.flops_per_sample
+        flops, most_flops = self._grown_flops(out) + flops_per_sample, self.budget.flops_per_sample
         if most_flops is not None and flops > most_flops:
             return f"{flops:.4g} FLOPs per sample would exceed the budget's {most_flops:.4g}"
         return ""
 
-    def _grown_flops(self) -> float:
+    def _out(self, screening: str) -> list[Seed]:
+        """Candidates that will not go on: all of this screening, and of each other one all but the largest."""
+        out: list[Seed] = []
+        for name, candidates in screenings(self.grower.network.seeds()).items():
+            largest = max(candidates, key=lambda seed: (seed.flops_per_sample, seed.name))
+            out += [seed for seed in candidates if name == screening or seed is not largest]
+        return out
+
+    def _grown_flops(self, out: Sequence[Seed]) -> float:
         """Forward FLOPs for one sample were every seed in the network heard, as those that still learn may be one day."""
         host = self.grower.ledger.cost("gate", "host") or 0.0
-        return host + sum(seed.flops_per_sample for seed in self.grower.network.seeds())
+        return host + sum(seed.flops_per_sample for seed in self.grower.network.seeds() if seed not in out)
 
     def _why_taken(self, slot: SlotRecord) -> str:
         for seed in self.grower.network.port(slot.slot):

@@ -19,7 +19,7 @@ from esperd.declarations import resolve
 from esperd.messages.growth import Stage
 from esperd.messages.overruling import LoggedDecision, Overrule, Overruled, ProposalList, ReplayedPoint
 from esperd.messages.policy import Arm, ArmTrial, Decision, PolicySettings
-from esperd.messages.telemetry import ArmTried, DecisionMade, StageChanged
+from esperd.messages.telemetry import ArmTried, DecisionMade, PolicyUnavailable, StageChanged
 from esperd.policy.overruling import proposals, withhold
 
 ID = synthetic_job.JOB_ID
@@ -182,6 +182,17 @@ def test_a_point_that_a_resumed_job_came_back_to_is_listed_once(daemon):
     points = points_of(again)
     assert [point.point for point in points] == [0, 1, 2, 3]
     assert [told.applied for told in points[2].made] == [True, True]
+
+
+def test_where_the_policy_decided_nothing_the_list_says_so_and_why(daemon, capsys):
+    failed = PolicyUnavailable(epoch=7, reason="handler_failed: strategy 'mine' raised KeyError at point 7: 'x'")
+    daemon.log = synthetic_job.numbered([failed, failed])
+    assert ran(daemon, "explain", ID) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "After 2 epochs the policy decided nothing; after epoch 7: handler_failed: strategy 'mine' raised KeyError" in words
+    daemon.log = synthetic_job.numbered([made(WAITED, 0), failed])
+    assert ran(daemon, "explain", ID) == 0
+    assert "After 1 epoch the policy decided nothing" in " ".join(capsys.readouterr().out.split())
 
 
 def test_proposals_are_seen_in_the_list(daemon, capsys):

@@ -9,6 +9,7 @@ from esperd.builtins import strategies, triggers
 from esperd.declarations import Strategy, Trigger
 from esperd.errors import HandlerFailed, ImportFailed, StoreFailed, UnknownName
 from esperd.hookspecs import hookimpl
+from esperd.messages.overruling import Overrule, ReplayDecisions
 from esperd.messages.policy import Arm, ArmOption, Decide, Decided, Decision, Observation, PolicySettings, Signal
 from esperd.plugins import Plugins
 from esperd.policy.actor import PolicyActor
@@ -31,6 +32,20 @@ def wordless(request):
     return None
 
 
+def mistyped(request):
+    if request.settings.trigger == "mistyped":
+        return Signal(fires="yes", reason="for tests")
+    return Decided(decisions=(Decision(action="wait", reason=7),), state=b"")
+
+
+def stateless(request):
+    return Decided(decisions=(), state="text")
+
+
+def boundless(request):
+    return Decided(decisions=(Decision(action="wait", reason="for tests", score=float("nan")),), state=b"")
+
+
 def overdue(request):
     return Signal(fires=False, reason="for tests")
 
@@ -40,12 +55,12 @@ class TestStrategies:
 
     @hookimpl
     def esperd_triggers(self):
-        for name in ("overdue", "raising", "wordless", "absent"):
+        for name in ("overdue", "raising", "wordless", "absent", "mistyped"):
             yield Trigger(name=name, fires=f"{__name__}:{name}", description="for tests")
 
     @hookimpl
     def esperd_strategies(self):
-        for name in ("counting", "raising", "wordless", "absent"):
+        for name in ("counting", "raising", "wordless", "absent", "mistyped", "stateless", "boundless"):
             yield Strategy(name=name, decide=f"{__name__}:{name}", description="for tests")
 
 
@@ -135,9 +150,16 @@ async def test_the_first_of_two_answers_to_one_point_stands(tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "error", "message"),
     [
-        ("ucd", UnknownName, "there are: absent, contextual, counting, .*, never, raising, .*, ucb, uniform, wordless"),
+        (
+            "ucd",
+            UnknownName,
+            "there are: absent, boundless, contextual, counting, .*, never, raising, .*, ucb, uniform, wordless",
+        ),
         ("raising", HandlerFailed, "'raising' raised ZeroDivisionError at point 0: no arms"),
         ("wordless", HandlerFailed, "not NoneType"),
+        ("mistyped", HandlerFailed, "answered with a Decided that is none: Expected `str`, got `int` .*reason"),
+        ("stateless", HandlerFailed, "answered with a Decided that is none: .*state"),
+        ("boundless", HandlerFailed, "score that is not finite"),
         ("absent", ImportFailed, "absent"),
     ],
 )
@@ -146,6 +168,34 @@ async def test_a_strategy_that_cannot_answer_is_a_typed_error_and_nothing_is_log
         with pytest.raises(error, match=message):
             await PolicyActor(database, plugins).handle(request(strategy=strategy))
         assert await database.read("SELECT * FROM decisions") == []
+
+
+@pytest.mark.asyncio
+async def test_where_a_strategy_fails_people_still_have_their_word_and_it_is_logged_and_replayed(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        actor = PolicyActor(database, plugins)
+        await actor.handle(request(point=1, strategy="counting"))
+        await actor.handle(Overrule(id="j", wish="wait", by="ada", reason="let it rest"))
+        answer = await actor.handle(msgspec.structs.replace(request(point=2, strategy="raising"), state=b"kept"))
+        assert [(decision.action, decision.by) for decision in answer.decisions] == [("wait", "ada")]
+        assert answer.state == b"kept"
+        with pytest.raises(HandlerFailed):
+            await actor.handle(request(point=3, strategy="raising"))
+        page = await actor.handle(ReplayDecisions(id="j", after=1))
+    assert [(found.point, found.same) for found in page.points] == [(2, True)]
+
+
+@pytest.mark.asyncio
+async def test_a_page_of_replayed_points_ends_where_a_strategy_is_slow(tmp_path, plugins, monkeypatch):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        actor = PolicyActor(database, plugins)
+        for point in (1, 2, 3):
+            await actor.handle(request(point=point, strategy="ucb"))
+        whole = await actor.handle(ReplayDecisions(id="j"))
+        monkeypatch.setattr("esperd.policy.actor.REPLAYED_FOR_S", -1.0)
+        first = await actor.handle(ReplayDecisions(id="j"))
+    assert ([found.point for found in whole.points], whole.more) == ([1, 2, 3], False)
+    assert ([found.point for found in first.points], first.more) == ([1], True)
 
 
 @pytest.mark.asyncio
@@ -163,6 +213,7 @@ async def test_the_trigger_of_the_job_is_asked_before_the_strategy(tmp_path, plu
         ("plateaux", UnknownName, "no trigger is called 'plateaux'; did you mean 'plateau'"),
         ("raising", HandlerFailed, "trigger 'raising' raised ZeroDivisionError at point 0: no arms"),
         ("wordless", HandlerFailed, "trigger 'wordless' must answer with Signal, not NoneType"),
+        ("mistyped", HandlerFailed, "trigger 'mistyped' answered with a Signal that is none: Expected `bool`"),
         ("absent", ImportFailed, "absent"),
     ],
 )

@@ -30,6 +30,7 @@ from esperd.declarations import resolve
 from esperd.errors import CheckpointRejected, UnknownName
 from esperd.messages.growth import LIVE_STAGES, Stage
 from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings, SlotStatistics
+from esperd.policy.arms import RankedArm, by_score
 from esperd.policy.rent import rent
 from esperd.policy.state import ArmStatistics, BanditState, decode_state
 
@@ -207,6 +208,20 @@ def test_a_merit_for_the_parameters_prefers_a_small_seed_to_a_large_one_of_the_s
     assert (each.arm, each.score) == (small.arm, 0.1)
     assert "largest gradient merit per parameter of 2 arms that may be grown: 0.1 over" in each.reason
     assert [other.score for other in each.alternatives] == [pytest.approx(1.9 / 20)]
+
+
+def test_of_several_candidates_each_is_told_its_own_place():
+    asked = request(all_arms(), policy=PolicySettings(nursery=3, max_live_seeds=9))
+    reasons = [made.reason for made in germinated(scouted(EVERY["gradient_merit"], asked))]
+    assert [reason.partition(" gradient")[0] for reason in reasons] == ["largest", "2nd largest", "3rd largest"]
+    places = [found.why for found in by_score([scored(place) for place in range(1, 23)], 0, "best")]
+    assert [places[place - 1] for place in (1, 2, 3, 4, 11, 12, 13, 21, 22)] == [
+        f"{place}best of all" for place in ("", "2nd ", "3rd ", "4th ", "11th ", "12th ", "13th ", "21st ", "22nd ")
+    ]
+
+
+def scored(place):
+    return RankedArm(option=option("s1", f"b{place}"), rent=0.0, pulls=0, mean=None, score=-float(place), why="of all")
 
 
 def test_merits_count_for_a_tenth_of_the_job_and_are_measured_anew_then():

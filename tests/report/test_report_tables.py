@@ -191,6 +191,13 @@ def test_every_refused_arm_is_listed_with_who_refused_it():
     assert "score 0.0009 <= rent 0.0124" in text
 
 
+def test_a_policy_that_did_not_decide_is_told_beside_what_was_refused():
+    assert "At 1 decision point the policy decided nothing" in refusals_grid(REPORT).plain()
+    silent = msgspec.structs.replace(REPORT, refused=(), policy_unavailable=8)
+    assert "At 8 decision points the policy decided nothing, because it failed or did not answer" in refusals_grid(silent).plain()
+    assert "decided nothing" not in refusals_grid(msgspec.structs.replace(REPORT, policy_unavailable=0)).plain()
+
+
 def test_a_report_without_seeds_says_so():
     report = msgspec.structs.replace(REPORT, seeds=(), refused=())
     assert seeds_grid(report).plain() == "Seeds\n  no seed was germinated"

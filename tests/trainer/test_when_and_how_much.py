@@ -6,6 +6,7 @@ import itertools
 from itertools import pairwise
 
 import desks
+import msgspec
 import pytest
 import torch
 from small_growth import GATE, Kernels, germinate, grower, same, steps, tensors_of
@@ -13,11 +14,13 @@ from small_growth import batches as batches_of_epoch
 
 from esperd.growth.streams import Streams
 from esperd.messages.growth import COOLDOWN_STAGES, Stage
+from esperd.messages.jobs import Budget
 from esperd.messages.policy import Arm, Decided, Decision, Headroom
 from esperd.messages.telemetry import DecisionMade, EpochCompleted, StageChanged, TrainingStarted
 from esperd.store.blobs import Blobs
 from esperd.trainer import run as runs
 from esperd.trainer.epoch_cost import gate_cost, training_cost
+from esperd.trainer.offers import Offers
 from esperd.trainer.session import Session
 from esperd.trainer.stopwatch import ROUNDS, seconds_share
 
@@ -104,6 +107,51 @@ def test_seeds_that_live_count_for_the_budget_of_flops_per_sample(blobs, ended):
         taken = sum(each.flops_per_sample for each in seen.seeds if each.stage not in COOLDOWN_STAGES)
         offered = [option.flops_per_sample for option in seen.options if option.available]
         assert all(seen.host_flops_per_sample + taken + more <= limit for more in offered)
+
+
+class Insisting(desks.InProcessDesk):
+    """Germinates the dearest arm of each slot, the dearest of all first, whatever is offered."""
+
+    def decide(self, request):
+        by_slot = {}
+        for option in sorted(request.observation.options, key=lambda option: option.parameters):
+            by_slot[option.arm.slot] = option
+        wanted = sorted(by_slot.values(), key=lambda option: -option.parameters)
+        made = [Decision(action="germinate", arm=option.arm, reason="for tests") for option in wanted]
+        return Decided(decisions=tuple(made), state=b"")
+
+
+@pytest.mark.parametrize("limit", ["parameters", "flops_per_sample"])
+def test_a_hard_limit_holds_for_a_strategy_that_germinates_what_it_was_not_offered(blobs, ended, limit):
+    first = ended.desk.observations[0]
+    dearest = max(first.options, key=lambda option: option.parameters)
+    standing = {"parameters": first.host_parameters, "flops_per_sample": int(first.host_flops_per_sample)}[limit]
+    asked = desks.growing_job(budget={"epochs": 2, limit: int(standing + getattr(dearest, limit) + 1)})
+    told = desks.train(asked, blobs, Insisting())
+    one, other, *_ = (event for event in told.desk.of(DecisionMade) if event.decision.action == "germinate")
+    assert one.applied, "it fits"
+    assert "would exceed the budget's" in other.refusal
+
+
+def test_the_candidates_of_a_screening_count_as_their_largest_and_not_for_each_other():
+    grown = grower(source=Kernels())
+    steps(grown, batches_of_epoch(0))
+    for blueprint, slot in (("conv_light", "first"), ("norm", "first")):
+        made = msgspec.structs.replace(germinate(blueprint, slot), screening="point 1")
+        assert grown.apply(made) is None
+    large = max(grown.network.seeds(), key=lambda seed: seed.flops_per_sample)
+    size = sum(parameter.numel() for parameter in large.parameters())
+    offers = Offers(
+        grower=grown,
+        source=None,
+        plugins=desks.PLUGINS,
+        job=None,
+        budget=Budget(epochs=1, parameters=grown.host_parameters + size + 1),
+        formula_failed=lambda *_: None,
+    )
+    assert offers.over_budget(1, 0.0) == ""
+    assert f"{grown.host_parameters + size + 2} parameters" in offers.over_budget(2, 0.0)
+    assert offers.over_budget(size, 0.0, "point 1") == "", "one of them at most goes on"
 
 
 def test_the_budget_says_how_much_it_allows_also_of_a_network_that_was_never_trained_as_it_is(blobs, ended):
