@@ -65,8 +65,8 @@ def run_esperd(plan: dict, data: lab.Data, spec: dict) -> tuple[nn.Module, dict[
     """esperd's side, and the two controls, which train and do not grow."""
     arm, rng_seed = spec["arm"], spec["rng_seed"]
     host = final(plan, data, rng_seed) if arm == "final" else start(plan, data, rng_seed)
-    by_hand = PolicySettings(**{"strategy": "ucb", **plan["policy"]}), Growth(**plan["stays"])
-    settings, growth = growth_plan.STRATEGIES[arm] if arm == growth_plan.DEFAULTS else by_hand
+    by_hand = PolicySettings(**{"strategy": "ucb", "stop_rule": False, **plan["policy"]}), Growth(**plan["stays"])
+    settings, growth = growth_plan.NOW.get(arm, by_hand)
     grower = lab.grower_of(
         data,
         host,

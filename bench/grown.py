@@ -24,7 +24,9 @@ from esperd.messages.policy import PolicySettings
 FULL = {"host_epochs": 40, "extra_host_epochs": 44, "batch_size": 128, "pretrain_rate": 0.1, "rate": 0.1}
 QUICK = {"host_epochs": 4, "extra_host_epochs": 10, "batch_size": 64, "pretrain_rate": 0.1, "rate": 0.05}
 STAYS = {"incubation_epochs": 1, "blending_epochs": 1, "shadowing_epochs": 1, "probation_epochs": 3, "embargo_epochs": 1}
-POLICY = PolicySettings(strategy="ucb", warmup_epochs=0, latest_germination=0.4, max_live_seeds=2, max_fossilized=2, patience=2)
+POLICY = PolicySettings(
+    strategy="ucb", stop_rule=False, warmup_epochs=0, latest_germination=0.4, max_live_seeds=2, max_fossilized=2, patience=2
+)
 
 
 REGISTERED = (

@@ -189,7 +189,7 @@ _CHANGES = {
     "ablations": {**growth_plan.ABLATIONS, **growth_plan.LATER_ABLATIONS},
     "strategies": growth_plan.STRATEGIES,
     "further": growth_plan.FURTHER,
-    growth_plan.CONFIRM: growth_plan.STRATEGIES,
+    growth_plan.CONFIRM: growth_plan.NOW,
 }
 _WORK: dict[str, Callable[..., dict[str, Any]]] = {
     "h1": _improve,

@@ -289,11 +289,11 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
             _, lower, _, unit = better_by(mine, gains[name])
             mean = statistics.fmean(gains[name])
             found.append(_figure(f"growing_by_{name}/lower95", lower, unit, "higher", mine, name, mean, gains[name]))
-        _, lower, _ = interval(gains[growth_plan.DEFAULTS])
+        _, lower, _ = interval(gains[growth_plan.TUNED_DEFAULTS])
         peer = continued(lines)
         theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part="h1", arm=peer)]
         mean = statistics.fmean(theirs)
-        repeats = gains[growth_plan.DEFAULTS]
+        repeats = gains[growth_plan.TUNED_DEFAULTS]
         found.append(_figure("defaults_vs_continue/lower95", lower, "points", "higher", repeats, peer, mean, theirs))
     if against := confirmed(lines):
         peer, part, values = against

@@ -63,6 +63,7 @@ POLICY_BEFORE: dict[str, Any] = {
     "latest_germination": 0.6,
     "max_fossilized": 8,
     "patience": 3,
+    "stop_rule": False,
 }
 GROWTH_BEFORE: dict[str, Any] = {
     "incubation_epochs": 3,
@@ -74,6 +75,7 @@ GROWTH_BEFORE: dict[str, Any] = {
 """Defaults of a job when all of this was registered, of what was changed after ``bench/defaults.py``."""
 _ASKED = {
     "strategy": STRATEGY,
+    "stop_rule": False,
     "warmup_epochs": 0,
     "latest_germination": 0.4,
     "max_live_seeds": 2,
@@ -119,14 +121,14 @@ LATER_ABLATIONS: dict[str, tuple[PolicySettings, Growth]] = {
 changed. ``unchanged``: ``grown`` once more, on the processor that the others run on. ``born_random``: a seed's last layer is
 drawn as torch draws it, where it is zero otherwise.
 """
-DEFAULTS = "job_defaults_3"
-"""As a job grows now that sets nothing."""
+TUNED_DEFAULTS = "job_defaults_3"
+"""As a job grew that set nothing, once ``bench/defaults.py`` had chosen stays and patience."""
 STRATEGIES: dict[str, tuple[PolicySettings, Growth]] = {
     "first_arm": (policy(strategy="first_arm"), growth()),
     "uniform": (policy(strategy="uniform"), growth()),
     "job_defaults": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
     "job_defaults_2": (PolicySettings(**POLICY_BEFORE), Growth(**GROWTH_BEFORE)),
-    DEFAULTS: (PolicySettings(**{**POLICY_BEFORE, "patience": 2}), growth()),
+    TUNED_DEFAULTS: (PolicySettings(**{**POLICY_BEFORE, "patience": 2}), growth()),
 }
 """``grown`` by a strategy that measures nothing: over what it gains, choosing pays. Registered when the ablations of seven RNG
 seeds were known. ``job_defaults``, registered when all of these were: as a job grows that sets nothing;
@@ -148,6 +150,11 @@ best of five (equally well on the gate split), on RNG seeds that nothing was tun
 RNG seeds of H1, and are compared with its host continued.
 """
 CONFIRM = "confirm"
+DEFAULTS = "job_defaults_4"
+"""As a job grows now that sets nothing: with the stop rule."""
+NOW: dict[str, tuple[PolicySettings, Growth]] = {
+    DEFAULTS: (PolicySettings(**{**POLICY_BEFORE, "patience": 2, "stop_rule": True}), growth()),
+}
 FIRST_RNG_SEED: dict[str, int] = {"cifar10_16x16": 10}
 """Of the part ``confirm``, by data, where it is not 0."""
 BIRTHS = ("zero", "random")

@@ -111,8 +111,9 @@ class PolicySettings(Value, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bottleneck_ratio: Annotated[float, msgspec.Meta(ge=1.0)] = 2.0
     """``gradient_bottleneck``: it fires when the gradient at one slot is this many times the median of the others. Chosen, not
     measured."""
-    stop_rule: bool = False
-    """Whether nothing more is grown while training on promises more per FLOP than the best arm; see ``docs/policy.md``."""
+    stop_rule: bool = True
+    """Whether an arm is left out while it promises less per FLOP than training on, and nothing grown while all do; see
+    ``docs/policy.md``."""
     stop_window: Annotated[int, msgspec.Meta(ge=3)] = 5
     """Latest gate losses from which ``stop_rule`` reads what training on brings. Chosen, not measured."""
     min_free_memory: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.0

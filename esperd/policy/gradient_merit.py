@@ -53,21 +53,18 @@ def _select(request: Decide, state: BanditState, available: Sequence[RankedArm],
     """Every available arm that may be grown is gauged when one is to be; what was gauged counts for :data:`LASTS` of the job.
 
     An arm whose seeds did not pay is not grown again, however large its gradient, and one whose rent no gain could cover is not
-    grown at all: nothing is spent on their gradients. Where the job cannot bear to gauge all (see :func:`gauge_all`), the others
-    come after those that were gauged, as the job lists them.
+    grown at all: nothing is spent on their gradients. Where the job cannot bear to gauge all (see :func:`gauge_all`), an older
+    merit goes on to count, and arms that were never gauged come after the others, as the job lists them.
     """
     out = [_out(found, request.observation) for found in available]
     open_to = [found for found, judged in zip(available, out, strict=True) if judged is None]
-    fresh = fresh_merits(request, state)
-    unknown = [found for found in open_to if found.arm not in fresh]
-    if measure := gauge_all(request, state, unknown):
+    fresh, latest = fresh_merits(request, state), {merit.arm: merit for merit in state.merits}
+    if measure := gauge_all(request, state, [found for found in open_to if found.arm not in fresh]):
         return Selection(ranked=available, measure=measure)
+    unknown = [found for found in open_to if found.arm not in latest]
     of = f"{len(open_to)}" if not unknown else f"{len(open_to) - len(unknown)} of {len(open_to)}"
-    ranked = [
-        _gauged(found, fresh[found.arm], score, f"{called} of {of} arms that may be grown")
-        for found in open_to
-        if found.arm in fresh
-    ]
+    among = f"{called} of {of} arms that may be grown"
+    ranked = [_gauged(found, latest[found.arm], score, among) for found in open_to if found.arm in latest]
     known = [found for found in ranked if found.pays]
     failed = [found for found in ranked if not found.pays]
     failed += [judged for judged in out if judged is not None]

@@ -125,7 +125,7 @@ def test_defaults_are_compared_with_the_host_trained_alone(tmp_path):
 
 
 def test_a_job_that_sets_nothing_is_what_the_last_bench_of_defaults_ran():
-    assert growth_plan.STRATEGIES[growth_plan.DEFAULTS] == (PolicySettings(), Growth()), "another default is another arm"
+    assert {growth_plan.DEFAULTS: (PolicySettings(), Growth())} == growth_plan.NOW, "another default is another arm"
 
 
 def test_seeds_born_as_zero_and_at_random_are_blended_in_alike_and_end_apart(tiny):

@@ -187,7 +187,7 @@ def test_growing_by_a_strategy_that_measures_nothing_is_what_choosing_is_measure
         lines.add(line("first_arm", rng_seed, "strategies", audit=0.52 + 0.001 * rng_seed))
         for name in ("job_defaults", "job_defaults_2"):
             lines.add(line(name, rng_seed, "strategies", audit=0.51))
-        lines.add(line(growth_plan.DEFAULTS, rng_seed, "strategies", audit=0.53 + 0.001 * rng_seed))
+        lines.add(line(growth_plan.TUNED_DEFAULTS, rng_seed, "strategies", audit=0.53 + 0.001 * rng_seed))
     lines.add(line("grown", 8, audit=0.90))
     assert growth_figures.growing_by(lines)["first_arm"] == pytest.approx([2.0 + 0.1 * seed for seed in range(8)])
     found = {figure.name: figure for figure in growth_figures.figures(lines)}

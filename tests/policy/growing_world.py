@@ -105,4 +105,4 @@ def record(name, stage, arm, world, worth, rng, epoch):
     return msgspec.structs.replace(told, flops_per_sample=world.price * HOST)
 
 
-SETTINGS = PolicySettings(latest_germination=0.9, max_live_seeds=1)
+SETTINGS = PolicySettings(latest_germination=0.9, max_live_seeds=1, stop_rule=False)

@@ -50,8 +50,8 @@ def test_growth_ends_where_training_on_saves_more_per_flop():
     )
 
 
-def test_the_rule_is_off_unless_asked_for():
-    assert not PolicySettings().stop_rule
+def test_the_rule_holds_unless_it_is_switched_off():
+    assert PolicySettings().stop_rule
     assert decided(falling(0.1), stop_rule=False).action == "germinate"
 
 

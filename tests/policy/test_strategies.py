@@ -254,13 +254,22 @@ def test_gauging_takes_a_twentieth_of_a_job_at_most_whatever_an_epoch_holds(name
     again, answer = gauging(name, later, answer.state)
     refused = 1  # no seed came of what was germinated: that arm is out
     assert len(again) == int((0.05 * 450 - 12 * 1.1) / 1.1) < len(ARMS) - refused
-    assert germinated(answer)[0].arm in again, "those that were gauged come first"
-    assert f"of {len(again)} of {len(ARMS) - refused} arms" in germinated(answer)[0].reason
     last = all_arms(epoch=40, epochs_left=5.0, progress=0.5, steps_per_epoch=10, shortest_life_epochs=3)
     none, answer = gauging(name, last, answer.state)
     assert not none
+    assert "largest gradient merit" in germinated(answer)[0].reason, "older merits go on to count"
+
+
+def test_arms_that_a_job_cannot_bear_to_gauge_come_after_the_others_as_it_lists_them():
+    one_step = all_arms(steps_per_epoch=1, epochs_left=95.0)  # five passes: four arms
+    some, answer = gauging("gradient_merit", one_step)
+    (grown,) = germinated(answer)
+    assert grown.arm in some
+    assert "largest gradient merit of 4 of 12 arms" in grown.reason
+    none, answer = gauging("gradient_merit", all_arms(steps_per_epoch=1, epochs_left=10.0))
+    assert not none
     (listed,) = germinated(answer)
-    assert "not gauged, because that would take more than 5% of the job" in listed.reason
+    assert "not gauged, because that would take more than 5% of the job; next in its list" in listed.reason
 
 
 def test_those_are_gauged_first_that_never_were():

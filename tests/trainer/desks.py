@@ -347,5 +347,6 @@ def growing_job(**fields):
         "policy": {"warmup_epochs": 1, "patience": 1, "rent_parameters": 0.001, "rent_flops": 0.001},
         **fields,
     }
-    settings["policy"] = {"strategy": "ucb", **settings["policy"]}  # one question an epoch, nothing measured first
+    # one question an epoch, nothing measured first, and growth does not end before the job does
+    settings["policy"] = {"strategy": "ucb", "stop_rule": False, **settings["policy"]}
     return msgspec.convert(settings, Job)

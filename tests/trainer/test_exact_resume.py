@@ -63,6 +63,14 @@ JOB = desks.growing_job(
 """Measures arms, grows, breaks while seeds live, and is taken back: culls them, and lowers the rate."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def all_may_be_gauged():
+    """In jobs of a few dozen steps a twentieth is not a batch for each arm."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("esperd.policy.gradient_merit.SHARE", 1.0)
+        yield
+
+
 def comparable(events):
     """Events without what differs between two runs of one job: durations, hashes of files that hold them, and how it began."""
     kept = [event for event in events if not isinstance(event, CheckpointSaved | TrainingStarted)]

