@@ -3,7 +3,7 @@
 From one state every contender goes its own way for the same FLOPs, on the same batches from the same RNG streams: the network
 with an arm's seed trained jointly, once for each arm, and the network as it is. The learning rate falls to 0 on the way, so that
 what is compared are networks that have come to rest. A costly seed takes fewer steps: what an arm shows is what it brings for
-its price, and the network as it is shows what training on would give.
+its price, and the network as it is shows what training on would give. One whose first step is more than all may spend is out.
 
 Nothing remains of the contenders but what was measured of them.
 """
@@ -30,6 +30,9 @@ from esperd.messages.growth import Trial
 from esperd.messages.policy import Arm
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+NEARLY = 1e-6
+"""Of a step: a number of steps that went through floats may come out less than whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +66,8 @@ def contest(
         arms: what is tried.
         train: batches of the train split, without end, the same ones at each call; of several ranks each has its own.
         gate: batches of the gate split, all of it.
-        epochs: what each contender may spend on training, in epochs of the network as it is.
+        epochs: what each contender may spend on training, in epochs of the network as it is: the whole steps in it. Where there
+            is none, nobody competes.
         equal: ``flops``: a costly seed takes fewer steps; ``steps``: all take the same, which asks what an arm would bring if
             training it cost nothing.
 
@@ -77,7 +81,11 @@ def contest(
     if not epochs > 0.0:
         raise ValueError(f"a contest needs a length above 0 epochs, not {epochs}")
     start = Streams.take(device_of(grower.network))
-    steps = max(1, round(epochs * grower.steps_per_epoch))
+    steps = math.floor(epochs * grower.steps_per_epoch + NEARLY)
+    if steps < 1:
+        why_not = f"{epochs:.2g} epochs of {grower.steps_per_epoch} steps are less than one step"
+        yield from (Contender(arm=arm, trial=None, why_not=why_not) for arm in arms)
+        return
     as_it_is = contender(grower)
     with _charged(grower, as_it_is):
         taken = _train(as_it_is, train(), start, steps=steps, flops=math.inf)
@@ -94,11 +102,15 @@ def contest(
             # its probe, which every newborn seed pays once, is charged but not held against it here
             limit = twin.ledger.total + allowance if equal == "flops" else math.inf
             taken_with = _train(twin, train(), start, steps=steps, flops=limit)
-            found = _measured(twin, gate)
+            found = _measured(twin, gate) if taken_with else None
         spent = twin.ledger.total
+        del twin
+        if found is None:
+            why_not = f"one step with it takes more than the {allowance:.3g} FLOPs that each contender may spend"
+            yield Contender(arm=arm, trial=None, why_not=why_not)
+            continue
         told = _compared(grower, alone, found, taken_with, taken, spent)
         why_not = "" if math.isfinite(told.loss) else f"it ended with a gate loss of {found.mean_loss}"
-        del twin
         yield Contender(arm=arm, trial=None if why_not else told, why_not=why_not)
 
 
@@ -115,6 +127,9 @@ def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: int
     """Train while another step is affordable, for ``steps`` at most, at a rate that falls linearly from the twin's own to 0.
 
     How many steps are affordable is known after the first one, so the rate falls over all of them.
+
+    Returns:
+        Steps that were taken; 0 when not even the first was affordable: that one was taken to know it.
     """
     rate, planned, step_flops = twin.host_learning_rate(), steps, 0.0
     with forked(start.device, start):
@@ -127,8 +142,10 @@ def _train(twin: Grower, batches: Iterator[Batch], start: Streams, *, steps: int
                 twin.train_step(*next(batches))
             if taken == 0:
                 step_flops = twin.ledger.total - before
-                affordable = math.inf if math.isinf(flops) else (flops - before) / step_flops
-                planned = twin.ranks.first("steps that a contender affords", int(max(1, min(steps, affordable))))
+                affordable = steps if math.isinf(flops) else math.floor((flops - before) / step_flops + NEARLY)
+                planned = twin.ranks.first("steps that a contender affords", min(steps, affordable))
+                if planned < 1:
+                    return 0
     raise AssertionError("unreachable: counting does not end")
 
 

@@ -6,6 +6,7 @@ One of the contenders is growing nothing: who does not beat it at equal FLOPs, a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -58,30 +59,73 @@ def rounds(contenders: int) -> list[int]:
     return sizes
 
 
-def plan(entering: Sequence[RankedArm], request: Decide) -> tuple[int, float]:
-    """How many arms enter, and for how many epochs the first round lasts, so that all rounds together take their share of what
-    is left: training, and gate passes, of which every round has one more than arms. Where gate passes alone would take more than
-    half of it, fewer arms enter.
+PROBE_STEPS = 3
+"""Steps at most that the probe of a newborn seed costs, see ``esperd.growth.probe``: each contender is newborn in each round."""
+
+
+def plan(entering: Sequence[RankedArm], request: Decide) -> tuple[Sequence[RankedArm], float] | None:
+    """Which arms enter, and for how many epochs the first round lasts, so that all rounds together take at most their share of
+    what is left: training in whole steps, gate passes, of which every round has one more than arms, and the probe of each newborn
+    seed. Where all but training would take more than half of it, or a round would be shorter than a step of its dearest arm,
+    fewer arms enter, and without the dearest where that does not help.
 
     Args:
         entering: those that may, the best first.
         request: the decision point. Where nobody knows how much is left (only seconds bound the job, and no epoch was timed
-            yet), it is taken to be as much as is behind it.
+            yet), it is taken to be as much as is behind it. Where nobody says how many steps an epoch has, a round may last any
+            part of one.
+
+    Returns:
+        None where not even two arms, or the only one, and a step each fit.
     """
-    observation, settings = request.observation, request.settings
-    left = float(observation.epoch) if observation.epochs_left is None else observation.epochs_left
-    allowed, host = settings.contest_share * left, max(observation.host_flops_per_sample, 1.0)
-    for count in range(min(len(entering), settings.contenders), 0, -1):
-        dearest = max(1.0 + found.option.flops_per_sample / host for found in entering[:count])
-        passes = (observation.gate_pass_epochs or 0.0) * dearest * sum(size + 1 for size in rounds(count))
-        if passes <= allowed / 2 or count <= FINAL:
-            break
-    units = sum((size + 1) * 2.0**number for number, size in enumerate(rounds(count)))
-    return count, (allowed - min(passes, allowed / 2)) / units
+    pool, fewest = list(entering), min(len(entering), FINAL)
+    while pool and len(pool) >= fewest:
+        for count in range(min(len(pool), request.settings.contenders), fewest - 1, -1):
+            if (length := _first_length(pool[:count], request)) is not None:
+                return pool[:count], length
+        pool.remove(max(pool, key=lambda found: (found.option.flops_per_sample, found.arm)))
+    return None
+
+
+def _first_length(arms: Sequence[RankedArm], request: Decide) -> float | None:
+    """Epochs of the first round of a contest of these arms; None where it does not fit."""
+    observation, allowed, steps = request.observation, _allowed(request), request.observation.steps_per_epoch
+    dearest = max(found.option.flops_per_sample for found in arms) / max(observation.host_flops_per_sample, 1.0)
+    # a seed in training takes three times its forward FLOPs, a host whose input needs no gradient hardly more than twice
+    step = 1.0 + 1.5 * dearest
+    sizes = rounds(len(arms))
+    beside = (observation.gate_pass_epochs or 0.0) * (1.0 + dearest) * sum(size + 1 for size in sizes)
+    beside += 0.0 if steps is None else PROBE_STEPS * step / steps * sum(sizes)
+    if beside > allowed / 2 and len(arms) > FINAL:
+        return None
+    length = (allowed - beside) / sum((size + 1) * 2.0**number for number, size in enumerate(sizes))
+    if steps is None:
+        return length if length > 0.0 else None
+    whole = math.floor(length * steps)
+    return whole / steps if whole >= step else None
+
+
+def _allowed(request: Decide) -> float:
+    """Epochs that a contest may take."""
+    left = request.observation.epochs_left
+    return request.settings.contest_share * (float(request.observation.epoch) if left is None else left)
+
+
+def _without_contest(request: Decide, available: Sequence[RankedArm]) -> Selection:
+    """Nothing that has to win a contest is grown where none can be held; what was grown before is judged by what became of it."""
+    why = (
+        f"cannot compete: a contest may take {_allowed(request):.2g} epochs, which is less than {min(len(available), FINAL)} "
+        "contenders take that train for a step each, beside one that grows nothing"
+    )
+    told = [_placed(found, {}) if found.mean is not None else replace(found, pays=False, why=why) for found in available]
+    told.sort(key=lambda found: (not found.pays, -(found.score or 0.0), listing(request.rng_seed, found.arm)))
+    return Selection(ranked=told)
 
 
 def _first_round(request: Decide, state: BanditState, available: Sequence[RankedArm]) -> Selection:
     settings = request.settings
+    if plan(available, request) is None:  # whatever their merits are: the two cheapest do not fit
+        return _without_contest(request, available)
     merits = fresh_merits(request, state)
     unknown = [found for found in available if found.arm not in merits]
     if len(available) > settings.contenders and (measure := gauge_all(request, state, unknown)):
@@ -91,8 +135,11 @@ def _first_round(request: Decide, state: BanditState, available: Sequence[Ranked
     if not entering:
         told = {arm: f"could not be gauged: {merit.why_not}" for arm, merit in merits.items()}
         return Selection(ranked=[replace(found, pays=False, why=told[found.arm]) for found in available])
-    count, length = plan(entering, request)
-    return Selection(ranked=available, measure=[compete(found, length, count) for found in entering[:count]])
+    planned = plan(entering, request)
+    if planned is None:
+        return _without_contest(request, available)
+    arms, length = planned
+    return Selection(ranked=available, measure=[compete(found, length, len(arms)) for found in arms])
 
 
 def _enters(merit: ArmMerit | None) -> bool:

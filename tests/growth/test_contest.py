@@ -70,6 +70,23 @@ def test_contenders_may_take_the_same_steps_instead():
     assert {made.trial.steps_with for made in held(started(), epochs=2.0, equal="steps")} == {2 * (SAMPLES // BATCH)}
 
 
+def test_who_cannot_afford_a_single_step_is_told_so_and_is_not_measured_at_more_than_the_others_may_spend():
+    grown = started()
+    light, norm = held(grown, epochs=1.9 / grown.steps_per_epoch)
+    assert (norm.trial.steps_with, norm.trial.steps_without) == (1, 1), "an allowance is not rounded up"
+    assert light.trial is None
+    assert "one step with it takes more than the" in light.why_not
+
+
+def test_where_not_even_the_network_as_it_is_affords_a_step_nobody_competes_and_nothing_is_spent():
+    grown = started()
+    before = dict(grown.ledger.spent)
+    found = held(grown, epochs=0.8 / grown.steps_per_epoch)
+    assert [made.trial for made in found] == [None, None]
+    assert all(f"0.2 epochs of {grown.steps_per_epoch} steps are less than one step" in made.why_not for made in found)
+    assert grown.ledger.spent == before
+
+
 def test_a_contest_is_the_same_again_and_does_not_depend_on_who_else_competes():
     grown = started()
     both = held(grown)

@@ -30,6 +30,7 @@ from esperd.declarations import resolve
 from esperd.errors import CheckpointRejected, UnknownName
 from esperd.messages.growth import LIVE_STAGES, Stage
 from esperd.messages.policy import Arm, ArmMerit, ArmTrial, PolicySettings, SlotStatistics
+from esperd.policy import successive_halving as halving
 from esperd.policy.arms import RankedArm, by_score
 from esperd.policy.rent import rent
 from esperd.policy.state import ArmStatistics, BanditState, decode_state
@@ -355,6 +356,49 @@ def test_gate_passes_count_for_the_share_and_where_they_are_dear_fewer_arms_comp
     fewer, all_together = spent(0.4)
     assert 2 < fewer < 8
     assert all_together == pytest.approx(allowed)
+
+
+def planned(options, **seen):
+    """Arms that enter a contest, and epochs of its first round; None where there is none, with what is decided instead."""
+    told = observation(options=tuple(options), gate_pass_epochs=0.01, **seen)
+    asked = request(told, policy=PolicySettings(contenders=8, contest_share=0.2, rent_flops=0.0))
+    (*_, last) = decisions = EVERY["successive_halving"](asked).decisions
+    if last.action != "try":
+        return None, last
+    return [decision.arm for decision in decisions], last.epochs
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 40])
+def test_rounds_of_a_contest_last_whole_steps_and_all_together_keep_to_the_share(steps):
+    dear, options = 1.1, [option(arm.slot, arm.blueprint) for arm in ARMS[:8]]
+    entered = []
+    for left in (12.0, 40.0, 200.0):
+        arms, length = planned(options, steps_per_epoch=steps, epochs_left=left)
+        if arms is None:
+            assert "cannot compete" in length.reason
+            continue
+        entered.append(len(arms))
+        assert length * steps == pytest.approx(round(length * steps))
+        assert length * steps > dear, "each affords a step"
+        sizes = halving.rounds(len(arms))
+        spent = sum((size + 1) * (length * 2**number + 0.01 * dear) for number, size in enumerate(sizes))
+        spent += sum(size * 3 * dear / steps for size in sizes)  # probes of newborn seeds
+        assert spent <= 0.2 * left
+    assert entered == sorted(entered)
+    assert entered[-1] == 8 if steps >= 3 else entered[-1] >= 2
+
+
+def test_where_not_even_two_arms_and_a_step_each_fit_there_is_no_contest_and_nothing_is_grown():
+    none, decision = planned([option("s1"), option("s2")], steps_per_epoch=1, epochs_left=20.0)
+    assert (none, decision.action) == (None, "wait")
+    assert "a contest may take 4 epochs, which is less than 2 contenders take that train for a step each" in decision.reason
+
+
+def test_an_arm_too_dear_for_a_step_in_the_shortest_contest_is_left_out_and_the_others_compete():
+    dear = option("s1", "wide", flops=1e6)
+    arms, _ = planned([option("s1"), option("s2"), dear], steps_per_epoch=2, epochs_left=90.0)
+    assert {arm.blueprint for arm in arms} == {"conv"}
+    assert planned([dear], steps_per_epoch=2, epochs_left=90.0)[0] is None
 
 
 def test_who_does_not_beat_training_on_after_rent_is_not_grown():

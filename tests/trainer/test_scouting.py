@@ -106,11 +106,24 @@ def test_a_job_that_measures_first_ends_bit_identical_when_it_is_stopped(blobs, 
 
 
 def test_a_contest_is_held_once_and_told_arm_by_arm(blobs):
-    ended = desks.train(job("successive_halving", budget={"epochs": 12}), blobs)
+    ended = desks.train(job("successive_halving", budget={"epochs": 20}, batch_size=24), blobs)
     tried = [body.tried for body in ended.desk.of(ArmTried)]
     assert len({trial.arm for trial in tried}) >= 2
     assert {trial.epoch for trial in tried} == {tried[0].epoch}
     assert all(trial.trial is not None and trial.trial.flops > 0.0 for trial in tried)
+
+
+@pytest.mark.parametrize("batch_size", [24, 96, 1000])
+def test_a_contest_keeps_to_its_share_however_few_steps_an_epoch_has_or_is_not_held(blobs, batch_size):
+    ended = desks.train(job("successive_halving", budget={"epochs": 20}, batch_size=batch_size), blobs)
+    tried = ended.desk.of(ArmTried)
+    first = ended.desk.observations[0]
+    epoch_flops = first.gate_flops[0] / (1.0 + first.gate_pass_epochs)
+    allowed = 0.15 * first.epochs_left * epoch_flops
+    assert ended.report.flops.get("trial", 0.0) <= allowed
+    assert bool(tried) == (batch_size == 24), "of three steps an epoch, or one, the share holds too few"
+    reasons = [body.decision.reason for body in ended.desk.of(DecisionMade)]
+    assert any("cannot compete: a contest may take" in reason for reason in reasons) == (not tried)
 
 
 def test_a_network_that_cannot_be_copied_is_not_measured_and_trains_on(blobs):
