@@ -45,6 +45,7 @@ def fork(grower: Grower) -> Grower:
         watch=None,
         resting=dict(grower.resting),
         outcomes=list(grower.outcomes),
+        screened_out=list(grower.screened_out),
         windows={name: list(window) for name, window in grower.windows.items()},
     )
     twin.incubator.gathered = gathered

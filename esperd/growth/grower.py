@@ -121,6 +121,9 @@ class Grower:
     outcomes: list[SeedOutcome] = field(default_factory=list)
     windows: dict[str, list[float]] = field(default_factory=dict)
     """Gate losses since each shadowing seed reached its target alpha."""
+    screened_out: list[SeedRecord] = field(default_factory=list)
+    """Candidates that lost a screening, as they ended: they leave nothing in the network. Whoever told the policy of them
+    clears it."""
     gate_loss: float | None = None
     """As last measured."""
     measured_at: int | None = None
@@ -333,6 +336,7 @@ class Grower:
             self.emit(ScreeningEnded(epoch=self.epoch, screening=name, winner=winner, candidates=told))
             for seed, reason in choice.losers:
                 self.occur(seed, CullRequested(reason))
+                self.screened_out.append(record_of(seed))
             if choice.winner is not None:
                 self._go_on(choice.winner)
 

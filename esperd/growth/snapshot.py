@@ -17,7 +17,7 @@ from esperd.growth.network import Presence, Seed
 from esperd.growth.operators import operator
 from esperd.growth.optimizer import HOST_GROUP, add_group, host_group
 from esperd.growth.optimizer_state import GroupState, describe, put
-from esperd.messages.growth import Contribution, SlotRecord, Stage, Trial, Verdict
+from esperd.messages.growth import Contribution, SeedRecord, SlotRecord, Stage, Trial, Verdict
 from esperd.messages.reports import SeedOutcome
 
 Rebuild = Callable[[str], nn.Module]
@@ -86,6 +86,8 @@ class GrowerState(msgspec.Struct, frozen=True, kw_only=True):
     """Scale and age of the gradient scaler; None where there is none."""
     spent: dict[str, float]
     costs: dict[str, float]
+    screened_out: tuple[SeedRecord, ...] = ()
+    """Of whom the policy was not told yet."""
 
 
 def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
@@ -131,6 +133,7 @@ def take(grower: Grower) -> tuple[GrowerState, dict[str, torch.Tensor]]:
         scaler=grower.precision.state(),
         spent=dict(grower.ledger.spent),
         costs=dict(grower.ledger.costs),
+        screened_out=tuple(grower.screened_out),
     )
     return state, tensors
 
@@ -169,7 +172,7 @@ def restore(grower: Grower, state: GrowerState, tensors: dict[str, torch.Tensor]
         gathered.loss_sum, gathered.passes = tensors.get(f"incubation.{name}.loss_sum"), passes
     grower.incubator.sharing = dict(state.sharing)
     grower.network.germinated = state.germinated
-    grower.outcomes = list(state.outcomes)
+    grower.outcomes, grower.screened_out = list(state.outcomes), list(state.screened_out)
     grower.windows = {name: list(window) for name, window in state.windows.items()}
     grower.epoch, grower.step = state.epoch, state.step
     grower.gate_loss, grower.measured_at = state.gate_loss, state.measured_at

@@ -8,7 +8,8 @@ from esperd.messages.base import Message, Reply, Value
 from esperd.messages.growth import Contribution, Trial
 
 TryOutcome = Literal["fossilized", "culled", "refused"]
-"""How a try ended. ``refused``: it was asked for, and a gate or a surgery operation did not let it in."""
+"""How a try ended. ``culled``: it lived, if only to lose a screening. ``refused``: it was asked for, and a gate or a surgery
+operation did not let it in."""
 
 
 class TriedSeed(Value, frozen=True, kw_only=True):

@@ -198,6 +198,9 @@ class Observation(Value, frozen=True, kw_only=True):
     seeds: tuple[SeedRecord, ...]
     slots: tuple[SlotRecord, ...]
     options: tuple[ArmOption, ...]
+    screened_out: tuple[SeedRecord, ...] = ()
+    """Candidates that lost a screening since the last answer that was heard, as they ended. They are not among :attr:`seeds`:
+    their slots do not rest."""
     unavailable: tuple[Arm, ...] = ()
     """Arms whose latest germination failed because the kernel could not be provided: nothing was learned about them."""
     merits: tuple[ArmMerit, ...] = ()
@@ -283,6 +286,9 @@ class Decide(Message, frozen=True, kw_only=True):
     """What the trigger of the settings says; the policy actor asks it before the strategy. None: it was not asked yet."""
     state: bytes = b""
     """What the last answer for this job returned; empty at the first decision."""
+    heard: int | None = None
+    """Number of the point whose answer that was, the last that the trainer heard; 0: it heard none yet. An answer that came too
+    late is none of these, and one from which training went back is none any more. None: not told."""
     evidence: tuple[Precedent, ...] = ()
     """What other jobs learned; the policy actor adds it, where the settings ask for it."""
     given: EvidenceSnapshot | None = None

@@ -15,7 +15,7 @@ from esperd.errors import StoreFailed
 from esperd.messages.evidence import EvidenceSnapshot, Precedent, TriedSeed
 from esperd.messages.policy import Conclude, Decide, Decided
 from esperd.policy.precedents import precedents_of
-from esperd.policy.tracking import Book, conclude, decode_book, follow
+from esperd.policy.tracking import Book, conclude, decode_book, follow, undone
 from esperd.store.clock import Clock
 from esperd.store.database import Database
 
@@ -61,7 +61,8 @@ class EvidenceStore:
         self._clock = clock
 
     def record(self, connection: sqlite3.Connection, request: Decide, answer: Decided) -> None:
-        """Keep the tries that had ended at this point. Part of the transaction that logs the answer: recorded once, with it.
+        """Keep the tries that had ended at this point, in place of earlier ends of the same seeds. Part of the transaction that
+        logs the answer: recorded once, with it.
 
         Args:
             connection: of the transaction.
@@ -71,7 +72,8 @@ class EvidenceStore:
         Raises:
             StoreFailed: when what is kept about the job's tries cannot be read.
         """
-        self._keep(connection, request.job, *follow(_book(connection, request.job), request, answer, self._clock()))
+        book = _book(connection, request.job)
+        self._keep(connection, request.job, book, *follow(book, request, answer, self._clock()))
 
     async def conclude(self, ending: Conclude) -> None:
         """Keep the tries that the last decisions of a job ended; durable on return. Said again, it is kept once.
@@ -79,11 +81,17 @@ class EvidenceStore:
         Raises:
             StoreFailed: when they cannot be kept, or what is kept about the job's tries cannot be read.
         """
-        await self._database.write(
-            lambda connection: self._keep(connection, ending.job, *conclude(_book(connection, ending.job), ending, self._clock()))
-        )
 
-    def _keep(self, connection: sqlite3.Connection, job: str, book: Book, tried: tuple[TriedSeed, ...]) -> None:
+        def close(connection: sqlite3.Connection) -> None:
+            book = _book(connection, ending.job)
+            self._keep(connection, ending.job, book, *conclude(book, ending, self._clock()))
+
+        await self._database.write(close)
+
+    def _keep(self, connection: sqlite3.Connection, job: str, before: Book, book: Book, tried: tuple[TriedSeed, ...]) -> None:
+        if book is before:
+            return
+        _withdraw(connection, job, undone(before, book, tried))
         connection.execute("INSERT OR REPLACE INTO books VALUES (?, ?)", (job, book.encode()))
         for one in tried:
             kind = (one.blueprint, one.topology or "")
@@ -165,6 +173,16 @@ class EvidenceStore:
 def _book(connection: sqlite3.Connection, job: str) -> Book:
     row = connection.execute("SELECT book FROM books WHERE job = ?", (job,)).fetchone()
     return decode_book(b"" if row is None else row["book"], job)
+
+
+def _withdraw(connection: sqlite3.Connection, job: str, seeds: frozenset[str]) -> None:
+    """Delete the records of these seeds of a job, as far as they are kept still."""
+    if not seeds:
+        return
+    rows = connection.execute("SELECT number, record FROM tries WHERE job = ?", (job,)).fetchall()
+    for row in rows:
+        if _decoded(row["record"], TriedSeed).seed in seeds:
+            connection.execute("DELETE FROM tries WHERE number = ?", (row["number"],))
 
 
 def _take(records: list[bytes]) -> tuple[EvidenceSnapshot, bytes]:

@@ -1,10 +1,14 @@
 """Follows the tries of one job from the question to the end, whatever strategy decides it. Pure.
 
 The book of a job is kept beside the decision log and written with every new answer, so it stands where the log stands: an
-answer that is replayed to a resumed job turns no page.
+answer that is replayed to a resumed job turns no page. Where training went back, an end that was told may come undone: the last
+end of a seed is the one that counts.
 """
 
 from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
 
 import msgspec
 
@@ -12,6 +16,7 @@ from esperd.errors import StoreFailed
 from esperd.messages.evidence import TriedSeed, TryOutcome
 from esperd.messages.growth import LIVE_STAGES, SeedRecord, Stage
 from esperd.messages.policy import Arm, Conclude, Decide, Decided, Observation, PolicySettings
+from esperd.messages.reports import SeedOutcome
 from esperd.policy.circumstances import circumstances_of
 from esperd.policy.credit import reward
 from esperd.policy.rent import rent, seconds_share_of
@@ -33,8 +38,8 @@ class Begun(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
 
 
-class Living(msgspec.Struct, frozen=True, kw_only=True):
-    """A seed whose end is not known yet."""
+class Followed(msgspec.Struct, frozen=True, kw_only=True):
+    """A seed of which something was reported."""
 
     begun: Begun
     record: SeedRecord
@@ -44,11 +49,18 @@ class Living(msgspec.Struct, frozen=True, kw_only=True):
 class Book(msgspec.Struct, frozen=True, kw_only=True):
     """The tries of a job. Tuples are in the order of the seeds' names, or of the decisions."""
 
-    living: tuple[Living, ...] = ()
+    living: tuple[Followed, ...] = ()
+    """Seeds whose end is not known yet."""
     asked: tuple[Begun, ...] = ()
     """Germinations of the last answer."""
     ended: tuple[str, ...] = ()
-    """Seeds whose end was told: each is told once, even when a rollback brings it back to life."""
+    """Seeds whose end was told, and stands."""
+    over: tuple[Followed, ...] = ()
+    """The same seeds as they were told of; less those of a book that an older esperd wrote, which kept the names alone."""
+    point: int | None = None
+    """Decision point of the last page; None: no page was turned, or an older esperd turned it."""
+    state_sha256: str = ""
+    """Of the state that the last answer returned: where a request does not say which answer was heard, it tells."""
 
     def encode(self) -> bytes:
         """Msgpack, the same bytes for the same book."""
@@ -73,49 +85,64 @@ def follow(book: Book, request: Decide, answer: Decided, at: float) -> tuple[Boo
     """Turn one page: take in an observation, and what was answered to it.
 
     As in :func:`esperd.policy.credit.observe`, a living seed that is no longer reported is taken for culled, a germination that
-    was asked for and is not reported for refused, and one whose kernel could not be provided for no try at all.
+    was asked for and is not reported for refused, and one whose kernel could not be provided for no try at all. A germination of
+    an answer that was not heard, or from which training went back, is no try either.
+
+    The last end of a seed counts. One that was told of and lives again has no end until it is told of anew; one that was kept
+    and is no longer reported went with the network that training went back from, and is told of as culled. :func:`undone` says
+    which records that makes void.
 
     Args:
         book: as the last answer left it.
-        request: the decision point.
+        request: the decision point. One before that of the last page, which a resumed job asks about because nobody answered it
+            before, changes nothing: what is observed there is older than what the book knows.
         answer: to it.
         at: seconds since the epoch, for the records.
 
     Returns:
-        The new book, and the tries that ended since.
+        The new book, and the tries that ended since, or ended otherwise than was told.
     """
+    if book.point is not None and request.point < book.point:
+        return book, ()
     observation, settings = request.observation, request.settings
-    known = {entry.record.seed: entry.begun for entry in book.living}
-    last = {entry.record.seed: entry.record for entry in book.living}
-    asked = {entry.arm: entry for entry in book.asked}
-    ended = set(book.ended)
-    living: list[Living] = []
+    asked = {begun.arm: begun for begun in book.asked} if _was_heard(book, request) else {}
+    known, ends = {entry.record.seed: entry for entry in (*book.living, *book.over)}, _Ends(book)
+    living: list[Followed] = []
     tried: list[TriedSeed] = []
     arrived: set[Arm] = set()
     when = (request.job, observation.epoch, request.point, at)
 
-    def tell(record: SeedRecord, outcome: TryOutcome) -> None:
-        if record.seed not in ended:
-            tried.append(_tried(known[record.seed], record, outcome, *when))
-        ended.add(record.seed)
+    def tell(entry: Followed) -> None:
+        if ends.tell(entry):
+            tried.append(_tried(entry.begun, entry.record, _ended_as(entry.record), *when))
 
-    for record in sorted(observation.seeds, key=lambda record: record.seed):
-        if record.seed in ended and record.stage not in LIVE_STAGES:
-            continue
-        if record.seed not in known:
-            arm = Arm(slot=record.slot, blueprint=record.blueprint)
-            arrived.add(arm)
-            known[record.seed] = _arrived(record, asked.get(arm), observation, settings)
+    reported = {record.seed: record for record in (*observation.screened_out, *observation.seeds)}
+    for seed, record in sorted(reported.items()):
+        arm, before = _arm(record), known.get(seed)
+        if before is not None and before.begun.arm == arm:
+            begun = before.begun
+        else:  # new; of a name that another seed had, where a resumed job went another way
+            begun = _arrived(record, asked.get(arm), observation, settings)
+            if before is not None or not ends.told(seed):
+                arrived.add(arm)
+        entry = Followed(begun=begun, record=record)
         if record.stage in LIVE_STAGES:
-            living.append(Living(begun=known[record.seed], record=record))
+            living.append(entry)
+            ends.undo(seed)
         else:
-            tell(record, _ended_as(record))
-    reported = {record.seed for record in observation.seeds}
-    for seed in sorted(last.keys() - reported):
-        tell(last[seed], "culled")
-    refused = (begun for begun in book.asked if begun.arm not in arrived and begun.arm not in observation.unavailable)
+            tell(entry)
+    for seed in sorted(known.keys() - reported.keys()):
+        tell(_as_ended(known[seed], Stage.CULLED))
+    refused = (begun for arm, begun in asked.items() if arm not in arrived and arm not in observation.unavailable)
     tried.extend(_tried(begun, None, "refused", *when) for begun in refused)
-    turned = Book(living=tuple(living), asked=_asked(request, answer), ended=tuple(sorted(ended)))
+    turned = Book(
+        living=tuple(living),
+        asked=_asked(request, answer),
+        ended=ends.names(),
+        over=ends.entries(),
+        point=request.point,
+        state_sha256=_digest(answer.state),
+    )
     return turned, tuple(tried)
 
 
@@ -128,21 +155,125 @@ def conclude(book: Book, ending: Conclude, at: float) -> tuple[Book, tuple[Tried
         at: seconds since the epoch, for the records.
 
     Returns:
-        The closed book, and the tries that ended since its last page.
+        The closed book, and the tries that ended since its last page, or ended otherwise than was told.
     """
-    outcomes = {outcome.seed: outcome for outcome in ending.seeds if outcome.stage in (Stage.FOSSILIZED, Stage.CULLED)}
-    ended = set(book.ended)
-    tried = []
-    for entry in book.living:
-        outcome = outcomes.get(entry.record.seed)
-        if outcome is None or outcome.seed in ended:
-            continue
-        record = msgspec.structs.replace(
-            entry.record, stage=outcome.stage, contribution=outcome.contribution, trial=outcome.trial
-        )
-        tried.append(_tried(entry.begun, record, _ended_as(record), ending.job, ending.epoch, ending.point, at))
-        ended.add(outcome.seed)
-    return Book(ended=tuple(sorted(ended))), tuple(tried)
+    known, ends = {entry.record.seed: entry for entry in (*book.living, *book.over)}, _Ends(book)
+    tried: list[TriedSeed] = []
+    for outcome in sorted(ending.seeds, key=lambda outcome: outcome.seed):
+        entry = _concluded(outcome, known.get(outcome.seed), book.asked)
+        if entry is not None and ends.tell(entry):
+            told = _tried(entry.begun, entry.record, _ended_as(entry.record), ending.job, ending.epoch, ending.point, at)
+            tried.append(told)
+    return Book(ended=ends.names(), over=ends.entries(), point=ending.point), tuple(tried)
+
+
+def undone(before: Book, after: Book, tried: Iterable[TriedSeed]) -> frozenset[str]:
+    """Seeds of whom a record stands that is void: they live again, or ended otherwise.
+
+    Args:
+        before: the book before its last page was turned, or before it was closed.
+        after: the book since then.
+        tried: what was told with it.
+    """
+    again = {one.seed for one in tried}
+    return frozenset(seed for seed in before.ended if seed in again or seed not in after.ended)
+
+
+class _Ends:
+    """Seeds whose end was told, and stands."""
+
+    def __init__(self, book: Book) -> None:
+        self._names = set(book.ended)
+        self._entries = {entry.record.seed: entry for entry in book.over}
+
+    def told(self, seed: str) -> bool:
+        """Whether the end of this seed was told."""
+        return seed in self._names
+
+    def tell(self, entry: Followed) -> bool:
+        """Take in the end of a seed; False when it was told so before. Of those that an older esperd told nobody knows how: they
+        stay as they are.
+        """
+        seed = entry.record.seed
+        told = self._entries.get(seed)
+        if seed in self._names and (told is None or _same_end(told, entry)):
+            return False
+        self._names.add(seed)
+        self._entries[seed] = entry
+        return True
+
+    def undo(self, seed: str) -> None:
+        """It lives again."""
+        self._names.discard(seed)
+        self._entries.pop(seed, None)
+
+    def names(self) -> tuple[str, ...]:
+        """All of them, in order."""
+        return tuple(sorted(self._names))
+
+    def entries(self) -> tuple[Followed, ...]:
+        """Those of which it is known how they were told of, in the order of their names."""
+        return tuple(self._entries[seed] for seed in sorted(self._entries))
+
+
+def _same_end(one: Followed, other: Followed) -> bool:
+    return one.begun.arm == other.begun.arm and _ended_as(one.record) == _ended_as(other.record)
+
+
+def _was_heard(book: Book, request: Decide) -> bool:
+    """Whether the trainer went by the book's last answer. Strategies of plugins may return one state again and again, so its
+    bytes are asked only where the request does not name the answer. A book of an older esperd knows neither.
+    """
+    if book.point is None:
+        return True
+    if request.heard is not None:
+        return request.heard == book.point
+    return _digest(request.state) == book.state_sha256
+
+
+def _digest(state: bytes) -> str:
+    return hashlib.sha256(state).hexdigest()
+
+
+def _concluded(outcome: SeedOutcome, known: Followed | None, asked: Iterable[Begun]) -> Followed | None:
+    """A seed as it ended: one that was observed, or one that came and went since the last answer asked for it. None: neither, or
+    it did not end.
+    """
+    if outcome.stage not in (Stage.FOSSILIZED, Stage.CULLED):
+        return None
+    arm = Arm(slot=outcome.slot, blueprint=outcome.blueprint)
+    if known is not None and known.begun.arm == arm:
+        ended = _as_ended(known, outcome.stage)
+        record = msgspec.structs.replace(ended.record, contribution=outcome.contribution, trial=outcome.trial)
+        return msgspec.structs.replace(ended, record=record)
+    begun = next((begun for begun in asked if (begun.arm, begun.epoch) == (arm, outcome.germinated_epoch)), None)
+    return None if begun is None else Followed(begun=begun, record=_record_of(outcome))
+
+
+def _record_of(outcome: SeedOutcome) -> SeedRecord:
+    """What an outcome tells of a seed; the rest is not known."""
+    return SeedRecord(
+        seed=outcome.seed,
+        slot=outcome.slot,
+        blueprint=outcome.blueprint,
+        stage=outcome.stage,
+        alpha=outcome.alpha or 0.0,
+        parameters=outcome.parameters,
+        flops_per_sample=outcome.flops_per_sample,
+        germinated_epoch=outcome.germinated_epoch,
+        epochs_in_stage=0,
+        contribution=outcome.contribution,
+        trial=outcome.trial,
+        reason=outcome.reason,
+    )
+
+
+def _as_ended(entry: Followed, stage: Stage) -> Followed:
+    return msgspec.structs.replace(entry, record=msgspec.structs.replace(entry.record, stage=stage))
+
+
+def _arm(record: SeedRecord) -> Arm:
+    return Arm(slot=record.slot, blueprint=record.blueprint)
 
 
 def _ended_as(record: SeedRecord) -> TryOutcome:
@@ -181,8 +312,7 @@ def _arrived(record: SeedRecord, asked: Begun | None, observation: Observation, 
     """The try of a seed that is reported for the first time. Its price is of now, as its arm is credited: how long a seed takes
     is measured when it germinates.
     """
-    arm = Arm(slot=record.slot, blueprint=record.blueprint)
-    now = _begun(arm, record.parameters, record.flops_per_sample, observation, settings)
+    now = _begun(_arm(record), record.parameters, record.flops_per_sample, observation, settings)
     return now if asked is None else msgspec.structs.replace(asked, rent=now.rent, seconds_share=now.seconds_share)
 
 

@@ -53,6 +53,8 @@ class RunState(msgspec.Struct, frozen=True, kw_only=True):
     them: of the latest losses."""
     seconds_shares: tuple[ArmSeconds, ...] = ()
     policy_state: bytes
+    heard: int | None = None
+    """Decision point whose answer the policy's state is of; 0: of none. None: an older esperd did not keep it."""
     refused: tuple[RefusedArm, ...]
     policy_unavailable: int
     unavailable: tuple[UnavailableArm, ...] = ()

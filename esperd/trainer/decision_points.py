@@ -43,6 +43,7 @@ class DecisionPoints:
         budget: what the grown network may have.
         events: takes events as they happen.
         policy_state: what the policy wants to be shown again; opaque.
+        heard: the decision point whose answer that is of; 0: of none yet; None: an older esperd did not keep it.
         refused: arms that could not be grown, the latest reason of each party.
         policy_unavailable: times the policy did not answer.
         unavailable: arms whose kernel could not be provided.
@@ -59,6 +60,7 @@ class DecisionPoints:
     budget: Budget
     events: list[Body]
     policy_state: bytes = b""
+    heard: int | None = 0
     refused: list[RefusedArm] = field(default_factory=list)
     policy_unavailable: int = 0
     unavailable: UnavailableArms = field(default_factory=UnavailableArms)
@@ -99,6 +101,7 @@ class DecisionPoints:
             settings=self.job.policy,
             observation=observe(self),
             state=self.policy_state,
+            heard=self.heard,
         )
         try:
             decided = self.desk.decide(request)
@@ -106,7 +109,8 @@ class DecisionPoints:
             self.policy_unavailable += 1
             self.events.append(PolicyUnavailable(epoch=self.grower.epoch, reason=f"{error.code}: {error}"))
             return None
-        self.policy_state = decided.state
+        self.policy_state, self.heard = decided.state, self.asked
+        self.grower.screened_out.clear()
         if decided.evidence is not None and decided.evidence != self.evidence:
             self.evidence = decided.evidence
             self.events.append(EvidenceGiven(epoch=self.grower.epoch, evidence=decided.evidence))

@@ -55,6 +55,7 @@ class Cursor:
     gate_flops: tuple[float, ...]
     trial_flops: tuple[float, ...]
     policy_state: bytes
+    heard: int | None
     refused: tuple[RefusedArm, ...]
     unavailable: tuple[UnavailableArm, ...]
 
@@ -326,6 +327,7 @@ class Run:
             host_parameters=grower.host_parameters,
             host_flops_per_sample=self.host_flops_per_sample,
             seeds=grower.records(),
+            screened_out=tuple(grower.screened_out),
             slots=grower.network.slots,
             options=tuple(points.offers.options(points.unavailable)),
             unavailable=points.unavailable.arms(),
@@ -420,6 +422,7 @@ class Run:
                 ArmSeconds(arm=arm, share=share) for arm, share in sorted(self.points.offers.seconds_shares.items())
             ),
             policy_state=self.points.policy_state,
+            heard=self.points.heard,
             refused=tuple(self.points.refused),
             policy_unavailable=self.points.policy_unavailable,
             unavailable=self.points.unavailable.entries(),
@@ -468,7 +471,7 @@ class Run:
         if self.grower.watch is not None:
             norms = tensors["run.slot_norms"].tolist() if "run.slot_norms" in tensors else None
             self.grower.watch.begin(self.grower.step - self.batch, norms, state.slot_bytes)
-        self.points.policy_state = state.policy_state
+        self.points.policy_state, self.points.heard = state.policy_state, state.heard
         self.points.refused = list(state.refused)
         self.points.policy_unavailable = state.policy_unavailable
         self.points.unavailable = UnavailableArms(state.unavailable)
@@ -489,6 +492,7 @@ class Run:
             gate_flops=tuple(self.gate_flops),
             trial_flops=tuple(self.trial_flops),
             policy_state=self.points.policy_state,
+            heard=self.points.heard,
             refused=tuple(self.points.refused),
             unavailable=self.points.unavailable.entries(),
         )
@@ -502,7 +506,8 @@ class Run:
     def _go_on_from_cursor(self, cursor: Cursor) -> None:
         self.batch, self.loss_samples, self.look = cursor.batch, cursor.loss_samples, []
         self.loss_sum = None if cursor.loss_sum is None else cursor.loss_sum.clone()
-        self.gate_losses, self.points.policy_state = list(cursor.gate_losses), cursor.policy_state
+        self.gate_losses = list(cursor.gate_losses)
+        self.points.policy_state, self.points.heard = cursor.policy_state, cursor.heard
         self.train_losses, self.gate_flops = list(cursor.train_losses), list(cursor.gate_flops)
         self.trial_flops = list(cursor.trial_flops)
         if self.grower.watch is not None:

@@ -112,6 +112,9 @@ def test_the_best_candidate_goes_on_and_the_others_are_out_without_a_rest():
     assert grown.resting == {}
     losers = {outcome.seed: outcome for outcome in grown.outcomes}
     assert losers.keys() == expected.keys() - {best}
+    told = {record.seed: (record.stage, record.incubation_loss) for record in grown.screened_out}
+    shown = {each.seed: (Stage.CULLED, each.incubation_loss) for each in ended.candidates if each.seed != best}
+    assert told == shown, "as they ended, for whoever decides: they are in no record any more"
     assert all(outcome.reason.startswith(f"screened out for {best}: it promised") for outcome in losers.values())
     assert [group["name"] for group in grown.optimizer.param_groups] == ["host", best]
     slot = next(iter(grown.network.seeds())).record.slot

@@ -139,6 +139,7 @@ def standing(grown: Grower) -> Standing:
             {name: (part.ratio.read(), part.passes) for name, part in grown.incubator.gathered.items()},
             grown.network.germinated,
             sorted(grown.resting),
+            list(grown.screened_out),
             grown.precision.state(),
             [group["name"] for group in grown.optimizer.param_groups],
         ),

@@ -111,7 +111,7 @@ def play(
     ordered = sorted(before, key=lambda arm: before[arm])
     drifted = {arm: before[other] for arm, other in zip(ordered, reversed(ordered), strict=True)}
     options = [option(arm.slot, arm.blueprint) for arm in ARMS]
-    state, ended = b"", ()
+    state, ended, kept = b"", (), ()
     for point in range(1, points + 1):
         worth = before if turn is None or point < turn else drifted
         rng.shuffle(options)
@@ -119,7 +119,9 @@ def play(
         asked = request(told, policy=policy, state=state, point=point, rng_seed=rng_seed, evidence=evidence)
         answer = scouted(DECIDE[name], asked, lambda arm, worth=worth: worth[arm])
         if tries is not None:
-            book, ended_now = follow(book, asked, answer, at=0.0)
+            kept += ended  # a seed that was kept stays in the network
+            page = msgspec.structs.replace(asked, observation=msgspec.structs.replace(told, seeds=kept))
+            book, ended_now = follow(book, page, answer, at=0.0)
             tries.extend(ended_now)
         state, ended, wanted = answer.state, (), answer.decisions[-1]
         shown = rng.gauss(0.0, noise)  # drawn at every point: all strategies meet the same luck

@@ -66,7 +66,7 @@ def observation(**fields):
     )
 
 
-def request(seen, *, policy=None, state=b"", point=3, rng_seed=0, evidence=()):
+def request(seen, *, policy=None, state=b"", heard=None, point=3, rng_seed=0, evidence=()):
     return Decide(
         job="j",
         point=point,
@@ -74,6 +74,7 @@ def request(seen, *, policy=None, state=b"", point=3, rng_seed=0, evidence=()):
         settings=policy or PolicySettings(strategy="ucb"),
         observation=seen,
         state=state,
+        heard=heard,
         evidence=evidence,
     )
 

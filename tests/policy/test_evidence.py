@@ -23,7 +23,7 @@ from esperd.policy.evidence_rows import rows_of
 from esperd.policy.precedents import HALF_LIFE_TRIES, MOST_PRIOR_TRIES, gain_of, precedents_of, prior_of, third_of
 from esperd.policy.rent import rent
 from esperd.policy.state import BanditState
-from esperd.policy.tracking import Book, conclude, decode_book, follow
+from esperd.policy.tracking import Book, conclude, decode_book, follow, undone
 from esperd.store.database import Database
 
 some = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -138,11 +138,93 @@ def test_a_germination_that_did_not_happen_was_refused_but_not_for_want_of_a_ker
     assert followed((observation(), GERMINATE), (observation(unavailable=(ARM,)), WAIT)) == []
 
 
-def test_a_seed_that_a_rollback_brings_back_to_life_is_told_once():
+def test_of_a_seed_that_a_rollback_brings_back_to_life_the_last_end_is_told_and_says_when_the_try_began():
+    kept = seed("s1#1", stage=Stage.FOSSILIZED, measured=contribution(0.05))
     gone, back = seed("s1#1", stage=Stage.CULLED), seed("s1#1", stage=Stage.TRAINING)
-    pages = [(observation(seeds=(record,)), WAIT) for record in (back, gone, back, gone)]
+    history = enumerate((back, kept, kept, back, gone, gone))
+    first, last = followed(*((observation(seeds=(record,), epoch=epoch), WAIT) for epoch, record in history))
 
-    assert len(followed(*pages)) == 1
+    assert (first.outcome, first.reward, first.ended_epoch) == ("fossilized", pytest.approx(0.05 - RENT), 1)
+    assert (last.outcome, last.reward, last.ended_epoch, last.begun_epoch) == ("culled", -RENT, 4, 0)
+
+
+def test_a_kept_seed_that_went_with_the_network_is_told_again_as_culled():
+    """Kept at one point; before the next one training went back, and the seed was culled or had not germinated yet."""
+    kept = seed("s1#1", stage=Stage.FOSSILIZED, measured=contribution(0.05))
+    for after in ((seed("s1#1", stage=Stage.EMBARGOED),), ()):
+        told = followed((observation(seeds=(kept,)), WAIT), (observation(seeds=after), WAIT), (observation(), WAIT))
+        assert [(one.seed, one.outcome) for one in told] == [("s1#1", "fossilized"), ("s1#1", "culled")]
+
+
+def test_candidates_of_a_screening_that_lost_it_were_culled_and_are_told_with_what_they_had_shown():
+    screened = Decided(
+        decisions=tuple(
+            Decision(action="germinate", arm=Arm(slot=slot, blueprint="conv"), reason="x", screening="point 1")
+            for slot in ("s1", "s2", "s3")
+        ),
+        state=b"",
+    )
+    options = tuple(option(slot) for slot in ("s1", "s2", "s3"))
+    loser = msgspec.structs.replace(seed("s2#1", stage=Stage.CULLED, screening="point 1"), incubation_loss=0.4)
+    after = observation(options=options, seeds=(seed("s1#0", stage=Stage.TRAINING),), screened_out=(loser,))
+    told = {one.slot: one for one in followed((observation(options=options), screened), (after, WAIT), (after, WAIT))}
+
+    assert (told["s2"].seed, told["s2"].outcome, told["s2"].incubation_loss, told["s2"].reward) == ("s2#1", "culled", 0.4, -RENT)
+    assert (told["s3"].seed, told["s3"].outcome) == (None, "refused"), "it did not come to be screened"
+    assert told.keys() == {"s2", "s3"}
+
+
+@pytest.mark.parametrize(
+    ("heard", "state"),
+    [(1, b"never returned"), (None, b"answer 1"), (3, b"answer 2")],
+    ids=["by its number", "by its state", "went back, and went on from an answer that is not the last"],
+)
+def test_a_germination_of_an_answer_that_was_not_heard_was_not_tried(heard, state):
+    late = msgspec.structs.replace(GERMINATE, state=b"answer 2")
+    book, _ = follow(Book(), request(observation(), point=1), msgspec.structs.replace(WAIT, state=b"answer 1"), at=7.0)
+    book, _ = follow(book, request(observation(), point=2, heard=1), late, at=7.0)
+    after, told = follow(book, request(observation(), point=4, heard=heard, state=state), WAIT, at=7.0)
+
+    assert (told, after.asked) == ((), ())
+    for said in ({"heard": 2, "state": b"anything"}, {"heard": None, "state": b"answer 2"}):
+        _, (refused,) = follow(book, request(observation(), point=3, **said), WAIT, at=7.0)
+        assert refused.outcome == "refused"
+
+
+def test_an_answer_is_told_from_another_whose_state_is_the_same():
+    """A plugin's strategy may keep no state at all."""
+    book, _ = follow(Book(), request(observation(), point=1, heard=0), GERMINATE, at=7.0)
+    assert follow(book, request(observation(), point=2, heard=0), WAIT, at=7.0)[1] == ()
+    assert follow(book, request(observation(), point=2, heard=1), WAIT, at=7.0)[1] != ()
+
+
+def test_a_point_that_is_answered_after_later_ones_changes_nothing_in_the_book():
+    living = seed("s1#1", stage=Stage.TRAINING)
+    book, _ = follow(Book(), request(observation(epoch=1), point=1), WAIT, at=7.0)
+    book, _ = follow(book, request(observation(epoch=3), point=3), GERMINATE, at=7.0)
+    book, _ = follow(book, request(observation(epoch=4, seeds=(living,)), point=4), WAIT, at=7.0)
+
+    assert follow(book, request(observation(epoch=2), point=2), GERMINATE, at=8.0) == (book, ())
+
+
+def test_a_name_that_a_resumed_job_gave_to_another_arm_is_another_seed():
+    first = seed("s1#1", stage=Stage.CULLED)
+    other = seed("s1#1", stage=Stage.CULLED, blueprint="gate")
+    told = followed((observation(seeds=(first,)), WAIT), (observation(seeds=(other,)), WAIT))
+    assert [(one.seed, one.blueprint) for one in told] == [("s1#1", "conv"), ("s1#1", "gate")]
+
+
+def test_a_book_of_an_older_esperd_is_read_and_what_it_told_is_not_told_again():
+    """It kept the names of seeds that ended, and neither the point nor the state of its last answer."""
+    kept = seed("s1#1", stage=Stage.FOSSILIZED, measured=contribution(0.05))
+    new, _ = follow(Book(), request(observation(seeds=(kept,))), GERMINATE, at=7.0)
+    kept_then = {key: value for key, value in msgspec.to_builtins(new).items() if key in ("living", "asked", "ended")}
+    old = decode_book(msgspec.msgpack.encode(kept_then), "j")
+    assert (old.ended, old.over, old.point) == (("s1#1",), (), None)
+    later = request(observation(seeds=(kept,)), point=4, heard=3)
+    assert [one.outcome for one in follow(old, later, WAIT, at=7.0)[1]] == ["refused"], "of its last answer nobody knows more"
+    back = request(observation(seeds=(seed("s1#1", stage=Stage.TRAINING),)), point=4)
+    assert follow(old, back, WAIT, at=7.0)[0].ended == ()
 
 
 def outcome(name, stage, measured=None):
@@ -173,18 +255,46 @@ def test_what_the_last_decision_ended_is_told_when_the_job_concludes_and_once(st
     assert conclude(closed, ending, at=9.0) == (closed, ())
 
 
+def test_what_ended_otherwise_than_was_told_is_told_again_when_the_job_concludes():
+    kept = seed("s1#1", stage=Stage.FOSSILIZED, measured=contribution(0.05))
+    book, (first,) = follow(Book(), request(observation(seeds=(kept,))), WAIT, at=7.0)
+    same = Conclude(job="j", point=9, epoch=9, seeds=(outcome("s1#1", Stage.FOSSILIZED, contribution(0.05)),))
+    taken_back = Conclude(job="j", point=9, epoch=9, seeds=(outcome("s1#1", Stage.CULLED),))
+
+    assert (first.outcome, conclude(book, same, at=8.0)[1]) == ("fossilized", ())
+    closed, (last,) = conclude(book, taken_back, at=8.0)
+    assert (last.outcome, last.reward) == ("culled", -RENT)
+    assert undone(book, closed, (last,)) == {"s1#1"}
+
+
+def test_a_seed_that_came_and_went_since_the_last_answer_is_told_as_far_as_the_conclusion_knows_it():
+    book, _ = follow(Book(), request(observation(epoch=1)), GERMINATE, at=7.0)
+    ending = Conclude(job="j", point=9, epoch=9, seeds=(outcome("s1#1", Stage.CULLED),))
+    _, (told,) = conclude(book, ending, at=8.0)
+
+    assert (told.seed, told.outcome, told.incubation_loss, told.reward) == ("s1#1", "culled", None, -RENT)
+    elsewhere = msgspec.structs.replace(ending.seeds[0], germinated_epoch=2)
+    assert conclude(book, msgspec.structs.replace(ending, seeds=(elsewhere,)), at=8.0)[1] == (), "nobody asked for it then"
+
+
 def test_what_still_lives_when_the_budget_ends_is_not_told_of():
     living = seed("s1#1", stage=Stage.PROBATIONARY)
     book, tried = follow(Book(), request(observation(seeds=(living,))), WAIT, at=7.0)
 
-    assert (tried, conclude(book, Conclude(job="j", point=9, epoch=9, seeds=()), at=8.0)) == ((), (Book(), ()))
+    assert (tried, conclude(book, Conclude(job="j", point=9, epoch=9, seeds=()), at=8.0)) == ((), (Book(point=9), ()))
 
 
 @some
 @given(st.lists(observations, min_size=1, max_size=6))
-def test_no_seed_is_told_of_twice_whatever_is_observed(history):
-    told = [one.seed for one in followed(*((seen, GERMINATE) for seen in history)) if one.seed is not None]
-    assert len(told) == len(set(told))
+def test_of_every_seed_one_record_stands_at_most_and_none_of_one_that_lives_whatever_is_observed(history):
+    book, standing = Book(), []
+    for point, seen in enumerate(history, start=1):
+        turned, told = follow(decode_book(book.encode(), "j"), request(seen, point=point), GERMINATE, at=7.0)
+        void = undone(book, turned, told)
+        standing = [name for name in standing if name not in void] + [one.seed for one in told if one.seed is not None]
+        book = turned
+        assert sorted(standing) == list(book.ended)
+        assert not set(standing) & {entry.record.seed for entry in book.living}
 
 
 # --- summing up ------------------------------------------------------------------------------------------------------------
@@ -347,6 +457,43 @@ async def test_the_last_seeds_of_a_job_are_recorded_when_it_concludes_also_when_
         known = await EvidenceStore(database).tries()
 
     assert [(one.job, one.seed, one.outcome) for one in known] == [("a", "s1#1", "fossilized")]
+
+
+@pytest.mark.asyncio
+async def test_of_a_seed_whose_end_came_undone_the_last_one_stands_alone_and_none_while_it_lives(tmp_path, plugins):
+    gone = observation(options=(), seeds=(seed("s1#1", stage=Stage.EMBARGOED),))
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        actor, store = PolicyActor(database, plugins), EvidenceStore(database)
+
+        async def known(job, *seen):
+            await play(actor, job, *seen)
+            return [(one.outcome, one.point) for one in await store.tries(job=job)]
+
+        assert await known("a", observation(), BORN, KEPT) == [("fossilized", 3)]
+        assert await known("a", observation(), BORN, KEPT, BORN) == []
+        assert await known("a", observation(), BORN, KEPT, BORN, gone) == [("culled", 5)]
+        assert await known("b", observation(), BORN, KEPT, gone) == [("culled", 4)], "nobody saw it live again"
+        await actor.handle(ForgetEvidence(blueprint="*"))
+        assert await known("c", observation(), BORN, KEPT) == [("fossilized", 3)]
+        ending = Conclude(job="c", point=3, epoch=9, seeds=(outcome("s1#1", Stage.CULLED),))
+        await actor.handle(ending)
+        assert [one.outcome for one in await store.tries(job="c")] == ["culled"]
+
+
+@pytest.mark.asyncio
+async def test_a_point_missed_before_a_crash_and_answered_after_it_records_nothing_false(tmp_path, plugins):
+    async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
+        actor = PolicyActor(database, plugins)
+        first = await actor.handle(asked("a", 1, observation(epoch=1)))
+        third = await actor.handle(msgspec.structs.replace(asked("a", 3, observation()), state=first.state))
+        await actor.handle(msgspec.structs.replace(asked("a", 4, BORN), state=third.state))
+        again = await actor.handle(msgspec.structs.replace(asked("a", 2, observation(epoch=2)), state=first.state))
+        before = await EvidenceStore(database).tries()
+        await actor.handle(msgspec.structs.replace(asked("a", 5, KEPT), state=third.state))
+        known = await EvidenceStore(database).tries()
+
+    assert (again.replayed, before) == (False, [])
+    assert [(one.seed, one.outcome) for one in known] == [("s1#1", "fossilized")]
 
 
 @pytest.mark.asyncio

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from desks import PLUGINS, Ended, InProcessDesk, growing_job
 
+from esperd.errors import ActorUnavailable
 from esperd.messages.evidence import ListEvidence
 from esperd.messages.growth import Stage
 from esperd.messages.policy import PolicySettings
@@ -48,6 +49,21 @@ class RememberingDesk(InProcessDesk):
     def conclude(self, ending):
         super().conclude(ending)
         asked(self.database, ending)
+
+
+class LateDesk(RememberingDesk):
+    """Its policy answers too late at the points in ``late``: what it says is logged, and the trainer goes on without."""
+
+    def __init__(self, *arguments, late, **options):
+        super().__init__(*arguments, **options)
+        self.late, self.heard = late, {}
+
+    def decide(self, request):
+        self.heard[request.point] = request.heard
+        answer = super().decide(request)
+        if request.point in self.late:
+            raise ActorUnavailable("the policy did not answer in time")
+        return answer
 
 
 def job(*, memory):
@@ -119,3 +135,17 @@ def test_a_resumed_job_keeps_its_snapshot_whatever_was_learned_in_between_and_en
 
 def test_a_resumed_job_records_its_tries_once(told):
     assert tries(told.twin, "second") == tries(told.database, "second") != []
+
+
+def test_losers_of_a_screening_are_known_as_what_they_were_and_an_answer_that_came_too_late_teaches_nothing(tmp_path):
+    made = growing_job(budget={"epochs": 14}, policy={"strategy": "uniform", "nursery": 2, "warmup_epochs": 1})
+    desk = LateDesk(tmp_path / "decisions.db", "nursed", late=(1, 3))
+    ended = Ended(session := Session(made, PLUGINS, desk, Blobs(tmp_path / "blobs")), session.train(None))
+    known = {one.seed: one for one in tries(tmp_path / "decisions.db", "nursed")}
+    losers = [seed.seed for seed in ended.report.seeds if seed.reason.startswith("screened out")]
+
+    assert {point: desk.heard[point] for point in (1, 2, 3, 4)} == {1: 0, 2: 0, 3: 2, 4: 2}
+    assert None not in known, "nothing was refused"
+    assert len(losers) >= 1
+    assert {known[seed].outcome for seed in losers} == {"culled"}
+    assert all(known[seed].incubation_loss > 0 and known[seed].gradient_ratio is not None for seed in losers)

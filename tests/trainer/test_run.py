@@ -149,7 +149,7 @@ def test_a_run_that_goes_back_stands_where_it_stood_but_for_what_is_never_taken_
     with pytest.raises(Stopped):
         run.train()
     (wrecked,), stood, now = broken, ended[GOOD], run.state()[0]
-    taken_back = {"grower", "batch", "loss_samples", "gate_losses", "policy_state", "refused", "unavailable", "look"}
+    taken_back = {"grower", "batch", "loss_samples", "gate_losses", "policy_state", "heard", "refused", "unavailable", "look"}
     assert changed(stood, wrecked) >= taken_back, "all of it had changed since"
     assert changed(stood, now) == {"grower", "seconds", "watch", "decision_points", "rolled_back", "point"}
     assert now.point is not None, "it has left the point it may be taken back to"
@@ -170,6 +170,7 @@ def test_a_run_that_went_back_tells_the_policy_what_it_knew_there():
     assert [request.point for request in asked] == [1, 2, 3, 4, 5, 6, 7]
     first, again = asked[GOOD], asked[GOOD + 1]
     assert again.state == first.state == b"." * (GOOD - 1), "once it was away"
+    assert (again.heard, first.heard) == (GOOD, GOOD), "the answer after that is none that it went by"
     assert again.observation.gate_losses[:-1] == first.observation.gate_losses[:-1]
     assert len(again.observation.gate_losses) == GOOD + 1
     assert [len(request.observation.rolled_back) for request in asked] == [0, 0, 0, 0, 0, 1, 0]
