@@ -184,7 +184,7 @@ def evidence_grid(listed: EvidenceList) -> Grid:
             Column("newest"),
         ),
         [_evidence_row(row, timed=timed) for row in listed.rows],
-        empty="nothing is known yet: it is recorded when a seed of a job ends",
+        empty="no such try is known: one is recorded when a seed of a job ends",
     )
 
 

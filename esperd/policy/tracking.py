@@ -282,10 +282,11 @@ def _ended_as(record: SeedRecord) -> TryOutcome:
 
 def _asked(request: Decide, answer: Decided) -> tuple[Begun, ...]:
     """What the answer germinates. An arm that the observation does not offer has no price: whoever carries it out refuses it,
-    and that teaches nothing.
+    and that teaches nothing; nor does it when what a person asked for is refused.
     """
     options = {option.arm: option for option in request.observation.options}
-    arms = (decision.arm for decision in answer.decisions if decision.action == "germinate" and decision.arm in options)
+    germinates = (made for made in answer.decisions if made.action == "germinate" and not made.by)
+    arms = (made.arm for made in germinates if made.arm in options)
     wanted = (options[arm] for arm in arms)
     return tuple(
         _begun(option.arm, option.parameters, option.flops_per_sample, request.observation, request.settings) for option in wanted

@@ -136,6 +136,8 @@ def test_a_germination_that_did_not_happen_was_refused_but_not_for_want_of_a_ker
     assert (told.outcome, told.seed, told.reward, told.contribution) == ("refused", None, -RENT, None)
 
     assert followed((observation(), GERMINATE), (observation(unavailable=(ARM,)), WAIT)) == []
+    asked = msgspec.structs.replace(GERMINATE, decisions=(msgspec.structs.replace(GERMINATE.decisions[0], by="ada"),))
+    assert followed((observation(), asked), (observation(), WAIT)) == [], "what a person asked for says nothing of the arm"
 
 
 def test_of_a_seed_that_a_rollback_brings_back_to_life_the_last_end_is_told_and_says_when_the_try_began():
