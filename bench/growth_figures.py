@@ -301,6 +301,23 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part=part, arm=peer)]
         mean = statistics.fmean(theirs)
         found.append(_figure("confirmed_vs_continue/lower95", lower, "points", "higher", values, peer, mean, theirs))
+        for other, name in (("scratch_marginal", "lower95"), ("scratch_total", "mean")):
+            if _ran(lines, part=growth_plan.CONFIRM, arm=other):
+                values = differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other)
+                mean, lower, _ = interval(values)
+                theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part=growth_plan.CONFIRM, arm=other)]
+                value = lower if name == "lower95" else mean
+                told = (
+                    f"confirmed_vs_{other}/{name}",
+                    value,
+                    "points",
+                    "higher",
+                    values,
+                    other,
+                    statistics.fmean(theirs),
+                    theirs,
+                )
+                found.append(_figure(*told))
     of_text = "text_" if "windows" in lines.protocol["plan"] else ""
     return [structs.replace(figure, name=of_text + figure.name) for figure in found if math.isfinite(figure.value)]
 
@@ -454,7 +471,15 @@ def _confirming(lines: lab.Lines) -> list[str]:
     mean, low, high = interval(values)
     price = _price(_ran(lines, part=growth_plan.CONFIRM, arm=growth_plan.DEFAULTS))
     gain = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {price}"
-    return ["", f"A job's defaults ({growth_plan.DEFAULTS}) minus {peer}, points of audit accuracy [95 % BCa]", f"  {gain}"]
+    told = ["", f"A job's defaults ({growth_plan.DEFAULTS}) minus {peer}, points of audit accuracy [95 % BCa]", f"  {gain}"]
+    others = sorted({line["arm"] for line in _ran(lines, part=growth_plan.CONFIRM)} - {"host", growth_plan.DEFAULTS})
+    for other in others:
+        mean, low, high = interval(values := differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other))
+        price = _price(_ran(lines, part=growth_plan.CONFIRM, arm=other))
+        told.append(
+            f"  minus {other}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {price}"
+        )
+    return told
 
 
 def _ablating(lines: lab.Lines) -> list[str]:

@@ -155,6 +155,8 @@ DEFAULTS = "job_defaults_4"
 NOW: dict[str, tuple[PolicySettings, Growth]] = {
     DEFAULTS: (PolicySettings(**{**POLICY_BEFORE, "patience": 2, "stop_rule": True}), growth()),
 }
+CONFIRMED_FROM_SCRATCH = ("scratch_marginal", "scratch_total", "wide_flops")
+"""Of what the defaults grew, added when they and the host continued were known."""
 FIRST_RNG_SEED: dict[str, int] = {"cifar10_16x16": 10}
 """Of the part ``confirm``, by data, where it is not 0."""
 BIRTHS = ("zero", "random")

@@ -230,8 +230,9 @@ def test_a_part_may_count_its_rng_seeds_from_where_nothing_was_read(lines):
         ("host", 12),
         (growth_plan.DEFAULTS, 12),
         ("continued_0.4", 12),
+        *((arm, 12) for arm in growth_plan.CONFIRMED_FROM_SCRATCH),
     ]
-    for arm in ("host", "continued_0.4"):
+    for arm in ("host", "continued_0.4", *growth_plan.CONFIRMED_FROM_SCRATCH):
         lines.add(line(arm, 12, "confirm"))
     assert [task.arm for task in wanted if task.part == "confirm" and not growth.known(lines, task, plan)] == [
         growth_plan.DEFAULTS
