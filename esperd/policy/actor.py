@@ -170,7 +170,7 @@ class PolicyActor(Actor):
         """What the strategy decides, or proposes where people approve; where it fails and people spoke, their word alone."""
         try:
             answer = await self._run_strategy(request)
-        except HandlerFailed as error:
+        except EsperError as error:  # of the strategy or its trigger, or of their code
             log.warning("nothing was decided", error=str(error), **{**error.fields, "job": request.job, "point": request.point})
             if not spoken:
                 raise

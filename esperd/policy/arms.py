@@ -27,6 +27,7 @@ class RankedArm:
         pays: whether it is worth a try as far as the strategy can say.
         why: what speaks for it, in numbers; empty: that it was never tried.
         prior: what other jobs lead this one to expect of it; None: nothing is known of any.
+        due: whether ``min_share`` guarantees it the next try.
     """
 
     option: ArmOption
@@ -37,6 +38,7 @@ class RankedArm:
     pays: bool = True
     why: str = ""
     prior: Prior | None = None
+    due: bool = False
 
     @property
     def arm(self) -> Arm:

@@ -61,7 +61,7 @@ def observe(state: BanditState, observation: Observation, settings: PolicySettin
         book.credit(known[seed].arm, -known[seed].rent, known[seed].circumstances)
     for entry in state.asked:
         if entry.arm not in arrived and entry.arm not in observation.unavailable:
-            book.credit(entry.arm, -entry.rent, entry.circumstances)
+            book.credit(entry.arm, -entry.rent, entry.circumstances, refused=True)
 
     return BanditState(
         arms=tuple(book.statistics[arm] for arm in sorted(book.statistics)),
@@ -121,10 +121,15 @@ class _Book:
         self.statistics = {entry.arm: entry for entry in state.arms}
         self.tries = list(state.tries)
 
-    def credit(self, arm: Arm, earned: float, circumstances: Circumstances | None) -> None:
+    def credit(self, arm: Arm, earned: float, circumstances: Circumstances | None, *, refused: bool = False) -> None:
         before = self.statistics.get(arm, ArmStatistics(arm=arm, pulls=0, total=0.0, squares=0.0))
         self.statistics[arm] = ArmStatistics(
-            arm=arm, pulls=before.pulls + 1, total=before.total + earned, squares=before.squares + earned * earned
+            arm=arm,
+            pulls=before.pulls + 1,
+            total=before.total + earned,
+            squares=before.squares + earned * earned,
+            refused=before.refused + refused,
+            refused_total=before.refused_total + (earned if refused else 0.0),
         )
         self.tries.append(Try(arm=arm, reward=earned, circumstances=circumstances))
 

@@ -91,12 +91,13 @@ def _grow(
     payable = [found for found in ranked if affordable(found, observation)]
     if not payable:
         return wording.decline_price(ranked, observation.gate_loss)
-    worth = worthwhile(request, state, selection, payable)
+    willing = [found for found in payable if found.pays]
+    if not willing:
+        return wording.decline_promise(payable[0], selection)
+    worth = worthwhile(request, state, selection, willing)
     if isinstance(worth, Decision):
         return worth
-    chosen = [found for found in worth if found.pays][: settings.nursery]
-    if not chosen:
-        return wording.decline_promise(worth[0], selection)
+    chosen = worth[: settings.nursery]
     screening = f"point {request.point}" if len(chosen) > 1 else ""
     return [(found, wording.germinate(found, ranked, screening)) for found in chosen]
 

@@ -43,7 +43,8 @@ def starving_first(selection: Selection, state: BanditState, observation: Observ
         return selection
     why = f"of the {least} tries that it is guaranteed within {_due_by(least, arms, settings)} in all"
     fed = [
-        replace(found, pays=True, why=f"due by min_share {settings.min_share:g}: {begun[found.arm]} {why}") for found in starving
+        replace(found, pays=True, due=True, why=f"due by min_share {settings.min_share:g}: {begun[found.arm]} {why}")
+        for found in starving
     ]
     return replace(selection, ranked=[*fed, *(found for found in selection.ranked if begun[found.arm] >= least)])
 

@@ -40,6 +40,10 @@ class ArmStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Sum of their rewards."""
     squares: float
     """Sum of their squared rewards."""
+    refused: int = 0
+    """How many of them never came to live."""
+    refused_total: float = 0.0
+    """Sum of the rewards of those."""
 
 
 class Try(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,8 @@ from esperd.policy.state import BanditState
 from esperd.policy.wording import alternatives
 
 FEWEST_TRIES = 2
-"""Credited tries of any arm before the rule speaks: of one, luck and worth cannot be told apart. Chosen, not measured."""
+"""Credited tries of any arm before the rule speaks: of one, luck and worth cannot be told apart. What was refused never lived,
+and says nothing of what seeds bring. Chosen, not measured."""
 
 EPOCHS = 3
 """Of which the median says what one costs. Chosen, not measured."""
@@ -55,14 +56,14 @@ class Expectation:
 def worthwhile(
     request: Decide, state: BanditState, selection: Selection, affordable: Sequence[RankedArm]
 ) -> Sequence[RankedArm] | Decision:
-    """Arms that promise as much per FLOP as training on, in their order; all of them where the rule is off, or too little is
-    known to compare. Where there is none, the decision to train on.
+    """Arms that promise as much per FLOP as training on, and with them those that ``min_share`` makes due, in their order; all of
+    them where the rule is off, or too little is known to compare. Where none promises as much, the decision to train on.
 
     Args:
         request: gate losses, the FLOPs they took, what the budget still allows; whether the rule is on, and its window.
         state: rewards so far.
         selection: all available arms, as the strategy ranked them.
-        affordable: those of them that may be grown.
+        affordable: those of them that may be grown, and are worth a try by the strategy.
     """
     settings = request.settings
     if not settings.stop_rule:
@@ -71,8 +72,8 @@ def worthwhile(
     promised = expectations(request.observation, state, affordable)
     if training is None or training <= 0.0 or not promised:
         return affordable
-    if left := [each.found for each in promised if each.per_flop >= training]:
-        return left
+    if any(each.per_flop >= training for each in promised):  # growth goes on: for arms that are due, too
+        return [each.found for each in promised if each.per_flop >= training or each.found.due]
     best = max(promised, key=lambda each: (each.per_flop, each.found.arm))
     own = f"mean of {best.found.pulls} tries" if best.found.pulls else "never tried, the mean of all tries"
     price = "no counted FLOPs"
@@ -132,12 +133,12 @@ def expectations(observation: Observation, state: BanditState, arms: Sequence[Ra
 
     The FLOPs of a seed are its share of what an epoch takes now, times the epochs that the budget allows.
     """
-    tries = sum(entry.pulls for entry in state.arms)
+    tries = sum(entry.pulls - entry.refused for entry in state.arms)
     epoch = epoch_flops(observation)
     if tries < FEWEST_TRIES or epoch is None or not observation.epochs_left:
         return []
     network = network_flops(observation)
-    general = sum(entry.total for entry in state.arms) / tries
+    general = sum(entry.total - entry.refused_total for entry in state.arms) / tries
     return [
         Expectation(
             found=found,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from esperd.declarations import Blueprint
@@ -89,28 +89,30 @@ class Offers:
             flops_per_sample: of the seed.
             screening: that it is to be a candidate of: one of them at most goes on, so the others are no part of the network.
         """
-        out = self._out(screening)
-        lost = sum(parameter.numel() for seed in out for parameter in seed.parameters())
-        total, most = self.grower.network.effective_parameters - lost + parameters, self.budget.parameters
+        total, most = (
+            self.grower.network.effective_parameters - int(self._out(screening, _size)) + parameters,
+            self.budget.parameters,
+        )
         if most is not None and total > most:
             return f"{total} parameters would exceed the budget's {most}"
-        flops, most_flops = self._grown_flops(out) + flops_per_sample, self.budget.flops_per_sample
+        flops = self._grown_flops() - self._out(screening, _flops) + flops_per_sample
+        most_flops = self.budget.flops_per_sample
         if most_flops is not None and flops > most_flops:
             return f"{flops:.4g} FLOPs per sample would exceed the budget's {most_flops:.4g}"
         return ""
 
-    def _out(self, screening: str) -> list[Seed]:
-        """Candidates that will not go on: all of this screening, and of each other one all but the largest."""
-        out: list[Seed] = []
+    def _out(self, screening: str, price: Callable[[Seed], float]) -> float:
+        """What candidates cost that will not go on: all of this screening, and of each other one all but the dearest."""
+        out = 0.0
         for name, candidates in screenings(self.grower.network.seeds()).items():
-            largest = max(candidates, key=lambda seed: (seed.flops_per_sample, seed.name))
-            out += [seed for seed in candidates if name == screening or seed is not largest]
+            prices = [price(seed) for seed in candidates]
+            out += sum(prices) - (0.0 if name == screening else max(prices))
         return out
 
-    def _grown_flops(self, out: Sequence[Seed]) -> float:
+    def _grown_flops(self) -> float:
         """Forward FLOPs for one sample were every seed in the network heard, as those that still learn may be one day."""
         host = self.grower.ledger.cost("gate", "host") or 0.0
-        return host + sum(seed.flops_per_sample for seed in self.grower.network.seeds() if seed not in out)
+        return host + sum(seed.flops_per_sample for seed in self.grower.network.seeds())
 
     def _why_taken(self, slot: SlotRecord) -> str:
         for seed in self.grower.network.port(slot.slot):
@@ -118,3 +120,11 @@ class Offers:
                 return f"the slot holds {seed.name} ({seed.stage})"
         resting = self.grower.resting.get(slot.slot)
         return f"the slot rests after {resting.name} was culled" if resting else ""
+
+
+def _size(seed: Seed) -> int:
+    return sum(parameter.numel() for parameter in seed.parameters())
+
+
+def _flops(seed: Seed) -> float:
+    return seed.flops_per_sample

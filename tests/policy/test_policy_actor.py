@@ -7,7 +7,7 @@ import pytest
 
 from esperd.builtins import strategies, triggers
 from esperd.declarations import Strategy, Trigger
-from esperd.errors import HandlerFailed, ImportFailed, StoreFailed, UnknownName
+from esperd.errors import CheckpointRejected, HandlerFailed, ImportFailed, StoreFailed, UnknownName
 from esperd.hookspecs import hookimpl
 from esperd.messages.overruling import Overrule, ReplayDecisions
 from esperd.messages.policy import Arm, ArmOption, Decide, Decided, Decision, Observation, PolicySettings, Signal
@@ -171,16 +171,27 @@ async def test_a_strategy_that_cannot_answer_is_a_typed_error_and_nothing_is_log
 
 
 @pytest.mark.asyncio
-async def test_where_a_strategy_fails_people_still_have_their_word_and_it_is_logged_and_replayed(tmp_path, plugins):
+@pytest.mark.parametrize(
+    ("strategy", "state", "error"),
+    [
+        ("raising", b"kept", HandlerFailed),
+        ("absent", b"kept", ImportFailed),
+        ("ucd", b"kept", UnknownName),
+        ("ucb", b"foreign", CheckpointRejected),
+    ],
+)
+async def test_where_a_strategy_fails_people_still_have_their_word_and_it_is_logged_and_replayed(
+    tmp_path, plugins, strategy, state, error
+):
     async with Database.open(tmp_path / "state.db", MIGRATIONS) as database:
         actor = PolicyActor(database, plugins)
         await actor.handle(request(point=1, strategy="counting"))
         await actor.handle(Overrule(id="j", wish="wait", by="ada", reason="let it rest"))
-        answer = await actor.handle(msgspec.structs.replace(request(point=2, strategy="raising"), state=b"kept"))
+        answer = await actor.handle(msgspec.structs.replace(request(point=2, strategy=strategy), state=state))
         assert [(decision.action, decision.by) for decision in answer.decisions] == [("wait", "ada")]
-        assert answer.state == b"kept"
-        with pytest.raises(HandlerFailed):
-            await actor.handle(request(point=3, strategy="raising"))
+        assert answer.state == state
+        with pytest.raises(error):
+            await actor.handle(msgspec.structs.replace(request(point=3, strategy=strategy), state=state))
         page = await actor.handle(ReplayDecisions(id="j", after=1))
     assert [(found.point, found.same) for found in page.points] == [(2, True)]
 

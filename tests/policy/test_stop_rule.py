@@ -9,9 +9,9 @@ from policy_requests import observation, option, request, seed
 from esperd.builtins.strategies import STRATEGIES
 from esperd.declarations import resolve
 from esperd.messages.growth import Stage
-from esperd.messages.policy import Arm, PolicySettings
+from esperd.messages.policy import Arm, ArmMerit, PolicySettings
 from esperd.policy.obstacles import network_flops
-from esperd.policy.state import ArmStatistics, BanditState, decode_state
+from esperd.policy.state import ArmStatistics, AskedArm, BanditState, decode_state
 from esperd.policy.stop_rule import epoch_flops, training_gain
 
 DECIDE = {strategy.name: resolve(strategy.decide) for strategy in STRATEGIES}
@@ -66,6 +66,37 @@ def test_the_least_that_is_explored_is_no_reason_to_grow_where_growth_ends():
     assert stopped.reason.startswith("stop rule:")
 
 
+def test_while_growth_goes_on_an_arm_that_is_due_is_tried_whatever_it_promises():
+    cheap, dear = option("s2", "gate", flops=10.0), option("s1", "wide")
+    known = ArmStatistics(arm=cheap.arm, pulls=8, total=0.4, squares=0.02)
+    seen = {"options": (cheap, dear), "remembered": BanditState(arms=(known,)).encode()}
+    assert decided(falling(0.1), **seen).arm == cheap.arm, "of the other one nobody knows, and it promises less than training on"
+    due = decided(falling(0.1), min_share=1.0, **seen)
+    assert (due.action, due.arm) == ("germinate", dear.arm)
+    assert "due by min_share" in due.reason
+
+
+def test_what_was_refused_says_nothing_of_what_seeds_bring():
+    flat = [1.0 - 1e-4 * n for n in range(8)]
+    asked = tuple(AskedArm(arm=Arm(slot=slot, blueprint="conv"), rent=0.001) for slot in ("s1", "s2"))
+    seen = {"options": (option("s1"), option("s2"), option("s3")), "remembered": BanditState(asked=asked).encode()}
+    grown = decided(flat, **seen)
+    assert (grown.action, grown.arm) == ("germinate", Arm(slot="s3", blueprint="conv"))
+
+
+def test_the_rule_does_not_speak_for_an_arm_that_would_not_be_grown_anyway():
+    merits = (
+        ArmMerit(arm=Arm(slot="s1", blueprint="conv"), norm=3.0, batches=4, epoch=5),
+        ArmMerit(arm=Arm(slot="s2", blueprint="norm"), norm=None, batches=4, epoch=5, why_not="its pass raised X"),
+    )
+    known = ArmStatistics(arm=Arm(slot="s3", blueprint="conv"), pulls=2, total=0.1, squares=0.005)
+    options = (option(), option("s2", "norm", flops=0.0), option("s3", available=False))
+    remembered = BanditState(arms=(known,), merits=merits).encode()
+    waits = decided(falling(0.1), options=options, remembered=remembered, strategy="gradient_merit")
+    assert (waits.action, waits.arm) == ("wait", Arm(slot="s1", blueprint="conv"))
+    assert waits.reason.startswith("stop rule:")
+
+
 def test_the_rule_is_asked_anew_at_each_point():
     flat = [*falling(0.1), 0.3, 0.3, 0.3, 0.3, 0.3]
     assert decided(falling(0.1)).action == "wait"
@@ -99,9 +130,9 @@ def test_what_is_grown_is_what_promises_enough_and_an_arm_without_counted_flops_
     assert decided(falling(0.05), options=(option(), free), remembered=known, stop_rule=False).arm == option().arm
     failed = ArmStatistics(arm=free.arm, pulls=2, total=-0.1, squares=0.005)
     lost = BanditState(arms=(decode_state(known).arms[0], failed)).encode()
-    stopped = decided(falling(0.05), options=(option(), free), remembered=lost)
+    stopped = decided(falling(0.05), options=(option(), free), remembered=lost, strategy="uniform")
     assert (stopped.action, stopped.arm) == ("wait", option().arm)
-    alone = decided(falling(0.05), options=(free,), remembered=lost)
+    alone = decided(falling(0.05), options=(free,), remembered=lost, strategy="uniform")
     assert "promises -0.05 of loss after rent (mean of 2 tries) for no counted FLOPs" in alone.reason
 
 

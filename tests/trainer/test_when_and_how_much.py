@@ -133,25 +133,32 @@ def test_a_hard_limit_holds_for_a_strategy_that_germinates_what_it_was_not_offer
     assert "would exceed the budget's" in other.refusal
 
 
-def test_the_candidates_of_a_screening_count_as_their_largest_and_not_for_each_other():
+def test_the_candidates_of_a_screening_count_as_their_dearest_by_each_measure_and_not_for_each_other():
+    """The one with more parameters is not the one with more FLOPs: its slot lies deeper."""
     grown = grower(source=Kernels())
     steps(grown, batches_of_epoch(0))
-    for blueprint, slot in (("conv_light", "first"), ("norm", "first")):
-        made = msgspec.structs.replace(germinate(blueprint, slot), screening="point 1")
-        assert grown.apply(made) is None
-    large = max(grown.network.seeds(), key=lambda seed: seed.flops_per_sample)
-    size = sum(parameter.numel() for parameter in large.parameters())
-    offers = Offers(
-        grower=grown,
-        source=None,
-        plugins=desks.PLUGINS,
-        job=None,
-        budget=Budget(epochs=1, parameters=grown.host_parameters + size + 1),
-        formula_failed=lambda *_: None,
-    )
-    assert offers.over_budget(1, 0.0) == ""
-    assert f"{grown.host_parameters + size + 2} parameters" in offers.over_budget(2, 0.0)
-    assert offers.over_budget(size, 0.0, "point 1") == "", "one of them at most goes on"
+    grown.measure([GATE])
+    for slot in ("first", "second"):
+        assert grown.apply(msgspec.structs.replace(germinate("conv_light", slot), screening="point 1")) is None
+    candidates = list(grown.network.seeds())
+    sizes = [sum(parameter.numel() for parameter in seed.parameters()) for seed in candidates]
+    flops = [seed.flops_per_sample for seed in candidates]
+    assert sizes.index(max(sizes)) != flops.index(max(flops))
+    host = grown.ledger.cost("gate", "host")
+
+    def over(size, price, screening="", **most):
+        budget = Budget(epochs=1, **most)
+        offers = Offers(grower=grown, source=None, plugins=desks.PLUGINS, job=None, budget=budget, formula_failed=lambda *_: None)
+        return offers.over_budget(size, price, screening)
+
+    most = grown.host_parameters + max(sizes)
+    assert over(1, 0.0, parameters=most + 1) == ""
+    assert f"{most + 2} parameters" in over(2, 0.0, parameters=most + 1)
+    assert over(max(sizes), 0.0, "point 1", parameters=most) == "", "one of them at most goes on"
+    limit = int(host + max(flops) + 10)
+    assert over(0, 9.0, flops_per_sample=limit) == ""
+    assert "FLOPs per sample would exceed" in over(0, 11.0, flops_per_sample=limit)
+    assert over(0, max(flops), "point 1", flops_per_sample=limit) == ""
 
 
 def test_the_budget_says_how_much_it_allows_also_of_a_network_that_was_never_trained_as_it_is(blobs, ended):
