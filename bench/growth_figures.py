@@ -261,16 +261,15 @@ def calibration(lines: lab.Lines) -> dict[str, tuple[list[float], float]]:
 def figures(lines: lab.Lines) -> list[harness.Figure]:
     """What the protocol promises, as far as it is known: of fewer than eight RNG seeds no interval is."""
     found = []
+    h1 = "h1" if confirmed(lines) is None else "h1_by_hand"  # `grown`, until it is known what a job's defaults come to
     if _by_seed(lines, "h1", "grown") and any(line["arm"].startswith("continued_") for line in _ran(lines, part="h1")):
-        peers = {"h1_vs_continue/lower95": continued(lines), "h1_vs_scratch_marginal/lower95": "scratch_marginal"}
+        peers = {f"{h1}_vs_continue/lower95": continued(lines), f"{h1}_vs_scratch_marginal/lower95": "scratch_marginal"}
         found += [_difference(lines, name, peer, lower=True) for name, peer in peers.items() if _ran(lines, part="h1", arm=peer)]
         if tuned := _at_its_best(lines, "grown_") if _other_rates(lines) else "":
             best = max((GROWN, tuned), key=lambda arm: _gate(lines, arm))
-            found.append(
-                _difference(lines, "h1_vs_continue_tuned/lower95", peers["h1_vs_continue/lower95"], lower=True, arm=best)
-            )
+            found.append(_difference(lines, f"{h1}_vs_continue_tuned/lower95", continued(lines), lower=True, arm=best))
         if _ran(lines, part="h1", arm="scratch_total"):
-            found.append(_difference(lines, "h1_vs_scratch_total/mean", "scratch_total", lower=False))
+            found.append(_difference(lines, f"{h1}_vs_scratch_total/mean", "scratch_total", lower=False))
     chosen = choices(lines)
     if chosen:
         best = growth_plan.STRATEGY
@@ -300,7 +299,7 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         _, lower, _ = interval(values)
         theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part=part, arm=peer)]
         mean = statistics.fmean(theirs)
-        found.append(_figure("confirmed_vs_continue/lower95", lower, "points", "higher", values, peer, mean, theirs))
+        found.append(_figure("h1_vs_continue/lower95", lower, "points", "higher", values, peer, mean, theirs))
         for other, name in (("scratch_marginal", "lower95"), ("scratch_total", "mean")):
             if _ran(lines, part=growth_plan.CONFIRM, arm=other):
                 values = differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other)
@@ -308,7 +307,7 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
                 theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part=growth_plan.CONFIRM, arm=other)]
                 value = lower if name == "lower95" else mean
                 told = (
-                    f"confirmed_vs_{other}/{name}",
+                    f"h1_vs_{other}/{name}",
                     value,
                     "points",
                     "higher",

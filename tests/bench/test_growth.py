@@ -218,7 +218,13 @@ def test_defaults_are_confirmed_against_the_best_rate_on_their_own_rng_seeds_or_
         lines.add(line("continued_0.4", rng_seed, "confirm", audit=0.52, gate=0.7))
         lines.add(line("continued_0.8", rng_seed, "confirm", audit=0.51, gate=0.8))
     assert growth_figures.confirmed(lines) == ("continued_0.8", "confirm", pytest.approx([2.0] * 8))
-    (found,) = (figure for figure in growth_figures.figures(lines) if figure.name == "confirmed_vs_continue/lower95")
+    for rng_seed in range(8):
+        lines.add(line("grown", rng_seed, audit=0.505))
+        lines.add(line("scratch_total", rng_seed, "confirm", audit=0.52))
+    figures = {figure.name: figure for figure in growth_figures.figures(lines)}
+    found = figures["h1_vs_continue/lower95"]
+    assert figures["h1_by_hand_vs_continue/lower95"].value == pytest.approx(0.5), "`grown` keeps its figure, by another name"
+    assert figures["h1_vs_scratch_total/mean"].value == pytest.approx(1.0)
     assert (found.baseline.name, found.baseline.value) == ("continued_0.8", pytest.approx(51.0))
 
 
