@@ -471,14 +471,18 @@ def _confirming(lines: lab.Lines) -> list[str]:
     price = _price(_ran(lines, part=growth_plan.CONFIRM, arm=growth_plan.DEFAULTS))
     gain = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {price}"
     told = ["", f"A job's defaults ({growth_plan.DEFAULTS}) minus {peer}, points of audit accuracy [95 % BCa]", f"  {gain}"]
-    others = sorted({line["arm"] for line in _ran(lines, part=growth_plan.CONFIRM)} - {"host", growth_plan.DEFAULTS})
-    for other in others:
+    for other in confirmed_against(lines):
         mean, low, high = interval(values := differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other))
         price = _price(_ran(lines, part=growth_plan.CONFIRM, arm=other))
         told.append(
             f"  minus {other}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {price}"
         )
     return told
+
+
+def confirmed_against(lines: lab.Lines) -> list[str]:
+    """What was run beside the defaults on their own RNG seeds."""
+    return sorted({line["arm"] for line in _ran(lines, part=growth_plan.CONFIRM)} - {"host", growth_plan.DEFAULTS})
 
 
 def _ablating(lines: lab.Lines) -> list[str]:

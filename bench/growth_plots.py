@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import growth_figures
+import growth_plan
 import lab
 
 Row = tuple[str, list[float]]
@@ -61,9 +62,12 @@ def draw(lines: lab.Lines, to: Path) -> None:
 
 
 def _improving(lines: lab.Lines) -> list[Row]:
-    peers = sorted({line["arm"] for line in lines.of(part="h1")} - {"grown", "host"})
-    named = {peer: NAMES.get(peer, peer.replace("continued_", "host continued, rate ")) for peer in peers}
-    return [(named[peer], growth_figures.differences(lines, "h1", "grown", peer)) for peer in peers]
+    peers = sorted({line["arm"] for line in lines.of(part="h1") if not line["arm"].startswith("grown")} - {"host"})
+    return [(_named(peer), growth_figures.differences(lines, "h1", "grown", peer)) for peer in peers]
+
+
+def _named(peer: str) -> str:
+    return NAMES.get(peer, peer.replace("continued_", "host continued, rate "))
 
 
 def _choosing(lines: lab.Lines) -> list[Row]:
@@ -79,15 +83,26 @@ def _ablating(lines: lab.Lines) -> list[Row]:
     return list(growth_figures.ablated(lines).items())
 
 
+def _triggers(lines: lab.Lines) -> list[Row]:
+    return list(growth_figures.further(lines).items())
+
+
 def _confirming(lines: lab.Lines) -> list[Row]:
     against = growth_figures.confirmed(lines)
-    return [] if against is None else [(f"minus {NAMES.get(against[0], against[0])}", against[2])]
+    if against is None:
+        return []
+    peer, part, values = against
+    rows = {_named(peer): values}
+    for other in growth_figures.confirmed_against(lines) if part == growth_plan.CONFIRM else ():
+        rows[_named(other)] = growth_figures.differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other)
+    return list(rows.items())
 
 
 PANELS: tuple[tuple[str, Callable[[lab.Lines], list[Row]]], ...] = (
-    ("H1: the grown network minus ...", _improving),
+    ("H1, on RNG seeds that nothing was tuned or read on: a job's defaults minus ...", _confirming),
+    ("H1 before, set by hand: the grown network minus ...", _improving),
     ("H2: one arm grown; gain over the host continued, chosen by ...", _choosing),
     ("Growing by a strategy: gain over the host continued for the same FLOPs", _growing_by),
-    ("A job's defaults on RNG seeds of their own", _confirming),
     ("Ablations: changed minus unchanged", _ablating),
+    ("Other triggers than always, minus that; a random birth minus one as zero", _triggers),
 )
