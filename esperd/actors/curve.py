@@ -117,6 +117,8 @@ class Gate:
                     socket.setsockopt(zmq.LINGER, 0)
                     questions = open_sockets.enter_context(contextlib.closing(Channel(socket)))
                     socket.bind(ZAP_ENDPOINT)
+                    # closing alone gives the name free some time later, on a thread of libzmq
+                    open_sockets.callback(socket.unbind, ZAP_ENDPOINT)
                     tasks.start_soon(self._answer, questions)
                 try:
                     yield

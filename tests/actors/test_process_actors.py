@@ -152,7 +152,11 @@ async def test_a_killed_process_is_noticed_replaced_and_its_askers_are_told(tmp_
         await recorder.until_said("handled")
         tasks.start_soon(hold, system)
         await recorder.until_said("holding")
+        before = of(system, "worker").handled
         await system.tell("worker", Heartbeat(actor="behind it", generation=1))
+        with anyio.fail_after(20):
+            while of(system, "worker").handled == before:  # noqa: ASYNC110 - until it has left the daemon, which sets no event
+                await anyio.sleep(0.01)
         pid = of(system, "worker").pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
