@@ -84,9 +84,7 @@ def tasks(plan: dict[str, Any], rng_seed: int, parts: tuple[str, ...]) -> list[T
     arms["birth"] = [(birth,) for birth in growth_plan.BIRTHS]
     arms["further"] = [(name,) for name in growth_plan.FURTHER]
     arms[growth_plan.CONFIRM] = [(growth_plan.DEFAULTS,)]
-    if rates := plan.get("confirmed", ()):
-        arms[growth_plan.CONFIRM] += [(f"continued_{rate:g}",) for rate in rates]
-        arms[growth_plan.CONFIRM] += [(arm, growth_plan.DEFAULTS) for arm in growth_plan.CONFIRMED_FROM_SCRATCH]
+    arms[growth_plan.CONFIRM] += [(f"continued_{rate:g}",) for rate in plan.get("confirmed", ())]
     seeds = {part: rng_seed + first_rng_seed(part, plan) for part in parts}
     return [
         *(Task(part, seeds[part], HOST) for part in parts),
@@ -168,7 +166,7 @@ def _choose(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], n
 
 def _ablate(task: Task, data: lab.Data, host: nn.Module, plan: dict[str, Any], needed: Needed) -> dict[str, Any]:
     if task.arm not in _CHANGES[task.part]:  # what the defaults are compared with
-        return _improve(task, data, host, plan, {"grown": needed.get(growth_plan.DEFAULTS, {})})
+        return _improve(task, data, host, plan, needed)
     policy, growth = _CHANGES[task.part][task.arm]
     born_random = task.arm == growth_plan.BORN_RANDOM
     line = improving.grow(data, host, task.rng_seed, plan, policy, growth, born_random=born_random)

@@ -96,12 +96,19 @@ def confirmed(lines: lab.Lines) -> tuple[str, str, list[float]] | None:
     """The host continued that a job's defaults are compared with, its part, and what they gain over it, in points; None until
     they have run. It is the one on their RNG seeds, or of H1 where that has the same ones; at its best rate by gate accuracy.
     """
-    if not _ran(lines, part=growth_plan.CONFIRM, arm=growth_plan.DEFAULTS):
+    defaults = latest_defaults(lines)
+    if not defaults:
         return None
     own = any(line["arm"].startswith("continued_") for line in _ran(lines, part=growth_plan.CONFIRM))
     part = growth_plan.CONFIRM if own else "h1"
     peer = _at_its_best(lines, "continued_", part)
-    return peer, part, differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, peer, of=part)
+    return peer, part, differences(lines, growth_plan.CONFIRM, defaults, peer, of=part)
+
+
+def latest_defaults(lines: lab.Lines) -> str:
+    """The newest defaults that were run by themselves; empty where none were."""
+    names = (growth_plan.DEFAULTS, growth_plan.CONFIRMED_DEFAULTS)
+    return next((name for name in names if _ran(lines, part=growth_plan.CONFIRM, arm=name)), "")
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -302,7 +309,7 @@ def figures(lines: lab.Lines) -> list[harness.Figure]:
         found.append(_figure("h1_vs_continue/lower95", lower, "points", "higher", values, peer, mean, theirs))
         for other, name in (("scratch_marginal", "lower95"), ("scratch_total", "mean")):
             if _ran(lines, part=growth_plan.CONFIRM, arm=other):
-                values = differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other)
+                values = differences(lines, growth_plan.CONFIRM, growth_plan.CONFIRMED_DEFAULTS, other)
                 mean, lower, _ = interval(values)
                 theirs = [POINTS * line["audit_accuracy"] for line in _ran(lines, part=growth_plan.CONFIRM, arm=other)]
                 value = lower if name == "lower95" else mean
@@ -467,22 +474,25 @@ def _confirming(lines: lab.Lines) -> list[str]:
     if against is None:
         return []
     peer, _, values = against
-    mean, low, high = interval(values)
-    price = _price(_ran(lines, part=growth_plan.CONFIRM, arm=growth_plan.DEFAULTS))
-    gain = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {price}"
-    told = ["", f"A job's defaults ({growth_plan.DEFAULTS}) minus {peer}, points of audit accuracy [95 % BCa]", f"  {gain}"]
-    for other in confirmed_against(lines):
-        mean, low, high = interval(values := differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other))
-        price = _price(_ran(lines, part=growth_plan.CONFIRM, arm=other))
-        told.append(
-            f"  minus {other}: {mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {price}"
-        )
+    defaults = latest_defaults(lines)
+
+    def row(values: list[float], price: list[dict]) -> str:
+        mean, low, high = interval(values)
+        return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]  n={len(values)}  p={sign_flip_p(values):.3f}  {_price(price)}"
+
+    own = _ran(lines, part=growth_plan.CONFIRM, arm=defaults)
+    told = ["", f"A job's defaults ({defaults}) minus {peer}, points of audit accuracy [95 % BCa]", f"  {row(values, own)}"]
+    for name in dict.fromkeys((defaults, growth_plan.CONFIRMED_DEFAULTS)):
+        for other in confirmed_against(lines):
+            if values := differences(lines, growth_plan.CONFIRM, name, other):
+                told.append(f"  {name} minus {other}: {row(values, _ran(lines, part=growth_plan.CONFIRM, arm=other))}")
     return told
 
 
 def confirmed_against(lines: lab.Lines) -> list[str]:
     """What was run beside the defaults on their own RNG seeds."""
-    return sorted({line["arm"] for line in _ran(lines, part=growth_plan.CONFIRM)} - {"host", growth_plan.DEFAULTS})
+    defaults = {growth_plan.DEFAULTS, growth_plan.CONFIRMED_DEFAULTS}
+    return sorted({line["arm"] for line in _ran(lines, part=growth_plan.CONFIRM)} - {"host", *defaults})
 
 
 def _ablating(lines: lab.Lines) -> list[str]:

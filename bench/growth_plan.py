@@ -150,15 +150,19 @@ best of five (equally well on the gate split), on RNG seeds that nothing was tun
 RNG seeds of H1, and are compared with its host continued.
 """
 CONFIRM = "confirm"
-DEFAULTS = "job_defaults_4"
-"""As a job grows now that sets nothing: with the stop rule."""
+CONFIRMED_DEFAULTS = "job_defaults_4"
+"""As a job grew that set nothing, first with the stop rule; what it grew was trained from scratch, too (lines of commits before
+``job_defaults_5``). Arms that were not gauged anew came in the order of the listing.
+"""
+DEFAULTS = "job_defaults_5"
+"""As a job grows now that sets nothing: older merits go on to count where a job does not bear to gauge anew."""
 NOW: dict[str, tuple[PolicySettings, Growth]] = {
     DEFAULTS: (PolicySettings(**{**POLICY_BEFORE, "patience": 2, "stop_rule": True}), growth()),
 }
-CONFIRMED_FROM_SCRATCH = ("scratch_marginal", "scratch_total", "wide_flops")
-"""Of what the defaults grew, added when they and the host continued were known."""
-FIRST_RNG_SEED: dict[str, int] = {"cifar10_16x16": 10}
-"""Of the part ``confirm``, by data, where it is not 0."""
+FIRST_RNG_SEED: dict[str, int] = {"cifar10_16x16": 20}
+"""Of the part ``confirm``, by data, where it is not 0. Those from 10 on were ``job_defaults_4``'s, and read a second time for
+``job_defaults_5``.
+"""
 BIRTHS = ("zero", "random")
 """How the last layer of a seed starts."""
 

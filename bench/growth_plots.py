@@ -94,7 +94,9 @@ def _confirming(lines: lab.Lines) -> list[Row]:
     peer, part, values = against
     rows = {_named(peer): values}
     for other in growth_figures.confirmed_against(lines) if part == growth_plan.CONFIRM else ():
-        rows[_named(other)] = growth_figures.differences(lines, growth_plan.CONFIRM, growth_plan.DEFAULTS, other)
+        earlier = "" if other.startswith("continued") else growth_plan.CONFIRMED_DEFAULTS  # of what those had grown
+        name = earlier or growth_figures.latest_defaults(lines)
+        rows[_named(other)] = growth_figures.differences(lines, growth_plan.CONFIRM, name, other)
     return list(rows.items())
 
 
