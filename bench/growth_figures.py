@@ -117,14 +117,11 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def sign_flip_p(values: Sequence[float]) -> float:
-    """Exact two-sided p of a mean of paired differences, over all flips of their signs."""
-    seen = abs(sum(values))
-    totals = [abs(sum(sign * value for sign, value in zip(signs, values, strict=True))) for signs in _signs(len(values))]
-    return sum(total >= seen - 1e-12 for total in totals) / len(totals)
-
-
-def _signs(count: int) -> list[tuple[int, ...]]:
-    return list(itertools.product((1, -1), repeat=count))
+    """Exact two-sided p of a mean of paired differences, over all flips of their signs; of up to two dozen of them."""
+    totals = torch.zeros(1, dtype=torch.float64)
+    for value in values:
+        totals = torch.cat((totals + value, totals - value))
+    return float((totals.abs() >= abs(sum(values)) - 1e-12).double().mean())
 
 
 def holm(p_values: dict[str, float]) -> dict[str, float]:
@@ -483,9 +480,12 @@ def _confirming(lines: lab.Lines) -> list[str]:
     own = _ran(lines, part=growth_plan.CONFIRM, arm=defaults)
     told = ["", f"A job's defaults ({defaults}) minus {peer}, points of audit accuracy [95 % BCa]", f"  {row(values, own)}"]
     for name in dict.fromkeys((defaults, growth_plan.CONFIRMED_DEFAULTS)):
-        for other in confirmed_against(lines):
-            if values := differences(lines, growth_plan.CONFIRM, name, other):
-                told.append(f"  {name} minus {other}: {row(values, _ran(lines, part=growth_plan.CONFIRM, arm=other))}")
+        pairs = {other: differences(lines, growth_plan.CONFIRM, name, other) for other in confirmed_against(lines)}
+        told += [
+            f"  {name} minus {other}: {row(values, _ran(lines, part=growth_plan.CONFIRM, arm=other))}"
+            for other, values in pairs.items()
+            if values
+        ]
     return told
 
 
